@@ -1,0 +1,170 @@
+"""`lab up | down | list | env | bake | ssh`: the lab's command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from ec2lab import hosts, images, machine, network, process, services
+from ec2lab.model import HOME, PROJECT, Host, Lab, Topology, all_labs, locked
+from ec2lab.report import LabError, run, step
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 when it did its work, 1 with a message when it could not."""
+    parser = argparse.ArgumentParser(prog="lab", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in {"up": "make a lab, or bring it back up", "down": "remove every trace of a lab", "env": "print how to reach its EC2 API", "ssh": "log in to a host"}.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("lab", help="short name, e.g. demo; this checkout's path makes it unique on the machine")
+        if name == "up":
+            command.add_argument("topology", type=Path, help="the lab.yml with its hosts")
+        if name == "ssh":
+            command.add_argument("host")
+            command.add_argument("words", nargs=argparse.REMAINDER)
+    commands.add_parser("list", help="list the labs of this machine")
+    commands.add_parser("clean", help="remove labs whose checkout is gone")
+    bake = commands.add_parser("image", help="make sure that an image is cached")
+    bake.add_argument("image")
+    arguments = parser.parse_args(argv)
+    try:
+        return _run(arguments)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("lab: interrupted; run the same again to go on, or `make demo-down` to remove the lab", file=sys.stderr)
+    return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "up":
+        up(Lab.of(arguments.lab), Topology.load(arguments.topology))
+    elif arguments.command == "down":
+        down(Lab.of(arguments.lab))
+    elif arguments.command == "env":
+        for name, value in Lab.of(arguments.lab).environment().items():
+            print(f"{name}={shlex.quote(value)}")
+    elif arguments.command == "list":
+        for lab in all_labs():
+            print(f"{lab.name}\t{lab.load().get('subnet', '-')}\t{lab.load().get('project', '-')}")
+    elif arguments.command == "clean":
+        for lab in all_labs():
+            if not Path(lab.load().get("project", "/")).exists():
+                down(lab)
+    elif arguments.command == "image":
+        prepare_machine()
+        images.layers(arguments.image, bake_layer)
+    elif arguments.command == "ssh":
+        lab = Lab.of(arguments.lab)
+        found = [Host(**{**h, "tiers": tuple(h["tiers"])}) for h in lab.load().get("hosts", []) if h["name"] == arguments.host]
+        if not found:
+            raise LabError(f"lab {lab.name} has no host {arguments.host}; `lab/lab list` shows the labs that are up")
+        return subprocess.call([*hosts.ssh(lab, found[0]), *arguments.words])
+    return 0
+
+
+def prepare_machine() -> None:
+    """Check the machine, then install the lab's own tools where they are missing."""
+    machine.check(HOME)
+    missing = machine.missing_packages()
+    if missing:
+        with step(f"install {', '.join(missing)}"):
+            machine.install_packages(missing, HOME / "logs" / "apt.log")
+
+
+def up(lab: Lab, topology: Topology, *, quiet: bool = False) -> None:
+    """Bring the lab to what `topology` says; what is already so is left alone."""
+    prepare_machine()
+    lower = {name: images.layers(name, bake_layer) for name in sorted({host.image for host in topology.hosts})}
+    with locked(f"lab-{lab.name}"), step(f"lab {lab.name}: {', '.join(host.name for host in topology.hosts)}"):
+        wanted = [{"name": h.name, "image": h.image, "tiers": list(h.tiers), "index": h.index} for h in topology.hosts]
+        for old in lab.load().get("hosts", []):
+            if old not in wanted:
+                hosts.destroy(lab, old["name"])
+        lab.save({**lab.load(), "project": str(PROJECT), "hosts": wanted})
+        network.choose_subnet(lab)
+        network.up(lab)
+        network.write_names(lab, topology)
+        hosts.make_client_key(lab)
+        services.make_authority(lab)
+        services.start(lab)
+        for host in topology.hosts:
+            hosts.prepare(lab, host, lower[host.image], topology)
+            hosts.boot(lab, host)
+        hosts.write_known_hosts(lab, topology)
+        services.wait_ready(lab, topology)
+        services.register(lab, topology)
+        for host in topology.hosts:
+            hosts.wait_ready(lab, host)
+        write_inventory(lab, topology)
+
+
+def down(lab: Lab) -> None:
+    """Remove the lab: hosts, mounts, bridge, NAT rule, names, processes, files. What is not there is no error."""
+    if os.geteuid() != 0:
+        raise LabError("run it as root: the lab's hosts, mounts and bridge are root's")
+    with locked(f"lab-{lab.name}"):
+        services.stop(lab)
+        directory = lab.directory / "hosts"
+        for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+            hosts.destroy(lab, path.name)
+        network.down(lab)
+        images.remove_tree(lab.directory)
+        images.remove_tree(lab.client)
+    network.restore_forwarding()
+
+
+def write_inventory(lab: Lab, topology: Topology) -> None:
+    """The variables by which the lab differs from production: ones that an operator could set as well."""
+    variables = {
+        "ansible_user": "admin",
+        "ansible_ssh_private_key_file": str(lab.client / "id_ed25519"),
+        "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab.client / 'known_hosts'} -o ControlPath=none"
+        if os.environ.get("LAB_NO_CONTROLMASTER")
+        else f"-o UserKnownHostsFile={lab.client / 'known_hosts'}",
+        "stack_domain": f"llm.{lab.domain}",
+        "lab_domain": lab.domain,
+        "lab_index_environment": machine.package_index_environment(),
+        "lab_find_links": hosts.FIND_LINKS if machine.find_links() else "",
+        "nginx_certbot_acme_directory": lab.acme_directory,
+        **topology.vars,
+    }
+    path = lab.client / "inventory" / "group_vars" / "all" / "lab.yml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# Written by the lab; lost when it is made again.\n" + yaml.safe_dump(variables))
+    (lab.client / "inventory" / "hosts.yml").write_text("all: {}\n")
+
+
+def bake_layer(name: str, base: str, playbook: str, layer: Path) -> None:
+    """Boot a host of image `base`, run `playbook` on it, and keep what it wrote as `layer`."""
+    lab = Lab.of(f"bake-{name}")
+    host = Host(name="builder", image=base, tiers=(), index=0)
+    topology = Topology((host,))
+    down(lab)
+    try:
+        up(lab, topology)
+        with tempfile.TemporaryDirectory() as scratch:
+            inventory = Path(scratch) / "hosts.yml"
+            inventory.write_text(yaml.safe_dump({"all": {"hosts": {host.name: {"ansible_host": lab.address(host)}}}}))
+            ansible = Path(sys.executable).parent / "ansible-playbook"
+            argv = [ansible, "-i", lab.client / "inventory", "-i", inventory, PROJECT / playbook]
+            run(argv, cwd=PROJECT, log=HOME / "logs" / f"bake-{name}.log", env={**os.environ, **lab.environment()})
+        hosts.poweroff(lab, host)
+        process.kill(process.inside(hosts.root(lab, host)))
+        run(["umount", hosts.root(lab, host)])
+        upper = hosts.directory(lab, host) / "upper"
+        for name_of_host in ("etc/machine-id", "etc/hostname", "etc/hosts", "etc/resolv.conf", "home/admin/.ssh/authorized_keys"):
+            (upper / name_of_host).unlink(missing_ok=True)
+        for pattern in ("etc/ssh/ssh_host_*", "var/log/journal/*", "etc/systemd/network/*", "usr/local/share/ca-certificates/lab-*"):
+            for path in upper.glob(pattern):
+                images.remove_tree(path) if path.is_dir() else path.unlink()
+        upper.rename(layer)
+    finally:
+        down(lab)

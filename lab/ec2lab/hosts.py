@@ -1,0 +1,168 @@
+"""Lab hosts: an overlay over an image, booted by systemd-nspawn, reached by SSH at an address of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+from ec2lab import machine, network, process
+from ec2lab.images import remove_tree
+from ec2lab.model import Host, Lab, Topology
+from ec2lab.report import LabError, run
+
+BOOT_TIMEOUT_S = 90
+# Where a host sees the machine's directory of Python wheels.
+FIND_LINKS = "/srv/find-links"
+
+
+def directory(lab: Lab, host: Host) -> Path:
+    """Where the host's overlay lies."""
+    return lab.directory / "hosts" / host.name
+
+
+def root(lab: Lab, host: Host) -> Path:
+    """The host's root file system, as the machine sees it."""
+    return directory(lab, host) / "root"
+
+
+def prepare(lab: Lab, host: Host, lower: list[Path], topology: Topology) -> None:
+    """Mount the host's root and give it a name, an address, keys and names; what is there stays."""
+    top = directory(lab, host)
+    for part in ("upper", "work", "root"):
+        (top / part).mkdir(parents=True, exist_ok=True)
+    recorded = top / "lower"
+    if not recorded.exists():
+        recorded.write_text(":".join(map(str, lower)))
+    if not os.path.ismount(top / "root"):
+        # The layers it was made on, even where the image has a newer version by now.
+        options = f"lowerdir={recorded.read_text()},upperdir={top / 'upper'},workdir={top / 'work'}"
+        run(["mount", "-t", "overlay", f"{lab.bridge}-{host.name}", "-o", options, top / "root"])
+    _seed(lab, host, topology)
+
+
+def boot(lab: Lab, host: Host) -> None:
+    """Start the host's systemd, if it does not run yet; see wait_ready."""
+    record = directory(lab, host) / "nspawn.pid"
+    if process.running(record) is not None:
+        return
+    process.kill(process.inside(root(lab, host)))
+    binds = [f"--bind-ro={wheels}:{FIND_LINKS}"] if (wheels := machine.find_links()) else []
+    argv = [
+        "systemd-nspawn",
+        "--quiet",
+        "--boot",
+        "--register=no",
+        "--keep-unit",
+        "--console=passive",
+        "--link-journal=no",
+        "--resolv-conf=off",
+        "--timezone=off",
+        f"--directory={root(lab, host)}",
+        # Names the network interface too, whose length is limited; the host's own name comes from /etc/hostname.
+        f"--machine={lab.tag}-{host.index}",
+        f"--hostname={host.name}",
+        f"--network-bridge={lab.bridge}",
+        *binds,
+    ]
+    process.start(argv, record, lab.directory / "log" / f"{host.name}.log", {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"})
+
+
+def wait_ready(lab: Lab, host: Host) -> None:
+    """Wait until the host's SSH server answers; raises LabError with the end of its console if it does not."""
+    deadline = time.monotonic() + BOOT_TIMEOUT_S
+    log = lab.directory / "log" / f"{host.name}.log"
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((lab.address(host), 22), timeout=1) as connection:
+                if connection.recv(4) == b"SSH-":
+                    return
+        except OSError:
+            pass
+        if process.running(directory(lab, host) / "nspawn.pid") is None:
+            break
+        time.sleep(0.1)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
+    raise LabError(f"host {host.name} of lab {lab.name} did not come up within {BOOT_TIMEOUT_S} s; its console ({log}) ends:\n{tail}")
+
+
+def poweroff(lab: Lab, host: Host) -> None:
+    """Shut the host down in order, so that its files are whole."""
+    subprocess.run([*ssh(lab, host), "sudo", "systemctl", "poweroff"], capture_output=True, check=False)
+    pid = process.running(directory(lab, host) / "nspawn.pid")
+    if pid is not None and not process.wait_gone(pid, 30):
+        raise LabError(f"host {host.name} of lab {lab.name} did not power off within 30 s")
+
+
+def destroy(lab: Lab, name: str) -> None:
+    """Stop the host at once and remove everything of it."""
+    top = lab.directory / "hosts" / name
+    # The processes first: nspawn ends when its init does, and takes the network interface along.
+    process.kill(process.inside(top / "root"))
+    process.stop(top / "nspawn.pid")
+    while os.path.ismount(top / "root"):
+        run(["umount", top / "root"])
+    remove_tree(top)
+
+
+def ssh(lab: Lab, host: Host) -> list[str]:
+    """The ssh command line that reaches the host."""
+    key, known = lab.client / "id_ed25519", lab.client / "known_hosts"
+    return ["ssh", "-i", str(key), "-o", f"UserKnownHostsFile={known}", "-o", "BatchMode=yes", f"admin@{lab.address(host)}"]
+
+
+def make_client_key(lab: Lab) -> None:
+    """The key that opens every host of the lab."""
+    lab.client.mkdir(parents=True, exist_ok=True)
+    key = lab.client / "id_ed25519"
+    if not key.exists():
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", lab.name, "-f", key])
+
+
+def write_known_hosts(lab: Lab, topology: Topology) -> None:
+    """The hosts' SSH keys, known before the first connection: nothing is trusted on first use."""
+    lines = []
+    for host in topology.hosts:
+        public = (root(lab, host) / "etc/ssh/ssh_host_ed25519_key.pub").read_text().split()
+        lines.append(f"{host.name},{lab.address(host)} {public[0]} {public[1]}\n")
+    (lab.client / "known_hosts").write_text("".join(lines))
+
+
+def _seed(lab: Lab, host: Host, topology: Topology) -> None:
+    """Write what a cloud's metadata service would give the host."""
+    base = root(lab, host)
+    subnet = lab.network()
+    resolvers = machine.nameservers()
+    others = [f"{lab.address(other)} {other.name}" for other in topology.hosts]
+    files = {
+        "etc/hostname": f"{host.name}\n",
+        "etc/hosts": "\n".join(["127.0.0.1 localhost", "::1 localhost", *others, *network.name_lines(lab, topology), ""]),
+        "etc/resolv.conf": "".join(f"nameserver {address}\n" for address in resolvers),
+        # host0 is nspawn's name for the interface; a file of this name also overrides systemd's own DHCP setting for it.
+        "etc/systemd/network/80-container-host0.network": (
+            "[Match]\nName=host0\n[Network]\n"
+            f"Address={lab.address(host)}/{subnet.prefixlen}\nGateway={lab.address()}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+        ),
+        "usr/local/share/ca-certificates/lab-acme.crt": (lab.directory / "acme" / "ca.pem").read_text(),
+    }
+    for name, text in files.items():
+        path = base / name
+        if path.is_symlink():
+            path.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+    if not (base / "etc/machine-id").read_text().strip():
+        (base / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
+    host_key = base / "etc/ssh/ssh_host_ed25519_key"
+    if not host_key.exists():
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", host.name, "-f", host_key])
+        run(["chroot", base, "update-ca-certificates"])
+    authorized = base / "home/admin/.ssh/authorized_keys"
+    authorized.write_text((lab.client / "id_ed25519.pub").read_text())
+    owner = authorized.parent.stat()
+    os.chown(authorized, owner.st_uid, owner.st_gid)
+    authorized.chmod(0o600)

@@ -1,0 +1,167 @@
+"""A lab's names, directories and topology: everything that is known before anything runs."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ec2lab.report import LabError
+
+HOME = Path(os.environ.get("LAB_HOME", "/var/lib/ec2-inference-lab"))
+PROJECT = Path(__file__).resolve().parents[2]
+TIERS = ("nginx", "proxy", "vllm")
+# Ports on the lab's own address (the bridge).
+EC2_PORT = 5000
+ACME_PORT, ACME_MANAGEMENT_PORT = 14000, 15000
+DNS_PORT, DNS_MANAGEMENT_PORT = 8053, 8055
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host of a topology: its image, its tiers, and what of the machine it sees."""
+
+    name: str
+    image: str
+    tiers: tuple[str, ...]
+    index: int
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What a `lab.yml` asks for: hosts, public names with the hosts they lead to, and variables for the inventory."""
+
+    hosts: tuple[Host, ...]
+    names: dict[str, list[str]] = field(default_factory=dict)
+    vars: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Topology:
+        """Read `path`; raises LabError naming every fault in it."""
+        data = yaml.safe_load(path.read_text()) or {}
+        problems = [f"unknown key {key!r}: use hosts, names, vars" for key in sorted(set(data) - {"hosts", "names", "vars"})]
+        hosts = []
+        for index, (name, spec) in enumerate((data.get("hosts") or {}).items()):
+            tiers = tuple((spec or {}).get("tiers", ()))
+            problems += [f"host {name}: no tier {tier!r}: use {', '.join(TIERS)}" for tier in tiers if tier not in TIERS]
+            if not re.fullmatch(r"[a-z][a-z0-9-]{0,20}", name):
+                problems.append(f"host {name!r}: use a short lower-case name such as web1")
+            hosts.append(Host(name=name, image=(spec or {}).get("image", "bookworm"), tiers=tiers, index=index))
+        if not hosts:
+            problems.append("no hosts: name at least one under `hosts:`")
+        known = {host.name for host in hosts}
+        names = data.get("names") or {}
+        problems += [f"name {n}: no host {h!r}" for n, targets in names.items() for h in targets if h not in known]
+        if problems:
+            raise LabError(f"{path}:\n" + "\n".join(f"  - {p}" for p in problems))
+        return cls(tuple(hosts), names, data.get("vars") or {})
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One lab: a name, unique on this machine, and where its state lives."""
+
+    name: str
+
+    @classmethod
+    def of(cls, short: str, project: Path = PROJECT) -> Lab:
+        """The lab `short` of the checkout `project`; two checkouts never share one."""
+        return cls(f"{short}-{hashlib.sha256(str(project).encode()).hexdigest()[:6]}")
+
+    @property
+    def tag(self) -> str:
+        """Six hex digits for names that must be short, such as network interfaces (15 characters at most)."""
+        return hashlib.sha256(self.name.encode()).hexdigest()[:6]
+
+    @property
+    def directory(self) -> Path:
+        """Where hosts, logs and process records lie."""
+        return HOME / "labs" / self.name
+
+    @property
+    def bridge(self) -> str:
+        """The bridge's interface name."""
+        return f"lab{self.tag}"
+
+    @property
+    def domain(self) -> str:
+        """The domain all the lab's public names are in; `.test` is reserved for this (RFC 6761)."""
+        return f"{self.name}.test"
+
+    @property
+    def ec2_url(self) -> str:
+        """The EC2 API, by a name that is known before the lab has an address."""
+        return f"http://ec2.{self.domain}:{EC2_PORT}"
+
+    @property
+    def acme_directory(self) -> str:
+        """The ACME directory of the lab's certificate authority."""
+        return f"https://acme.{self.domain}:{ACME_PORT}/dir"
+
+    @property
+    def client(self) -> Path:
+        """What the checkout sees of the lab: ssh key, inventory, certificates, client.env."""
+        return PROJECT / ".lab" / self.name
+
+    def environment(self) -> dict[str, str]:
+        """The environment in which boto3 and the dynamic inventory meet this lab's EC2 API."""
+        return {
+            "AWS_ENDPOINT_URL": self.ec2_url,
+            "AWS_ACCESS_KEY_ID": "lab",
+            "AWS_SECRET_ACCESS_KEY": "lab",
+            "AWS_REGION": "us-east-1",
+            "LAB_NAME": self.name,
+            "LAB_CLIENT": str(self.client),
+        }
+
+    def load(self) -> dict[str, Any]:
+        """The recorded state; empty for a lab that is not there."""
+        try:
+            state: dict[str, Any] = json.loads((self.directory / "lab.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Record the state, all or nothing."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        temporary = self.directory / "lab.json.new"
+        temporary.write_text(json.dumps(state, indent=1))
+        temporary.replace(self.directory / "lab.json")
+
+    def network(self) -> IPv4Network:
+        """The lab's subnet; raises LabError where none was chosen yet."""
+        state = self.load()
+        if "subnet" not in state:
+            raise LabError(f"lab {self.name} has no network: it is not up")
+        return IPv4Network(state["subnet"])
+
+    def address(self, host: Host | None = None) -> str:
+        """A host's address on the lab's subnet; without a host the machine's own."""
+        return str(self.network()[1 if host is None else 10 + host.index])
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold the machine-wide lock `name`."""
+    path = HOME / "locks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def all_labs() -> list[Lab]:
+    """Every lab that has state on this machine."""
+    directory = HOME / "labs"
+    return [Lab(path.name) for path in sorted(directory.iterdir())] if directory.is_dir() else []

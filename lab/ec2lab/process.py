@@ -1,0 +1,90 @@
+"""Processes the lab starts, remembered in a way that survives us and is never mistaken for another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def start(argv: list[str], record: Path, log: Path, env: dict[str, str] | None = None) -> None:
+    """Start a daemon in a session of its own; `record` gets its pid and start time (clock ticks since boot)."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True)
+    record.write_text(json.dumps({"pid": process.pid, "started": _start_time(process.pid)}))
+
+
+def running(record: Path) -> int | None:
+    """The pid in `record`, if that very process is still alive."""
+    try:
+        known = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    pid: int = known["pid"]
+    return pid if known["started"] is not None and _start_time(pid) == known["started"] else None
+
+
+def stop(record: Path, *, grace_s: float = 5) -> None:
+    """End the process in `record` (SIGTERM, then SIGKILL) and forget it."""
+    pid = running(record)
+    if pid is not None:
+        os.kill(pid, signal.SIGTERM)
+        if not wait_gone(pid, grace_s):
+            kill([pid])
+    record.unlink(missing_ok=True)
+
+
+def inside(root: Path) -> list[int]:
+    """Processes whose root directory is `root` or below it: everything that runs in that host."""
+    found = []
+    for pid in _all():
+        try:
+            where = os.readlink(f"/proc/{pid}/root")
+        except OSError:
+            continue
+        if where == str(root) or where.startswith(f"{root}/"):
+            found.append(pid)
+    return found
+
+
+def kill(pids: list[int]) -> None:
+    """SIGKILL each of `pids` and wait until it is gone."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    for pid in pids:
+        wait_gone(pid, 10)
+
+
+def wait_gone(pid: int, timeout_s: float) -> bool:
+    """Whether `pid` has ended within `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:  # our own child stays a zombie until it is waited for
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            pass
+        if _start_time(pid) is None:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _all() -> Iterator[int]:
+    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def _start_time(pid: int) -> int | None:
+    """When `pid` started, in clock ticks since boot (proc(5), stat field 22); None for a zombie or no process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
