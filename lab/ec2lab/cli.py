@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import shlex
 import subprocess
 import sys
@@ -16,12 +17,19 @@ from ec2lab import hosts, images, machine, network, process, services
 from ec2lab.model import HOME, PROJECT, Host, Lab, Topology, all_labs, locked
 from ec2lab.report import LabError, run, step
 
+COMMANDS = {
+    "up": "make a lab, or bring it back up",
+    "down": "remove every trace of a lab",
+    "env": "print the environment in which boto3 and the dynamic inventory meet its EC2 API",
+    "ssh": "log in to a host",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 when it did its work, 1 with a message when it could not."""
     parser = argparse.ArgumentParser(prog="lab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in {"up": "make a lab, or bring it back up", "down": "remove every trace of a lab", "env": "print how to reach its EC2 API", "ssh": "log in to a host"}.items():
+    for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("lab", help="short name, e.g. demo; this checkout's path makes it unique on the machine")
         if name == "up":
@@ -98,12 +106,13 @@ def up(lab: Lab, topology: Topology, *, quiet: bool = False) -> None:
         for host in topology.hosts:
             hosts.prepare(lab, host, lower[host.image], topology)
             hosts.boot(lab, host)
-        hosts.write_known_hosts(lab, topology)
+        hosts.write_ssh_config(lab, topology)
         services.wait_ready(lab, topology)
         services.register(lab, topology)
         for host in topology.hosts:
             hosts.wait_ready(lab, host)
         write_inventory(lab, topology)
+        write_client(lab)
 
 
 def down(lab: Lab) -> None:
@@ -122,24 +131,50 @@ def down(lab: Lab) -> None:
 
 
 def write_inventory(lab: Lab, topology: Topology) -> None:
-    """The variables by which the lab differs from production: ones that an operator could set as well."""
+    """Write the inventory that goes beside inventory/aws_ec2.yml: variables that an operator could set as well.
+
+    How the lab differs from production is data, in lab/group_vars; what only this lab knows is written beside it.
+    """
+    directory = lab.client / "inventory"
+    known = directory / "group_vars" / "all" / "lab.yml"
+    known.parent.mkdir(parents=True, exist_ok=True)
+    key = lab.client / "api-key"
+    if not key.exists():
+        _write_secret(key, f"sk-lab-{secrets.token_hex(24)}")
     variables = {
         "ansible_user": "admin",
-        "ansible_ssh_private_key_file": str(lab.client / "id_ed25519"),
-        "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab.client / 'known_hosts'} -o ControlPath=none"
-        if os.environ.get("LAB_NO_CONTROLMASTER")
-        else f"-o UserKnownHostsFile={lab.client / 'known_hosts'}",
-        "stack_domain": f"llm.{lab.domain}",
+        "ansible_ssh_common_args": f"-F {lab.client / 'ssh_config'}",
+        "lab_project": str(PROJECT),
         "lab_domain": lab.domain,
-        "lab_index_environment": machine.package_index_environment(),
+        "lab_acme_directory": lab.acme_directory,
+        "lab_ec2_url": lab.ec2_url,
+        "lab_api_key": key.read_text(),
         "lab_find_links": hosts.FIND_LINKS if machine.find_links() else "",
-        "nginx_certbot_acme_directory": lab.acme_directory,
-        **topology.vars,
+        "lab_index_environment": machine.package_index_environment(),
     }
-    path = lab.client / "inventory" / "group_vars" / "all" / "lab.yml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("# Written by the lab; lost when it is made again.\n" + yaml.safe_dump(variables))
-    (lab.client / "inventory" / "hosts.yml").write_text("all: {}\n")
+    _write_secret(known, "# Written by the lab; lost when the lab is removed.\n" + yaml.safe_dump(variables))
+    # After lab.yml in the alphabet, so that a scenario's own choice wins over what every lab shares.
+    (known.parent / "scenario.yml").write_text(yaml.safe_dump(topology.vars) if topology.vars else "{}\n")
+    for source in sorted((PROJECT / "lab" / "group_vars").iterdir()):
+        link = known.parent / f"common-{source.name}" if source.stem == "all" else directory / "group_vars" / source.name
+        if not link.is_symlink():
+            link.symlink_to(source)
+    (directory / "hosts.yml").write_text("# The hosts come from the EC2 API.\nall: {}\n")
+
+
+def write_client(lab: Lab) -> None:
+    """Write client.env and the trust it names: what any OpenAI client needs to call the lab."""
+    lines = {
+        "OPENAI_BASE_URL": f"https://llm.{lab.domain}/v1",
+        "OPENAI_API_KEY": (lab.client / "api-key").read_text(),
+        "SSL_CERT_FILE": str(lab.client / "ca-bundle.pem"),
+    }
+    _write_secret(lab.client / "client.env", "".join(f"{name}={value}\n" for name, value in lines.items()))
+
+
+def _write_secret(path: Path, text: str) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as handle:
+        handle.write(text)
 
 
 def bake_layer(name: str, base: str, playbook: str, layer: Path) -> None:
@@ -152,7 +187,7 @@ def bake_layer(name: str, base: str, playbook: str, layer: Path) -> None:
         up(lab, topology)
         with tempfile.TemporaryDirectory() as scratch:
             inventory = Path(scratch) / "hosts.yml"
-            inventory.write_text(yaml.safe_dump({"all": {"hosts": {host.name: {"ansible_host": lab.address(host)}}}}))
+            inventory.write_text(yaml.safe_dump({"all": {"hosts": {host.name: None}}}))
             ansible = Path(sys.executable).parent / "ansible-playbook"
             argv = [ansible, "-i", lab.client / "inventory", "-i", inventory, PROJECT / playbook]
             run(argv, cwd=PROJECT, log=HOME / "logs" / f"bake-{name}.log", env={**os.environ, **lab.environment()})

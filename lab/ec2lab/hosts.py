@@ -110,8 +110,7 @@ def destroy(lab: Lab, name: str) -> None:
 
 def ssh(lab: Lab, host: Host) -> list[str]:
     """The ssh command line that reaches the host."""
-    key, known = lab.client / "id_ed25519", lab.client / "known_hosts"
-    return ["ssh", "-i", str(key), "-o", f"UserKnownHostsFile={known}", "-o", "BatchMode=yes", f"admin@{lab.address(host)}"]
+    return ["ssh", "-F", str(lab.client / "ssh_config"), host.name]
 
 
 def make_client_key(lab: Lab) -> None:
@@ -122,13 +121,18 @@ def make_client_key(lab: Lab) -> None:
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", lab.name, "-f", key])
 
 
-def write_known_hosts(lab: Lab, topology: Topology) -> None:
-    """The hosts' SSH keys, known before the first connection: nothing is trusted on first use."""
-    lines = []
+def write_ssh_config(lab: Lab, topology: Topology) -> None:
+    """An ssh_config that reaches every host, with the hosts' own keys known: nothing is trusted on first use."""
+    known = []
     for host in topology.hosts:
-        public = (root(lab, host) / "etc/ssh/ssh_host_ed25519_key.pub").read_text().split()
-        lines.append(f"{host.name},{lab.address(host)} {public[0]} {public[1]}\n")
-    (lab.client / "known_hosts").write_text("".join(lines))
+        kind, key = (root(lab, host) / "etc/ssh/ssh_host_ed25519_key.pub").read_text().split()[:2]
+        known.append(f"{host.name},{lab.address(host)} {kind} {key}\n")
+    (lab.client / "known_hosts").write_text("".join(known))
+    aliases = "".join(f"Host {host.name}\n  HostName {lab.address(host)}\n  HostKeyAlias {host.name}\n" for host in topology.hosts)
+    (lab.client / "ssh_config").write_text(
+        f"{aliases}Host *\n  User admin\n  IdentityFile {lab.client / 'id_ed25519'}\n  IdentitiesOnly yes\n"
+        f"  UserKnownHostsFile {lab.client / 'known_hosts'}\n  GlobalKnownHostsFile none\n  StrictHostKeyChecking yes\n"
+    )
 
 
 def _seed(lab: Lab, host: Host, topology: Topology) -> None:

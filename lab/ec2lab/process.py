@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -67,10 +68,8 @@ def wait_gone(pid: int, timeout_s: float) -> bool:
     """Whether `pid` has ended within `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        try:  # our own child stays a zombie until it is waited for
+        with contextlib.suppress(ChildProcessError):  # our own child stays a zombie until it is waited for
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
         if _start_time(pid) is None:
             return True
         time.sleep(0.05)

@@ -1,0 +1,268 @@
+"""Everything that can be known to be wrong from the inventory alone: found in one pass, reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import socket
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+
+TIERS = {"vllm": "vllm", "proxy": "proxy", "nginx": "nginx_certbot"}  # group: role
+ROLES = [*TIERS.values(), "nvidia_drivers"]
+KEY_LENGTH_MIN = 32
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+ENGINE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no types
+    """Collect the problems of the inventory; changes nothing, in check mode or out of it."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return `problems` (a list of sentences) and `report` (one text of them); never fails because of a problem."""
+        super().run(tmp, task_vars)
+        variables = task_vars or {}
+        options = role_options(Path(__file__).resolve().parents[2] / "roles")
+        inventory = Inventory(variables["groups"], variables["hostvars"], defaults=role_defaults(options))
+        problems = [problem for check in CHECKS for problem in check(inventory, options)]
+        return {"changed": False, "problems": problems, "report": report(problems)}
+
+
+class Inventory:
+    """Groups, hosts and their variables, with a role's default where an operator sets none."""
+
+    def __init__(self, groups: Mapping[str, list[str]], hostvars: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.groups, self._hostvars, self._defaults = groups, hostvars, defaults
+        self.unreadable: dict[str, str] = {}
+
+    def group(self, name: str) -> list[str]:
+        """The hosts of a tier, in a stable order."""
+        return sorted(self.groups.get(name, []))
+
+    def hosts(self) -> list[str]:
+        """The hosts of all tiers."""
+        return sorted({host for group in TIERS for host in self.group(group)})
+
+    def names(self, host: str) -> list[str]:
+        """The names of all variables that the host has."""
+        return [str(name) for name in self._hostvars[host]]
+
+    def get(self, host: str, name: str) -> Any:
+        """A variable's value; None when it cannot be templated, which `unreadable` then says."""
+        try:
+            return self._hostvars[host].get(name, self._defaults.get(name))
+        except AnsibleError as error:
+            self.unreadable.setdefault(f"{name} of {host}", str(error).strip().splitlines()[0])
+            return None
+
+    def engines(self, host: str) -> list[Mapping[str, Any]]:
+        """The host's engines, those that are dicts: the rest is another check's business."""
+        value = self.get(host, "vllm_engines")
+        return [engine for engine in value if isinstance(engine, Mapping)] if isinstance(value, list) else []
+
+
+def report(problems: list[str]) -> str:
+    """One text for a person."""
+    if not problems:
+        return "The inventory is in order."
+    noun = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return f"{noun} in the inventory; nothing was changed:\n" + "\n".join(f"  - {problem}" for problem in problems)
+
+
+def role_options(roles: Path) -> dict[str, dict[str, Any]]:
+    """Each role's public variables, from its argument specs."""
+    specs = {}
+    for role in ROLES:
+        data = yaml.safe_load((roles / role / "meta" / "argument_specs.yml").read_text())
+        specs[role] = data["argument_specs"]["main"]["options"]
+    return specs
+
+
+def role_defaults(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The literal defaults of all roles (templated ones are left to the roles)."""
+    found = {}
+    for variables in options.values():
+        for name, spec in variables.items():
+            default = spec.get("default")
+            if default is not None and "{{" not in str(default):
+                found[name] = default
+    return found
+
+
+def check_groups(inventory: Inventory, _: Any) -> Iterator[str]:
+    """Each tier has a host, and each host a usable name and address."""
+    for group in TIERS:
+        if not inventory.group(group):
+            yield f"group {group} has no host: give at least one instance the tag Tier={group} (several tiers: Tier=nginx,proxy,vllm)"
+    for host in inventory.hosts():
+        if not NAME.fullmatch(host):
+            yield f"host {host!r}: its name is used in file names and logs; use letters, digits, '.', '_' and '-' in its Name tag"
+        address = inventory.get(host, "stack_address")
+        try:
+            ipaddress.ip_address(str(address))
+        except ValueError:
+            yield f"host {host}: stack_address is {address!r}; set it to the private IP address by which the other tiers reach the host"
+
+
+def check_variable_names(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A misspelt variable would silently leave a default in force."""
+    known = {name for variables in options.values() for name in variables}
+    prefixes = tuple(f"{role}_" for role in ROLES)
+    unknown: dict[str, list[str]] = defaultdict(list)
+    for host in inventory.hosts():
+        for name in inventory.names(host):
+            if name.startswith(prefixes) and name not in known:
+                unknown[name].append(host)
+    for name, hosts in sorted(unknown.items()):
+        role = next(role for role in ROLES if name.startswith(f"{role}_"))
+        close = difflib.get_close_matches(name, options[role], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"roles/{role}/README.md lists the role's variables"
+        yield f"unknown variable {name} (set for {', '.join(hosts)}): {hint}"
+
+
+def check_engines(inventory: Inventory, _: Any) -> Iterator[str]:
+    """Engines are complete, and have names of their own."""
+    for host in inventory.group("vllm"):
+        value = inventory.get(host, "vllm_engines")
+        if not isinstance(value, list) or not value:
+            if not any(key.startswith("vllm_engines") for key in inventory.unreadable):
+                yield f"host {host}: vllm_engines lists no engine; see group_vars/vllm.yml for an example"
+            continue
+        seen = set()
+        for number, engine in enumerate(value):
+            if not isinstance(engine, Mapping):
+                yield f"host {host}: vllm_engines[{number}] is not a dictionary; see group_vars/vllm.yml for an example"
+                continue
+            where = f"host {host}: engine {engine.get('name', f'number {number + 1}')!r}"
+            missing = [key for key in ("name", "model", "served_model_name", "port") if not engine.get(key)]
+            if missing:
+                yield f"{where} lacks {', '.join(missing)}"
+            name = str(engine.get("name", ""))
+            if name and not ENGINE_NAME.fullmatch(name):
+                yield f"{where}: use lower-case letters, digits and '-' in its name, which becomes a systemd unit's"
+            if name and name in seen:
+                yield f"{where} stands twice in vllm_engines: give each engine a name of its own"
+            seen.add(name)
+            model = str(engine.get("model", ""))
+            hub = model and not model.startswith(("/", "s3://"))
+            if hub and not re.fullmatch(r"[0-9a-f]{40}", str(engine.get("revision", ""))):
+                yield f"{where}: model {model} comes from a hub, so pin it: set revision to the 40 digits of a commit"
+
+
+def check_ports(inventory: Inventory, _: Any) -> Iterator[str]:
+    """No two listeners of a host share a port."""
+    for host in inventory.hosts():
+        users: dict[int, list[str]] = defaultdict(list)
+        if host in inventory.group("nginx"):
+            for port in (80, 443):
+                users[port].append("nginx")
+        if host in inventory.group("proxy"):
+            first, workers = inventory.get(host, "proxy_port"), inventory.get(host, "proxy_workers")
+            if isinstance(first, int) and isinstance(workers, int):
+                # 0 means one per core, at most four: room for all four is kept.
+                for port in range(first, first + (workers or 4)):
+                    users[port].append(f"proxy worker {port - first + 1}")
+        if host in inventory.group("vllm"):
+            for engine in inventory.engines(host):
+                if str(engine.get("port", "")).isdigit():
+                    users[int(engine["port"])].append(f"engine {engine.get('name')}")
+        for port, names in sorted(users.items()):
+            if len(names) > 1:
+                yield f"host {host}: port {port} is used by {' and '.join(names)}; give each a port of its own (vllm_engines[].port, proxy_port)"
+
+
+def check_keys(inventory: Inventory, _: Any) -> Iterator[str]:
+    """Keys are long enough to be secrets, belong to somebody, and allow models that exist."""
+    served = {str(engine.get("served_model_name")) for host in inventory.group("vllm") for engine in inventory.engines(host)}
+    told: set[str] = set()  # all proxies normally share the same keys: each problem once
+    for host in inventory.group("proxy"):
+        for problem in _key_problems(host, inventory.get(host, "proxy_keys"), served):
+            if problem not in told:
+                told.add(problem)
+                yield problem
+
+
+def _key_problems(host: str, keys: Any, served: set[str]) -> Iterator[str]:
+    if keys is None:
+        return  # could not be templated: `check_readable` says why
+    if not isinstance(keys, list) or not keys:
+        yield f"host {host}: proxy_keys lists no key, so nobody could call the service: copy group_vars/vault.example.yml"
+        return
+    names = set()
+    for number, key in enumerate(keys):
+        if not isinstance(key, Mapping) or not key.get("name"):
+            yield f"proxy_keys[{number}] has no name: say who uses the key"
+            continue
+        name = key["name"]
+        if name in names:
+            yield f"key {name!r} stands twice in proxy_keys: give each a name of its own"
+        names.add(name)
+        secret, digest = key.get("key"), key.get("sha256")
+        if (secret is None) == (digest is None):
+            yield f"key {name!r}: give either `key` or `sha256`"
+        elif secret is not None and len(str(secret)) < KEY_LENGTH_MIN:
+            yield (
+                f"key {name!r} has {len(str(secret))} characters and can be guessed: use at least {KEY_LENGTH_MIN}, "
+                "from `openssl rand -hex 32`, kept in the vault"
+            )
+        elif digest is not None and not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
+            yield f"key {name!r}: sha256 must be 64 hexadecimal digits"
+        for model in key.get("models") or []:
+            if model not in served:
+                yield f"key {name!r} allows model {model!r}, which no engine serves: {_choices(served, str(model))}"
+
+
+def check_domain(inventory: Inventory, _: Any) -> Iterator[str]:
+    """The public name leads to the web tier."""
+    hosts = inventory.group("nginx")
+    expected = {str(inventory.get(host, name)) for host in hosts for name in ("stack_address", "ansible_host", "public_ip_address")}
+    domains: set[str] = set()
+    for host in hosts:
+        expected |= {str(address) for address in inventory.get(host, "nginx_certbot_public_addresses") or []}
+        value = inventory.get(host, "nginx_certbot_domains") or [inventory.get(host, "stack_domain")]
+        domains |= {str(domain) for domain in value if domain}
+    if hosts and not domains:
+        yield "stack_domain is not set: name the service's public host name in group_vars/all.yml"
+    for domain in sorted(domains) if hosts else []:
+        try:
+            found = {str(entry[4][0]) for entry in socket.getaddrinfo(domain, 443, proto=socket.IPPROTO_TCP)}
+        except OSError as error:
+            yield f"domain {domain} does not resolve ({error.strerror}): point its DNS record at the web tier ({', '.join(hosts)})"
+            continue
+        if not found & expected:
+            yield (
+                f"domain {domain} resolves to {', '.join(sorted(found))}, none of which is an address of the web tier ({', '.join(hosts)}): "
+                "correct the DNS record, or name the load balancer's addresses in nginx_certbot_public_addresses"
+            )
+
+
+def check_readable(inventory: Inventory, _: Any) -> Iterator[str]:
+    """Variables that could not be templated; the last check, because the others find them."""
+    for name, error in sorted(inventory.unreadable.items()):
+        yield f"{name} cannot be read: {error}"
+
+
+def _choices(served: set[str], wanted: str) -> str:
+    close = difflib.get_close_matches(wanted, served, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"the engines serve {', '.join(sorted(served)) or 'none'}"
+
+
+CHECKS = [
+    check_groups,
+    check_variable_names,
+    check_engines,
+    check_ports,
+    check_keys,
+    check_domain,
+    check_readable,
+]
