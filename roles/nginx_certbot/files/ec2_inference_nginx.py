@@ -1,0 +1,459 @@
+#!/usr/bin/env python3
+"""ec2-inference-nginx: change what nginx serves, never loading or leaving on disk a configuration that was not tested.
+
+Installed by the nginx_certbot role, used by it, by certbot's deploy hook, by nginx.service (ExecReload) and by operators:
+
+    ec2-inference-nginx drain api1:9000 --reason "replacing its disk"
+    ec2-inference-nginx undrain api1:9000
+    ec2-inference-nginx reload
+
+nginx.conf includes two small files that change without it: upstream.conf (one line per proxy worker, `down` while a marker
+file in drained/ names it) and tls.conf (which certificate is served). A reload is finished only when the workers of the old
+configuration have stopped accepting: `nginx -s reload` alone returns before that, and a drain that believed it would send
+requests into a proxy that is being stopped.
+
+Runs on the target's own Python (3.9 or newer), standard library only. Exit status: 0 done, 1 refused or failed (one message
+on stderr says why), 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+MAIN = Path("/etc/nginx/nginx.conf")
+HOME = Path("/etc/nginx/ec2-inference")
+UPSTREAM = HOME / "upstream.conf"
+TLS = HOME / "tls.conf"
+DRAINED = HOME / "drained"
+PROVEN = HOME / "proven"
+PLACEHOLDER = HOME / "placeholder"
+CERTIFICATE = Path("/etc/letsencrypt/live/ec2-inference")
+RENEWAL = Path("/etc/letsencrypt/renewal/ec2-inference.conf")
+PID_FILE = Path("/run/nginx.pid")
+LOADED = Path("/run/ec2-inference-nginx.loaded")
+LOCK = Path("/run/ec2-inference-nginx.lock")
+
+# How the included files are tested while nginx.conf does not include them yet: before the first deployment.
+WRAPPERS = {
+    UPSTREAM: "events {} http { upstream proxies { include %s; } }\n",
+    TLS: "events {} http { server { listen 443 ssl; include %s; } }\n",
+}
+SERVER = re.compile(r"^(?P<server>server \S+ max_fails=0)(?: down)?;  # (?P<id>\S+)$")
+WORKER = "nginx: worker process"
+RELOAD_S = 30
+RENEW_PAUSES_S = (10, 60)
+EXPIRES_SOON_S = 7 * 24 * 3600
+
+
+class Failed(Exception):
+    """What went wrong and what to do, for the person or the play that called."""
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+# --- configuration files -------------------------------------------------------------------------------------------
+
+
+def test(candidates: dict[Path, Path]) -> None:
+    """Have nginx test the whole configuration with `candidates` (live path → file to test) in their places."""
+    text = candidates.get(MAIN, MAIN).read_text()
+    for live, candidate in candidates.items():
+        if live != MAIN and str(live) not in text:
+            text = WRAPPERS[live]
+            text = text % candidate
+        text = text.replace(f"include {live};", f"include {candidate};")
+    trial = HOME / ".trial.conf"
+    trial.write_text(text)
+    try:
+        answer = run("nginx", "-t", "-q", "-c", str(trial))
+    finally:
+        trial.unlink()
+    if answer.returncode:
+        raise Failed(f"nginx refuses the configuration, nothing was changed:\n{answer.stderr.strip()}")
+
+
+def install(texts: dict[Path, str]) -> bool:
+    """Put tested texts in place; True when anything differed. All of them are tested together, none lands if one is bad."""
+    changed = {path: text for path, text in texts.items() if not path.exists() or path.read_text() != text}
+    candidates = {path: path.with_name(f".{path.name}.candidate") for path in changed}
+    try:
+        for path, candidate in candidates.items():
+            candidate.write_text(changed[path])
+            candidate.chmod(0o644)
+        if candidates:
+            test(candidates)
+        for path, candidate in candidates.items():
+            candidate.replace(path)
+    finally:
+        for candidate in candidates.values():
+            candidate.unlink(missing_ok=True)
+    return bool(changed)
+
+
+def mark_down(text: str, drained: set[str]) -> str:
+    """upstream.conf's text with exactly the drained servers `down`."""
+    lines = []
+    for line in text.splitlines():
+        server = SERVER.match(line)
+        if server:
+            down = " down" if server["id"] in drained else ""
+            line = f"{server['server']}{down};  # {server['id']}"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def drained_now() -> set[str]:
+    return {marker.name for marker in DRAINED.iterdir()} if DRAINED.is_dir() else set()
+
+
+def tls_text() -> str:
+    """tls.conf: the CA's certificate once there is one, the placeholder until then."""
+    issued = (CERTIFICATE / "fullchain.pem").exists() and (CERTIFICATE / "privkey.pem").exists()
+    home = CERTIFICATE if issued else PLACEHOLDER
+    lines = [f"ssl_certificate {home}/fullchain.pem;", f"ssl_certificate_key {home}/privkey.pem;"]
+    # Most CAs have retired OCSP: stapling is for those whose certificates still name a responder.
+    if issued and run("openssl", "x509", "-noout", "-ocsp_uri", "-in", f"{home}/fullchain.pem").stdout.strip():
+        lines += ["ssl_stapling on;", "ssl_stapling_verify on;", f"ssl_trusted_certificate {home}/chain.pem;"]
+    return "\n".join(lines) + "\n"
+
+
+# --- the running nginx ---------------------------------------------------------------------------------------------
+
+
+def master() -> int | None:
+    """Pid of the running master process."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(PID_FILE.read_text())
+        if title(pid).startswith("nginx: master process"):
+            return pid
+    return None
+
+
+def title(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+
+
+def serving(parent: int) -> set[int]:
+    """Pids of the master's workers that accept connections; those shutting down have another title."""
+    workers = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        # Processes end while we look. The name in stat is in brackets and may hold spaces: the parent comes after it.
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                pid = int(entry.name)
+                if title(pid) == WORKER:
+                    workers.add(pid)
+    return workers
+
+
+def on_disk(pid: int) -> str:
+    """Fingerprint of all that the master `pid` would load."""
+    digest = hashlib.sha256(str(pid).encode())
+    home = CERTIFICATE if TLS.exists() and str(CERTIFICATE) in TLS.read_text() else PLACEHOLDER
+    for path in (MAIN, UPSTREAM, TLS, home / "fullchain.pem", home / "privkey.pem"):
+        digest.update(path.read_bytes() if path.exists() else b"absent")
+    return digest.hexdigest()
+
+
+def stale() -> bool:
+    """Does nginx run with something else than what lies on disk?"""
+    pid = master()
+    return pid is not None and (not LOADED.exists() or LOADED.read_text() != on_disk(pid))
+
+
+def record() -> None:
+    """Write down what nginx has loaded. nginx.service calls this right after a start."""
+    pid = master()
+    if pid is None:
+        raise Failed(f"no running nginx is named by {PID_FILE}")
+    LOADED.write_text(on_disk(pid))
+
+
+def reload() -> str:
+    """Test, load, and wait until the old workers have stopped accepting."""
+    install({TLS: tls_text()})
+    test({})
+    pid = master()
+    if pid is None:
+        return "nginx is not running: nothing to load"
+    before = serving(pid)
+    loading = on_disk(pid)
+    os.kill(pid, signal.SIGHUP)
+    deadline = time.monotonic() + RELOAD_S
+    while time.monotonic() < deadline:
+        now = serving(pid)
+        if now and not now & before:
+            LOADED.write_text(loading)
+            return "reloaded"
+        time.sleep(0.02)
+    raise Failed(
+        f"nginx did not take the new configuration within {RELOAD_S} s and serves with the old one: "
+        "see the end of /var/log/nginx/error.log"
+    )
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One change at a time: two rolls, or a roll and an operator, must not overwrite each other's lines."""
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# --- commands: each prints one word or line that the role's changed_when reads ---------------------------------------
+
+
+def reload_command(if_changed: bool) -> str:
+    changed = install({TLS: tls_text()})
+    return reload() if changed or stale() or not if_changed else "unchanged"
+
+
+def load_markers(undo: dict[Path, str | None]) -> str:
+    """Bring upstream.conf in line with the markers; if nginx refuses, put the markers back as they were."""
+    if not UPSTREAM.exists():
+        return "unchanged: this host has no upstream.conf yet"
+    try:
+        install({UPSTREAM: mark_down(UPSTREAM.read_text(), drained_now())})
+    except Failed:
+        for marker, reason in undo.items():
+            if reason is None:
+                marker.unlink()
+            else:
+                marker.write_text(reason)
+        raise
+    return reload() if stale() else "unchanged"
+
+
+def drain(instances: list[str], reason: str) -> str:
+    DRAINED.mkdir(exist_ok=True)
+    fresh: dict[Path, str | None] = {DRAINED / name: None for name in instances if not (DRAINED / name).exists()}
+    for marker in fresh:
+        marker.write_text(reason)
+    return load_markers(fresh)
+
+
+def undrain(instances: list[str], reason: str | None) -> str:
+    """`reason`: remove only markers with exactly this content, so that a roll leaves an operator's own drain alone."""
+    removed: dict[Path, str | None] = {}
+    for marker in (DRAINED / name for name in instances):
+        if marker.exists():
+            why = marker.read_text()
+            if reason in (None, why):
+                removed[marker] = why
+                marker.unlink()
+            else:
+                print(f"{marker.name} stays drained, by hand: {why}", file=sys.stderr)
+    return load_markers(removed)
+
+
+def names_of(certificate: Path) -> set[str]:
+    text = run("openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", str(certificate)).stdout
+    return {name.lower() for name in re.findall(r"DNS:([^,\s]+)", text)}
+
+
+def certificate_command(domains: list[str], server: str) -> str:
+    """Why a certificate has to be issued now, or "good". Renewal in time is the timer's business, not ours."""
+    issued = CERTIFICATE / "fullchain.pem"
+    if not issued.exists():
+        return "there is none yet"
+    names, wanted = names_of(issued), {domain.lower() for domain in domains}
+    if names != wanted:
+        return f"it is for {', '.join(sorted(names))}; wanted: {', '.join(sorted(wanted))}"
+    settings = RENEWAL.read_text() if RENEWAL.exists() else ""
+    issuer = re.search(r"^server\s*=\s*(\S+)", settings, re.MULTILINE)
+    if not issuer or issuer[1] != server:
+        return f"it comes from {issuer[1] if issuer else 'an unknown CA'}; wanted: {server}"
+    if run("openssl", "x509", "-noout", "-checkend", str(EXPIRES_SOON_S), "-in", str(issued)).returncode:
+        return "it expires within a week and was not renewed"
+    return "good"
+
+
+def ask(domain: str, path: str) -> tuple[int, str, http.client.HTTPMessage, bytes]:
+    """GET from this host's own nginx as `domain`: status, leaf certificate's SHA-256, headers, body."""
+    # Whose certificate this is gets checked by its fingerprint; the chain may lead to a CA that this host does not know.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    plain = socket.create_connection(("127.0.0.1", 443), timeout=10)
+    with context.wrap_socket(plain, server_hostname=domain) as secure:
+        leaf = secure.getpeercert(binary_form=True) or b""
+        connection = http.client.HTTPConnection(domain, timeout=10)
+        connection.sock = secure
+        connection.request("GET", path, headers={"X-Request-Id": "ec2-inference-prove"})
+        answer = connection.getresponse()
+        return answer.status, hashlib.sha256(leaf).hexdigest(), answer.headers, answer.read()
+
+
+def is_live(domain: str) -> bool:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return ask(domain, "/health/live")[0] == 200
+    return False
+
+
+def prove(domains: list[str], live: bool) -> str:
+    """nginx answers for every domain, with our error body and the certificate on disk; `live`: a proxy answers through it."""
+    pem = (CERTIFICATE / "fullchain.pem").read_text()
+    end = "-----END CERTIFICATE-----"
+    expected = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[: pem.index(end) + len(end)])).hexdigest()
+    for domain in domains:
+        try:
+            status, leaf, headers, body = ask(domain, "/no-such-route")
+        except (OSError, http.client.HTTPException) as error:
+            raise Failed(f"nginx does not answer HTTPS for {domain}: {error}") from error
+        if leaf != expected:
+            raise Failed(f"nginx serves another certificate for {domain} than {CERTIFICATE}/fullchain.pem")
+        if status != 404 or headers["X-Request-Id"] != "ec2-inference-prove":
+            raise Failed(f"nginx answers {domain}/no-such-route with {status}, without our headers: not this configuration")
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(body)["error"]["code"]:
+                continue
+        raise Failed(f"nginx answers {domain}/no-such-route with another body than ours: {body[:200]!r}")
+    deadline = time.monotonic() + 10
+    while live and not is_live(domains[0]):
+        if time.monotonic() > deadline:
+            raise Failed("a proxy answered /health/live through nginx before this change, none does after it")
+        time.sleep(0.5)
+    return "proved"
+
+
+def keep() -> str:
+    """Remember the configuration that was just proved: what `rollback` returns to."""
+    PROVEN.mkdir(mode=0o700, exist_ok=True)
+    changed = False
+    for path in (MAIN, UPSTREAM):
+        kept = PROVEN / path.name
+        if not kept.exists() or kept.read_bytes() != path.read_bytes():
+            kept.write_bytes(path.read_bytes())
+            changed = True
+    return "kept" if changed else "unchanged"
+
+
+def rollback() -> str:
+    """Back to the configuration proved last, with today's drained servers still drained."""
+    if not (PROVEN / MAIN.name).exists():
+        return "unchanged: no configuration was proved on this host yet"
+    upstream = mark_down((PROVEN / UPSTREAM.name).read_text(), drained_now())
+    restored = install({MAIN: (PROVEN / MAIN.name).read_text(), UPSTREAM: upstream})
+    if master() is None:
+        started = run("systemctl", "start", "nginx.service")
+        if started.returncode:
+            raise Failed(f"the proved configuration is restored but nginx does not start: {started.stderr.strip()}")
+        return "restored and started"
+    if stale():
+        reload()
+        return "restored"
+    return "restored" if restored else "unchanged"
+
+
+def renew(arguments: list[str]) -> str:
+    """`certbot renew`, tried again when the CA is unwell, then load what came of it, even if a deploy hook failed earlier."""
+    argv = ("certbot", "renew", "--non-interactive", "--no-random-sleep-on-renew", *arguments)
+    for pause_s in (*RENEW_PAUSES_S, None):
+        status = subprocess.run(argv, check=False).returncode
+        if status == 0 or pause_s is None:
+            break
+        time.sleep(pause_s)
+    with alone():
+        answer = reload_command(if_changed=True)
+    if status:
+        raise Failed("certbot could not renew: see /var/log/letsencrypt/letsencrypt.log")
+    return answer
+
+
+def instance(text: str) -> str:
+    if not re.fullmatch(r"[^/\s]+:\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not <proxy host>:<port>")
+    return text
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ec2-inference-nginx", description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("drain", "take proxy workers out of the upstream"), ("undrain", "put them back")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("instances", nargs="+", type=instance, metavar="HOST:PORT")
+        command.add_argument("--reason", default="drained by hand" if name == "drain" else None)
+    command = commands.add_parser("reload", help="test the configuration, load it, wait until it is in effect")
+    command.add_argument("--if-changed", action="store_true", help="only if nginx runs with something else")
+    commands.add_parser("tls", help="point tls.conf at the CA's certificate, or at the placeholder until there is one")
+    command = commands.add_parser("check", help="test a candidate for upstream.conf in the whole configuration")
+    command.add_argument("candidate", type=Path)
+    command = commands.add_parser("certificate", help="say why a certificate has to be issued, or 'good'")
+    command.add_argument("--server", required=True)
+    command.add_argument("domains", nargs="+")
+    command = commands.add_parser("live", help="does a proxy answer /health/live through nginx? yes or no")
+    command.add_argument("domain")
+    command = commands.add_parser("prove", help="check that nginx serves the domains with their certificate")
+    command.add_argument("--live", action="store_true", help="and that a proxy answers through it")
+    command.add_argument("domains", nargs="+")
+    command = commands.add_parser("renew", help="renew what is due, load it")
+    command.add_argument("certbot", nargs=argparse.REMAINDER, help="further arguments of certbot renew, after --")
+    commands.add_parser("stale", help="does nginx run with something else than what lies on disk? yes or no")
+    commands.add_parser("record", help="write down what nginx has just loaded at its start")
+    commands.add_parser("keep", help="remember the present configuration as proved")
+    commands.add_parser("rollback", help="return to the configuration proved last")
+    return parser
+
+
+def answer_to(options: argparse.Namespace) -> str:
+    """Run one command. Those that only read, and `renew`, which takes the lock itself, run without the lock."""
+    if options.command == "certificate":
+        return certificate_command(options.domains, options.server)
+    if options.command == "live":
+        return "yes" if is_live(options.domain) else "no"
+    if options.command == "stale":
+        return "yes" if stale() else "no"
+    if options.command == "prove":
+        return prove(options.domains, options.live)
+    if options.command == "renew":
+        return renew([argument for argument in options.certbot if argument != "--"])
+    if options.command == "record":
+        record()
+        return "recorded"
+    with alone():
+        if options.command == "check":
+            test({UPSTREAM: options.candidate})
+            return "good"
+        if options.command == "tls":
+            return "changed" if install({TLS: tls_text()}) else "unchanged"
+        if options.command == "drain":
+            return drain(options.instances, options.reason)
+        if options.command == "undrain":
+            return undrain(options.instances, options.reason)
+        if options.command == "reload":
+            return reload_command(options.if_changed)
+        return keep() if options.command == "keep" else rollback()
+
+
+def main() -> int:
+    # Files made here are read by nginx's master and shown to operators; none holds a secret.
+    os.umask(0o022)
+    try:
+        print(answer_to(arguments().parse_args()))
+    except Failed as error:
+        print(f"ec2-inference-nginx: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
