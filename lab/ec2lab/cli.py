@@ -187,7 +187,7 @@ def bake_layer(name: str, base: str, playbook: str, layer: Path) -> None:
         up(lab, topology)
         with tempfile.TemporaryDirectory() as scratch:
             inventory = Path(scratch) / "hosts.yml"
-            inventory.write_text(yaml.safe_dump({"all": {"hosts": {host.name: None}}}))
+            inventory.write_text(yaml.safe_dump({"vllm": {"hosts": {host.name: None}}}))
             ansible = Path(sys.executable).parent / "ansible-playbook"
             argv = [ansible, "-i", lab.client / "inventory", "-i", inventory, PROJECT / playbook]
             run(argv, cwd=PROJECT, log=HOME / "logs" / f"bake-{name}.log", env={**os.environ, **lab.environment()})
