@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Look at an engine on its own host: does it run as wanted, is it idle, does it really generate?
+
+    engine_probe.py current NAME --release /opt/vllm/releases/X --timeout 1800   exit 0 when it runs that release and generates
+    engine_probe.py idle    NAME --release /opt/vllm/current    --timeout 900    waits for its requests to end
+    engine_probe.py prove   NAME --release /opt/vllm/current    --timeout 1800   waits until it has generated a token
+
+A release has ``engines/NAME.fingerprint`` and ``engines/NAME.probe.json`` (url, model, probe). Times are in seconds.
+Exit status 1 with a message for a person when the answer is no.
+
+Standard library only: it runs with the host's own Python (3.9 or newer), whatever state the engine's environment is in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+# Everything that an engine still has to answer, and what moves while it does.
+UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{.*\})? (\S+)$", re.MULTILINE)
+TOKENS = re.compile(r"^vllm:iteration_tokens_total_sum(?:\{.*\})? (\S+)$", re.MULTILINE)
+REQUESTS: Dict[str, Dict[str, Any]] = {
+    "completions": {"prompt": "Hello", "max_tokens": 1, "temperature": 0},
+    "embeddings": {"input": "Hello"},
+}
+ANSWER_S = 120.0  # one token, for which something may have to be compiled first
+PAUSE_S = 0.5
+JOURNAL_LINES = 40
+RUN = Path("/run")
+
+
+class ProbeError(Exception):
+    """The engine is not as it should be; the text says how."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine as a release describes it."""
+
+    name: str
+    url: str
+    model: str
+    probe: str
+    fingerprint: str
+
+    @classmethod
+    def read(cls, name: str, release: Path) -> "Engine":
+        """Raises OSError when the release has no such engine."""
+        directory = release / "engines"
+        told = json.loads((directory / f"{name}.probe.json").read_text())
+        return cls(name=name, fingerprint=(directory / f"{name}.fingerprint").read_text().strip(), **told)
+
+    @property
+    def unit(self) -> str:
+        return f"vllm@{self.name}.service"
+
+
+def request(url: str, body: Optional[Dict[str, Any]] = None, timeout: float = 5.0) -> str:
+    """Body of the answer; OSError (which covers urllib's errors and timeouts) when there is none, or it is an error."""
+    data = None if body is None else json.dumps(body).encode()
+    call = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    # The host's own address: never through a proxy that the environment names.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(call, timeout=timeout) as answer:
+        return str(answer.read().decode(errors="replace"))
+
+
+def total(pattern: "re.Pattern[str]", metrics: str) -> float:
+    return sum(float(value) for value in pattern.findall(metrics))
+
+
+def wait_idle(engine: Engine, timeout: float) -> int:
+    """Wait until no request is running or waiting; returns how many are left when the time is over.
+
+    An engine that does not answer has nothing to finish.
+    """
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            left = round(total(UNFINISHED, request(f"{engine.url}/metrics")))
+        except OSError:
+            return 0
+        if left == 0 or time.monotonic() >= end:
+            return left
+        time.sleep(PAUSE_S)
+
+
+def unit_state(unit: str) -> Dict[str, str]:
+    """What systemd says about the unit."""
+    names = "ActiveState,Result,NRestarts,ExecMainStatus"
+    shown = subprocess.run(["systemctl", "show", unit, "--property", names], stdout=subprocess.PIPE, text=True, check=True)
+    return dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+
+
+def journal(unit: str) -> str:
+    command = ["journalctl", "--unit", unit, "--lines", str(JOURNAL_LINES), "--no-pager", "--output", "cat"]
+    text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
+    return f"the last {JOURNAL_LINES} lines of its journal:\n{text}"
+
+
+def crashes(state: Dict[str, str]) -> int:
+    """How often systemd restarted the unit by itself since it was last started by hand."""
+    return int(state.get("NRestarts") or 0)
+
+
+def prove(engine: Engine, timeout: float, crashes_before: int = 0) -> None:
+    """Wait until the engine is healthy, then until it has generated. Loading may take minutes; a crash ends the wait."""
+    end = time.monotonic() + timeout
+    while True:
+        state = unit_state(engine.unit)
+        if state.get("ActiveState") in ("failed", "inactive") or crashes(state) > crashes_before:
+            raise ProbeError(
+                f"{engine.unit} ended while starting (result {state.get('Result')}, exit status "
+                f"{state.get('ExecMainStatus')}); {journal(engine.unit)}"
+            )
+        try:
+            request(f"{engine.url}/health")
+            break
+        except OSError as error:
+            if time.monotonic() >= end:
+                raise ProbeError(
+                    f"{engine.unit} runs, but {engine.url}/health is not well after {timeout:.0f} s: {error}; {journal(engine.unit)}"
+                ) from error
+        time.sleep(PAUSE_S)
+    generate(engine)
+
+
+def generate(engine: Engine) -> None:
+    """Have the engine do its real work once. A busy engine that goes on generating for others has proved it as well."""
+    url = f"{engine.url}/v1/{engine.probe}"
+    before = tokens(engine)
+    try:
+        answer = json.loads(request(url, {"model": engine.model, **REQUESTS[engine.probe]}, timeout=ANSWER_S))
+    except (OSError, ValueError) as error:
+        if tokens(engine) > before:
+            return
+        detail = error.read().decode(errors="replace")[:500] if isinstance(error, urllib.error.HTTPError) else ""
+        raise ProbeError(
+            f"{engine.unit} is healthy, but {url} fails for model {engine.model!r}: {error} {detail}\n{journal(engine.unit)}"
+        ) from error
+    made = answer.get("data") if engine.probe == "embeddings" else (answer.get("usage") or {}).get("completion_tokens")
+    if not made:
+        raise ProbeError(f"{engine.unit} answered {url} without a result: {json.dumps(answer)[:500]}")
+
+
+def tokens(engine: Engine) -> float:
+    try:
+        return total(TOKENS, request(f"{engine.url}/metrics"))
+    except OSError:
+        return 0.0
+
+
+def check_current(engine: Engine, timeout: float) -> None:
+    """Raise ProbeError unless the engine runs as the release wants it, and works; one that is still loading is waited for."""
+    state = unit_state(engine.unit)
+    if state.get("ActiveState") != "active":
+        raise ProbeError(f"{engine.unit} is {state.get('ActiveState')}")
+    try:
+        runs = (RUN / f"vllm-{engine.name}" / "fingerprint").read_text().strip()
+    except OSError:
+        runs = "unknown"
+    if runs != engine.fingerprint:
+        raise ProbeError(f"{engine.unit} runs with other settings")
+    prove(engine, timeout, crashes(state))
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    parser = argparse.ArgumentParser(description="Look at an engine on its own host.")
+    parser.add_argument("what", choices=("current", "idle", "prove"))
+    parser.add_argument("name", help="the engine's")
+    parser.add_argument("--release", type=Path, required=True, help="directory of the release that describes the engine")
+    parser.add_argument("--timeout", type=float, required=True, help="seconds")
+    options = parser.parse_args(arguments)
+    try:
+        engine = Engine.read(options.name, options.release)
+    except OSError as error:
+        # Nothing to wait for, and nothing that could be as wanted.
+        print(f"release {options.release} does not know engine {options.name}: {error}")
+        return 0 if options.what == "idle" else 1
+    begin = time.monotonic()
+    try:
+        if options.what == "idle":
+            left = wait_idle(engine, options.timeout)
+            print(f"{left} requests are left after {options.timeout:.0f} s" if left else "idle")
+            return 0
+        if options.what == "current":
+            check_current(engine, options.timeout)
+        else:
+            prove(engine, options.timeout)
+    except ProbeError as error:
+        print(error)
+        return 1
+    print(f"generated after {time.monotonic() - begin:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

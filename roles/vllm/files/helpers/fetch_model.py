@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Bring a model to a directory of its own, or find it there already.
+
+    fetch_model.py --models-dir DIR [--revision COMMIT] [--check] MODEL
+
+MODEL is a hub id (``Qwen/Qwen3-8B``, with ``--revision``) or ``s3://bucket/prefix``. Where the hub or S3
+is and how to be let in comes by environment (``HF_ENDPOINT``, ``HF_TOKEN``, ``AWS_ENDPOINT_URL``, …), on AWS
+normally from the instance's role.
+
+The directory is named by the model and its exact content: the hub's commit, or a digest of what S3 lists.
+It appears in one step when everything is there; until then files gather in a ``.part`` directory beside it,
+where the next try goes on. One line of JSON tells the result: ``{"path": …, "changed": …}``.
+
+Runs with the engine environment's Python, as the engines' user. Exit status 1 with a message for a person when
+the model cannot be had, 2 for a wrong call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# The same weights once more in another format: tens of gigabytes that no engine reads.
+OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "onnx/*")
+
+
+class FetchError(Exception):
+    """The model cannot be had; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model whose exact content is known: where it belongs, and how to download it into a directory."""
+
+    directory_name: str
+    download: Callable[[Path], None]
+
+
+def sanitised(text: str) -> str:
+    """A file name from a model's name: ``Qwen/Qwen3-8B`` becomes ``Qwen--Qwen3-8B``."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text.strip("/").replace("/", "--"))
+
+
+def from_hub(name: str, revision: str) -> Model:
+    """A repository of a Hugging Face hub at one commit. Nothing is asked of the hub before the download."""
+    if not COMMIT.fullmatch(revision):
+        raise FetchError(f"{name}: pin the revision to the 40 digits of a commit; it is {revision!r}")
+
+    def download(directory: Path) -> None:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+        api = HfApi()
+        try:
+            files = [entry.rfilename for entry in api.model_info(name, revision=revision).siblings or []]
+            skipped = OTHER_FORMATS if any(file.endswith(".safetensors") for file in files) else ()
+            api.snapshot_download(name, revision=revision, local_dir=directory, ignore_patterns=list(skipped))
+        except GatedRepoError as error:
+            raise FetchError(
+                f"{name}: its owner lets in only those who accepted its terms; accept them on the hub and set HF_TOKEN"
+            ) from error
+        except RevisionNotFoundError as error:
+            raise FetchError(f"{name}: {api.endpoint} has no revision {revision}; correct `revision`") from error
+        except RepositoryNotFoundError as error:
+            raise FetchError(
+                f"{name}: {api.endpoint} has no such model, or it is private; correct `model`, or set HF_TOKEN"
+            ) from error
+        except HfHubHTTPError as error:
+            raise FetchError(f"{name}: {api.endpoint} answered: {first_line(error)}") from error
+        shutil.rmtree(directory / ".cache", ignore_errors=True)  # the download's own notes
+
+    return Model(f"{sanitised(name)}@{revision}", download)
+
+
+def from_s3(address: str) -> Model:
+    """All objects under a prefix, as S3 lists them now."""
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+    try:
+        client = boto3.client("s3")
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        listed = [entry for page in pages for entry in page.get("Contents", [])]
+    except (BotoCoreError, ClientError, ValueError) as error:
+        raise FetchError(f"{address}: cannot be listed: {first_line(error)}; see the instance's role") from error
+    objects: dict[str, Any] = {entry["Key"].removeprefix(prefix): entry for entry in listed if not entry["Key"].endswith("/")}
+    if not objects:
+        raise FetchError(f"{address}: holds no object; correct `model`")
+    for name in objects:
+        if ".." in Path(name).parts or name.startswith("/"):
+            raise FetchError(f"{address}: object {name!r} would leave the model's directory; rename it")
+    content = json.dumps([[name, entry["ETag"], entry["Size"]] for name, entry in sorted(objects.items())])
+
+    def download(directory: Path) -> None:
+        for name, entry in sorted(objects.items()):
+            target = directory / name
+            # boto3 gives a file its name when it is whole, so the size is proof enough.
+            if target.is_file() and target.stat().st_size == entry["Size"]:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                client.download_file(bucket, entry["Key"], str(target))
+            except (BotoCoreError, ClientError, OSError) as error:
+                raise FetchError(f"s3://{bucket}/{entry['Key']}: {first_line(error)}") from error
+
+    return Model(f"{sanitised(f'{bucket}/{prefix}')}@{hashlib.sha256(content.encode()).hexdigest()[:12]}", download)
+
+
+def fetch(model: Model, models_dir: Path) -> tuple[Path, bool]:
+    """Make sure that the model is in ``models_dir``; returns its directory and whether it had to be downloaded."""
+    target = models_dir / model.directory_name
+    if target.is_dir():
+        return target, False
+    models_dir.mkdir(parents=True, exist_ok=True)
+    with _alone(models_dir / f".{model.directory_name}.lock"):
+        if target.is_dir():  # by whoever held the lock
+            return target, False
+        unfinished = models_dir / f"{model.directory_name}.part"
+        unfinished.mkdir(exist_ok=True)
+        try:
+            model.download(unfinished)
+        except OSError as error:
+            raise FetchError(f"{target}: {error}; free space is {_free_gb(models_dir)} GB") from error
+        if not (unfinished / "config.json").is_file():
+            raise FetchError(f"{target}: what was downloaded has no config.json, so it is not a model; correct `model`")
+        _flush(unfinished)
+        unfinished.rename(target)
+    return target, True
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait for another fetch of the same model, such as that of an interrupted run, which may go on by itself."""
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _flush(directory: Path) -> None:
+    """Put the files on disk before their directory gets its final name: a name must mean whole files."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def _free_gb(directory: Path) -> int:
+    return shutil.disk_usage(directory).free // 10**9
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Bring a model to a directory of its own.")
+    parser.add_argument("--models-dir", type=Path, required=True)
+    parser.add_argument("--revision", default="", help="commit, for a hub id")
+    parser.add_argument("--check", action="store_true", help="download nothing; say where the model would be")
+    parser.add_argument("model", help="hub id or s3://bucket/prefix")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    os.umask(0o027)
+    try:
+        model = from_s3(options.model) if options.model.startswith("s3://") else from_hub(options.model, options.revision)
+        if options.check:
+            path = options.models_dir / model.directory_name
+            changed = not path.is_dir()
+        else:
+            path, changed = fetch(model, options.models_dir)
+    except FetchError as error:
+        print(f"cannot fetch the model: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps({"path": str(path), "changed": changed}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
