@@ -75,8 +75,8 @@ class Lab:
 
     @classmethod
     def of(cls, short: str, project: Path = PROJECT) -> Lab:
-        """The lab `short` of the checkout `project`; two checkouts never share one."""
-        return cls(f"{short}-{hashlib.sha256(str(project).encode()).hexdigest()[:6]}")
+        """The lab `short` of the checkout `project`; two checkouts never share one. A scenario's `_` has no place in host names."""
+        return cls(f"{short.replace('_', '-')}-{hashlib.sha256(str(project).encode()).hexdigest()[:6]}")
 
     @property
     def tag(self) -> str:
