@@ -1,0 +1,60 @@
+"""Every answer that is not the engine's own, in the one shape that OpenAI clients understand."""
+
+from collections.abc import Sequence
+
+import msgspec
+from starlette.types import Send
+
+Header = tuple[bytes, bytes]
+
+
+class ApiError(Exception):
+    """A request ends here: `status` and an OpenAI-shaped body go to the client.
+
+    `code` is for programs and is also the request's `outcome` in the access log; `message` is for people and
+    never holds a prompt or a key.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        kind: str | None = None,
+        param: str | None = None,
+        headers: Sequence[Header] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
+        self.param = param
+        self.headers = tuple(headers)
+
+
+class Unavailable(ApiError):
+    """503: our capacity, not the caller's fault; worth another try after `retry_after_s` seconds."""
+
+    def __init__(self, code: str, message: str, *, retry_after_s: int) -> None:
+        super().__init__(503, code, message, headers=[(b"retry-after", str(retry_after_s).encode())])
+
+
+def error_body(message: str, kind: str, param: str | None, code: str | None) -> bytes:
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def body_of(error: ApiError) -> bytes:
+    return error_body(error.message, error.kind, error.param, error.code)
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: Sequence[Header] = ()) -> None:
+    start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: ApiError, request_id: str) -> None:
+    headers = [(b"x-request-id", request_id.encode()), *error.headers]
+    await send_json(send, error.status, body_of(error), headers)

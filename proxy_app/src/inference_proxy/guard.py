@@ -1,0 +1,123 @@
+"""What may end a request before its time: the client leaving, a clock running out, the server stopping."""
+
+import asyncio
+import enum
+from types import TracebackType
+
+from starlette.types import Receive
+
+from .config import Timeouts
+
+
+class Reason(enum.Enum):
+    CLIENT_GONE = "client_gone"
+    FIRST_BYTE = "first_byte_timeout"
+    BETWEEN_CHUNKS = "between_chunks_timeout"
+    TOTAL = "total_timeout"
+    SHUTDOWN = "shutdown"
+
+
+class Interrupted(Exception):
+    """The guarded block was ended from outside, and why."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class Guard:
+    """Cancels the task inside `with guard:` for a Reason; the block then ends with Interrupted.
+
+    One timer serves all clocks. It is re-armed lazily, when it fires, so that a chunk costs an assignment to
+    `reading_since` and nothing else. While a chunk is on its way to a client that does not read,
+    `reading_since` is None: only the total clock runs then, for the engine is not to blame.
+    """
+
+    __slots__ = (
+        "_between_s",
+        "_first_byte_at",
+        "_loop",
+        "_reason",
+        "_task",
+        "_timer",
+        "_total_at",
+        "_watcher",
+        "reading_since",
+    )
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._total_at = self._loop.time() + timeouts.total_s
+        self._first_byte_at: float | None = None
+        self._between_s = timeouts.between_chunks_s
+        self._reason: Reason | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self.reading_since: float | None = None
+
+    def __enter__(self) -> "Guard":
+        self._task = asyncio.current_task()
+        self._arm(self._total_at)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        task, self._task = self._task, None
+        if self._reason is not None and task is not None:
+            others = task.uncancel()
+            # Cancelled by somebody else as well: that is not ours to swallow.
+            if kind is asyncio.CancelledError and not others:
+                raise Interrupted(self._reason) from None
+
+    def watch(self, receive: Receive) -> None:
+        """From here on (the body has been read) all that `receive` can still tell is that the client left.
+
+        Without it nobody notices: the server drops what is sent to a closed connection in silence.
+        """
+        self._watcher = self._loop.create_task(self._until_gone(receive))
+
+    def start_first_byte(self, seconds: float) -> None:
+        self._first_byte_at = self._loop.time() + seconds
+        self._arm(min(self._first_byte_at, self._total_at))
+
+    def first_byte_came(self) -> None:
+        """Stops that clock and starts the one between chunks."""
+        self._first_byte_at = None
+        self._arm(min(self._loop.time() + self._between_s, self._total_at))
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    def interrupt(self, reason: Reason) -> None:
+        """End the block. The first reason stands; later ones are ignored."""
+        if self._reason is None and self._task is not None:
+            self._reason = reason
+            self._task.cancel()
+
+    async def _until_gone(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.interrupt(Reason.CLIENT_GONE)
+
+    def _arm(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        if now >= self._total_at:
+            return self.interrupt(Reason.TOTAL)
+        if self._first_byte_at is not None:
+            due, reason = self._first_byte_at, Reason.FIRST_BYTE
+        else:
+            due, reason = (self.reading_since or now) + self._between_s, Reason.BETWEEN_CHUNKS
+        if now >= due:
+            return self.interrupt(reason)
+        self._arm(min(due, self._total_at))

@@ -1,0 +1,159 @@
+"""The steps of a request, in their order: authenticate, validate, route, relay, account."""
+
+import asyncio
+import logging
+import time
+
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from .account import Exchange, account
+from .authenticate import authenticate
+from .errors import ApiError, Unavailable, send_error
+from .guard import Guard, Interrupted, Reason
+from .relay import Relay
+from .route import Engine, choose
+from .state import State
+from .upstream import EngineLost, Upstream, request_headers
+from .validate import Asked, ClientGone, read_body, validate
+
+log = logging.getLogger(__name__)
+
+# nginx's number for a client that left before it was answered. It appears in the log only.
+_CLIENT_GONE = 499
+
+
+class Pipeline:
+    """A plain ASGI callable: neither Starlette's router nor any middleware stands around it."""
+
+    def __init__(self, state: State, upstream: Upstream) -> None:
+        self.state = state
+        self.upstream = upstream
+
+    async def __call__(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        await _Request(self, exchange, scope, receive, send).run()
+
+
+class _Request:
+    def __init__(
+        self, pipeline: Pipeline, exchange: Exchange, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self._state = pipeline.state
+        self._upstream = pipeline.upstream
+        self._settings = pipeline.state.settings
+        self._exchange = exchange
+        self._headers = Headers(scope=scope)
+        self._raw_headers = scope["headers"]
+        self._receive = receive
+        self._send = send
+        self._guard = Guard(self._settings.config.timeouts)
+        self._relay: Relay | None = None
+
+    async def run(self) -> None:
+        self._state.guards.add(self._guard)
+        try:
+            with self._guard:
+                await self._steps()
+        except ClientGone:
+            self._note_client_gone()
+        except Interrupted as interrupted:
+            if interrupted.reason is Reason.CLIENT_GONE:
+                self._note_client_gone()
+            else:
+                await self._end(self._why(interrupted.reason))
+        except ApiError as error:
+            await self._end(error)
+        except asyncio.CancelledError:
+            self._exchange.outcome = "cancelled"
+            raise
+        except Exception:
+            log.exception("request %s failed", self._exchange.request_id)
+            await self._end(ApiError(500, "internal_error", "The proxy failed to handle this request."))
+        finally:
+            self._state.guards.discard(self._guard)
+            account(self._exchange)
+
+    async def _steps(self) -> None:
+        exchange, config = self._exchange, self._settings.config
+
+        key = authenticate(self._raw_headers, self._settings.keys)
+        exchange.key = key.name
+
+        body = await read_body(self._receive, self._headers.get("content-length"), config.body_limit_bytes)
+        asked = validate(body)
+        exchange.model, exchange.stream = asked.model, asked.stream
+
+        engines = self._state.fleet.serving(asked.model, key)
+
+        self._guard.watch(self._receive)
+        self._guard.start_first_byte(config.timeouts.first_byte_s)
+        await self._relay_from(engines, asked)
+
+    async def _relay_from(self, engines: list[Engine], asked: Asked) -> None:
+        """Two attempts, the second elsewhere if that exists, and only while the client has seen nothing.
+
+        A request that reached the first engine may be computed twice; it changes nothing there.
+        """
+        tried: Engine | None = None
+        for last in (False, True):
+            engine = choose(engines, tried)
+            self._exchange.engine = engine.id
+            try:
+                with engine.occupied():
+                    return await self._attempt(engine, asked, fresh=last)
+            except EngineLost as lost:
+                log.warning("request %s: engine %s lost: %s", self._exchange.request_id, engine.id, lost)
+                if self._relay is not None and self._relay.started:
+                    raise ApiError(
+                        502, "engine_lost", "The engine broke off in the middle of its answer."
+                    ) from lost
+                if last:
+                    raise ApiError(502, "engine_unreachable", "The engine could not be reached.") from lost
+            tried = engine
+
+    async def _attempt(self, engine: Engine, asked: Asked, *, fresh: bool) -> None:
+        exchange, timeouts = self._exchange, self._settings.config.timeouts
+        response = await self._upstream.post(
+            engine,
+            exchange.path,
+            asked.body,
+            request_headers(self._headers, exchange.request_id),
+            connect_s=timeouts.connect_s,
+            fresh=fresh,
+        )
+        relay = self._relay = Relay(response, exchange, self._guard, self._send)
+        try:
+            chunk = await relay.first_chunk()
+            self._guard.first_byte_came()
+            exchange.first_byte = time.perf_counter()
+            if response.status < 300:
+                await relay.run(chunk)
+            elif response.status < 400:
+                raise ApiError(502, "bad_gateway", f"The engine answered {response.status}, a redirect.")
+            else:
+                await relay.refuse(chunk)
+        finally:
+            relay.close()
+
+    def _why(self, reason: Reason) -> ApiError:
+        if reason is Reason.SHUTDOWN:
+            return Unavailable(reason.value, "The service is restarting.", retry_after_s=1)
+        if self._exchange.engine is None:
+            return ApiError(408, "request_timeout", "The request did not arrive in time.")
+        what = {
+            Reason.FIRST_BYTE: "The engine did not begin its answer in time.",
+            Reason.BETWEEN_CHUNKS: "The engine stopped in the middle of its answer.",
+            Reason.TOTAL: "The request took longer than the service allows.",
+        }
+        return ApiError(504, reason.value, what[reason])
+
+    async def _end(self, error: ApiError) -> None:
+        self._exchange.outcome = error.code
+        if self._relay is not None and self._relay.started:
+            return await self._relay.fail(error)
+        self._exchange.status = error.status
+        await send_error(self._send, error, self._exchange.request_id)
+
+    def _note_client_gone(self) -> None:
+        self._exchange.outcome = "client_gone"
+        self._exchange.status = self._exchange.status or _CLIENT_GONE

@@ -1,0 +1,192 @@
+"""Fourth step: the request to the engine, the engine's answer to the client, bytes as they come."""
+
+import asyncio
+import logging
+from typing import Any
+
+import aiohttp
+import msgspec
+from starlette.types import Send
+
+from .account import Exchange
+from .errors import ApiError, Header, error_body, send_json
+from .guard import Guard
+from .upstream import EngineLost
+
+# An event that is longer than this is passed on in pieces rather than kept.
+_EVENT_LIMIT = 256 * 1024
+_ERROR_BODY_LIMIT = 64 * 1024
+# How long a client that was cut off may take to accept the reason.
+_FAREWELL_S = 5.0
+
+# Headers of an answer that belong to one connection, or that the server in front writes itself.
+_NOT_PASSED_ON = frozenset(
+    {"connection", "date", "keep-alive", "proxy-authenticate", "proxy-connection", "server", "te", "trailer",
+     "transfer-encoding", "upgrade", "x-request-id"}
+)  # fmt: skip
+
+# What vLLM says of a request that it dropped because it was told to stop, in a 200 that ends with [DONE].
+_ABORTED = b'"finish_reason":"abort"'
+_DONE = b"[DONE]"
+
+log = logging.getLogger(__name__)
+
+
+class Relay:
+    """One answer of an engine on its way to the client.
+
+    Nothing is sent before the engine's first byte, although its headers come earlier: until then a broken
+    engine can be replaced by another, and a late one still answered with 504.
+    """
+
+    def __init__(
+        self, response: aiohttp.ClientResponse, exchange: Exchange, guard: Guard, send: Send
+    ) -> None:
+        self._response = response
+        self._exchange = exchange
+        self._guard = guard
+        self._send = send
+        self._held = b""
+        self.started = False
+        self.is_events = response.content_type == "text/event-stream"
+
+    async def first_chunk(self) -> bytes:
+        """Wait for the engine's first byte. Raises EngineLost."""
+        chunk = await self._read()
+        if self._response.status < 400 and _ABORTED in chunk:
+            raise EngineLost("it dropped the request because it is stopping")
+        return chunk
+
+    async def run(self, chunk: bytes) -> None:
+        """Pass the answer on, beginning with `chunk`. Raises EngineLost when it does not come to its end.
+
+        The next chunk is read only when the server has taken the last one, so a client that does not read
+        stops its own stream and fills no memory.
+        """
+        exchange, guard = self._exchange, self._guard
+        await self._start()
+        while chunk:
+            exchange.tail.append(chunk)
+            if self.is_events:
+                if _ABORTED in chunk:
+                    raise EngineLost("it dropped the request because it is stopping")
+                chunk = self._whole_events(chunk)
+            if chunk:
+                guard.reading_since = None
+                exchange.bytes_out += len(chunk)
+                await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+            guard.reading_since = guard.now()
+            chunk = await self._read()
+        if self.is_events and _DONE not in exchange.end_of_body():
+            raise EngineLost("its stream ended without [DONE]")
+        await self._send({"type": "http.response.body", "body": self._held})
+
+    async def refuse(self, chunk: bytes) -> None:
+        """Pass on an answer of 4xx or 5xx, in our one shape whatever its own. Raises EngineLost."""
+        body = chunk
+        while chunk and len(body) <= _ERROR_BODY_LIMIT:
+            chunk = await self._read()
+            body += chunk
+        status = self._response.status
+        headers: list[Header] = [(b"x-request-id", self._exchange.request_id.encode())]
+        retry_after = self._response.headers.get("retry-after", "1" if status == 503 else None)
+        if retry_after is not None:
+            headers.append((b"retry-after", retry_after.encode("latin-1")))
+        body = reshape_error(status, body)
+        self._exchange.bytes_out = len(body)
+        self._exchange.status = status
+        self._exchange.outcome = "engine_error" if status >= 500 else "engine_refused"
+        self.started = True
+        await send_json(self._send, status, body, headers)
+
+    async def fail(self, error: ApiError) -> None:
+        """Tell a client in mid-answer that this is not its end. A stream gets an event; any other answer is
+        left incomplete, and the server then closes the connection, which no client takes for success."""
+        if not self.is_events:
+            return
+        event = b"data: " + error_body(error.message, error.kind, error.param, error.code) + b"\n\n"
+        try:
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._send({"type": "http.response.body", "body": event})
+        except TimeoutError:
+            log.warning("request %s: its client does not read", self._exchange.request_id)
+
+    def close(self) -> None:
+        """Give the connection back if the answer was read to its end; otherwise close it, by which the engine
+        learns to stop generating."""
+        if self._response.content.is_eof() and self._response.content.exception() is None:
+            self._response.release()
+        else:
+            self._response.close()
+
+    async def _start(self) -> None:
+        headers: list[Header] = [(b"x-request-id", self._exchange.request_id.encode())]
+        named = {name.strip().lower() for name in self._response.headers.get("connection", "").split(",")}
+        for name, value in self._response.raw_headers:
+            lower = name.decode("latin-1").lower()
+            if lower not in _NOT_PASSED_ON and lower not in named:
+                headers.append((name, value))
+        if self.is_events:
+            # Said in the answer itself, so that it holds for whatever stands in front of us.
+            headers.append((b"x-accel-buffering", b"no"))
+            if "cache-control" not in self._response.headers:
+                headers.append((b"cache-control", b"no-cache"))
+        self._exchange.status = self._response.status
+        self.started = True
+        await self._send({"type": "http.response.start", "status": self._response.status, "headers": headers})
+
+    async def _read(self) -> bytes:
+        """All that has come since the last read, in one piece; b"" at the end. Raises EngineLost."""
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineLost(f"{type(error).__name__}: {error}") from error
+
+    def _whole_events(self, chunk: bytes) -> bytes:
+        """Keep the beginning of an unfinished event for the next time. So an error event never lands in the
+        middle of another, where no client could read it. Engines write event by event: this is rare."""
+        data = self._held + chunk if self._held else chunk
+        self._held = b""
+        if data.endswith(b"\n\n"):
+            return data
+        ends = (at + len(end) for end in (b"\n\n", b"\r\n\r\n") if (at := data.rfind(end)) >= 0)
+        cut = max(ends, default=0)
+        if len(data) - cut > _EVENT_LIMIT:
+            return data
+        self._held = data[cut:]
+        return data[:cut]
+
+
+def reshape_error(status: int, body: bytes) -> bytes:
+    """An engine's error as OpenAI has it. vLLM's own mostly are; those of its guard, its router and FastAPI's
+    checks are not: {"error": "Unauthorized"}, {"detail": "Not Found"}, {"detail": [{"loc": …, "msg": …}]}."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    message: Any = None
+    param: Any = None
+    code: Any = None
+    try:
+        document = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        document = None
+    if isinstance(document, dict):
+        error = document.get("error", document)
+        if isinstance(error, dict):
+            message = error.get("message", error.get("detail"))
+            param, code = error.get("param"), error.get("code")
+            kind = error["type"] if isinstance(error.get("type"), str) else kind
+        else:
+            message = error
+    if isinstance(message, list):
+        message = "; ".join(_detail(item) for item in message)
+    if not isinstance(message, str) or not message:
+        message = f"The engine answered {status}."
+    return error_body(
+        message, kind, None if param is None else str(param), None if code is None else str(code)
+    )
+
+
+def _detail(item: Any) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    where = ".".join(str(part) for part in item.get("loc", ()))
+    return f"{where}: {item.get('msg')}"

@@ -1,0 +1,79 @@
+"""Takes over changed files while requests run: config.yml, the keys, the markers of drained engines."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from .config import ConfigError
+from .state import Settings, State
+
+_INTERVAL_S = 0.5
+
+log = logging.getLogger(__name__)
+
+_Signature = tuple[int, int, int] | None
+
+
+class Watcher:
+    """Looks at the files twice a second, and at once on `poke()`.
+
+    A file that cannot be used changes nothing: it is reported once, by log and by /health/ready, and tried
+    again until it can.
+    """
+
+    def __init__(self, path: Path, state: State, changed: Callable[[], None]) -> None:
+        self._path = path
+        self._state = state
+        self._changed = changed
+        self._poked = asyncio.Event()
+        self._seen = self._look()
+
+    def poke(self) -> None:
+        self._poked.set()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_INTERVAL_S):
+                    await self._poked.wait()
+            except TimeoutError:
+                pass
+            try:
+                await self._turn()
+            except Exception:
+                # Whatever it was, the next turn must come: without it no key could ever be revoked again.
+                log.exception("looking for changed files failed")
+
+    async def _turn(self) -> None:
+        asked, seen = self._poked.is_set(), self._look()
+        self._poked.clear()
+        self._state.look_for_drained()
+        if asked or seen != self._seen or self._state.config_error is not None:
+            await self._reload()
+            self._seen = seen
+
+    async def _reload(self) -> None:
+        state = self._state
+        try:
+            settings = await asyncio.to_thread(Settings.load, self._path)
+        except ConfigError as error:
+            if str(error) != state.config_error:
+                log.error("configuration refused, the old one stays: %s", error)
+            state.config_error = str(error)
+            return
+        state.apply(settings)
+        state.config_error = None
+        self._changed()
+        log.info("configuration loaded: %d engines", len(settings.config.engines))
+
+    def _look(self) -> tuple[_Signature, _Signature]:
+        return _signature(self._path), _signature(self._state.settings.config.keys_file)
+
+
+def _signature(path: Path) -> _Signature:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

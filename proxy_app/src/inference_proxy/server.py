@@ -1,0 +1,55 @@
+"""One worker: uvicorn around the application, and an orderly end."""
+
+import asyncio
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from .app import Proxy
+from .state import Settings, State
+
+# How long /health/ready says 503 while connections are still accepted, so that its watchers turn away first.
+_NOTICE_S = 0.5
+# Longer than nginx keeps an idle upstream connection (60 s): the side that sends next is the one to close.
+_KEEP_ALIVE_S = 75
+# For answers to the requests that were ended, after shutdown_s.
+_FAREWELL_S = 10
+
+
+class Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
+        super().__init__(config)
+        self._state = state
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say so, then accept nothing new, let requests finish for shutdown_s, end the rest with an error."""
+        self._state.stopping = True
+        await asyncio.sleep(_NOTICE_S)
+        patience_s = self._state.settings.config.shutdown_s
+        ending = asyncio.get_running_loop().call_later(patience_s, self._state.interrupt_all)
+        self.config.timeout_graceful_shutdown = int(patience_s) + _FAREWELL_S
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+
+def make_server(config_path: Path, host: str, port: int) -> Server:
+    """Raises ConfigError when the configuration cannot be used."""
+    state = State(Settings.load(config_path))
+    config = uvicorn.Config(
+        Proxy(config_path, state),
+        host=host,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+    )
+    return Server(config, state)

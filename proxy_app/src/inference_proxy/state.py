@@ -1,0 +1,46 @@
+"""What the proxy knows at this moment. Requests take one `settings` and keep it to their end."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .authenticate import KeyRing
+from .config import Config, list_drained, load_config, load_keys
+from .guard import Guard, Reason
+from .route import Fleet
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    config: Config
+    keys: KeyRing
+
+    @classmethod
+    def load(cls, path: Path) -> "Settings":
+        """Read config.yml and its keys file. Raises ConfigError."""
+        config = load_config(path)
+        return cls(config, KeyRing(load_keys(config.keys_file)))
+
+
+class State:
+    def __init__(self, settings: Settings) -> None:
+        self.fleet = Fleet()
+        self.guards: set[Guard] = set()
+        self.stopping = False
+        self.config_error: str | None = None
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        self.settings = settings
+        self.fleet.configure(settings.config.engines)
+        self.look_for_drained()
+
+    def look_for_drained(self) -> None:
+        self.fleet.set_drained(list_drained(self.settings.config.drained_dir))
+
+    def interrupt_all(self) -> None:
+        """End what is still running, each request with an answer that says so."""
+        for guard in list(self.guards):
+            guard.interrupt(Reason.SHUTDOWN)
+
+    def ready(self) -> bool:
+        return not self.stopping and any(engine.state == "serving" for engine in self.fleet.engines)

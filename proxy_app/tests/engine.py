@@ -1,0 +1,155 @@
+"""An engine that does what a test tells it, over real sockets: also what no decent server does."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+WAIT_S = 10.0  # for what must happen; never how long something takes
+
+
+@dataclass
+class Call:
+    """One request at the engine, and the means to answer it."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    nth_on_connection: int
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    client_gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def write(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def head(self, status: int, *headers: str) -> None:
+        lines = [f"HTTP/1.1 {status} X", *headers, "", ""]
+        await self.write("\r\n".join(lines).encode())
+
+    async def answer(self, status: int, body: bytes | Any, *headers: str) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode()
+        await self.head(status, "content-type: application/json", f"content-length: {len(data)}", *headers)
+        await self.write(data)
+
+    async def start_stream(self, *headers: str) -> None:
+        await self.head(
+            200, "content-type: text/event-stream; charset=utf-8", "transfer-encoding: chunked", *headers
+        )
+
+    async def chunk(self, data: bytes) -> None:
+        await self.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    async def event(self, data: str) -> None:
+        await self.chunk(f"data: {data}\n\n".encode())
+
+    async def end_stream(self) -> None:
+        await self.write(b"0\r\n\r\n")
+
+    def break_off(self) -> None:
+        self.writer.transport.abort()
+
+
+Script = Callable[[Call], Awaitable[None]]
+
+COMPLETION = {
+    "id": "c-1",
+    "choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 3, "total_tokens": 8, "completion_tokens": 5},
+}
+
+
+async def complete(call: Call) -> None:
+    await call.answer(200, COMPLETION)
+
+
+async def stream(call: Call) -> None:
+    await call.start_stream()
+    for word in ("one", "two"):
+        await call.event(json.dumps({"choices": [{"delta": {"content": word}}]}))
+    await call.event("[DONE]")
+    await call.end_stream()
+
+
+class Engine:
+    """Serves `script` on every path but /v1/models, which it answers by `models`."""
+
+    def __init__(self, *models: str) -> None:
+        self.script: Script = complete
+        self.cards: list[dict[str, Any]] = [
+            {"id": model, "object": "model", "created": 7, "owned_by": "vllm", "root": "/srv/secret"}
+            for model in models
+        ]
+        self.models: Script = self._answer_models
+        self.calls: list[Call] = []
+        self.arrived: asyncio.Queue[Call] = asyncio.Queue()
+        self.polled: asyncio.Queue[Call] = asyncio.Queue()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def next_call(self) -> Call:
+        return await asyncio.wait_for(self.arrived.get(), WAIT_S)
+
+    async def _answer_models(self, call: Call) -> None:
+        await call.answer(200, {"object": "list", "data": self.cards})
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        nth = 0
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                nth += 1
+                await self._serve(head, nth, reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def _serve(
+        self, head: bytes, nth: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        request, *lines = head.decode("latin-1").strip().split("\r\n")
+        method, path, _ = request.split(" ")
+        headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        call = Call(method, path, headers, body, nth, reader, writer)
+        if path == "/v1/models":
+            self.polled.put_nowait(call)
+            return await self.models(call)
+        self.calls.append(call)
+        watching = asyncio.create_task(self._watch(call))
+        self.arrived.put_nowait(call)
+        try:
+            await self.script(call)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _watch(self, call: Call) -> None:
+        with contextlib.suppress(ConnectionError):
+            assert await call.reader.read(1) == b"", "the proxy does not pipeline"
+        call.client_gone.set()

@@ -1,0 +1,134 @@
+"""The command as systemd runs it: signals, its log, and its end."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from engine import WAIT_S, Call, Engine
+from harness import Files, Proxy
+
+pytestmark = pytest.mark.anyio
+
+
+class Process:
+    def __init__(self, process: asyncio.subprocess.Process, proxy: Proxy) -> None:
+        self.process = process
+        self.proxy = proxy
+        self.lines: list[dict[str, Any]] = []
+
+    async def line(self, **wanted: Any) -> dict[str, Any]:
+        """Read the log until a line has these fields; a string has to be part of the field."""
+        assert self.process.stdout is not None
+        while raw := await asyncio.wait_for(self.process.stdout.readline(), WAIT_S):
+            record: dict[str, Any] = json.loads(raw)
+            self.lines.append(record)
+            if all(value in record.get(name, "") for name, value in wanted.items()):
+                return record
+        raise AssertionError(f"the log ended without {wanted}: {self.lines}")
+
+
+@contextlib.asynccontextmanager
+async def running_process(files: Files) -> AsyncIterator[Process]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "inference_proxy", "serve", "--config", str(files.config),
+        "--host", "127.0.0.1", "--port", str(port),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": "src", "PROXY_RELEASE": "0.1.0-abc"},
+    )  # fmt: skip
+    try:
+        async with aiohttp.ClientSession() as session:
+            running = Process(process, Proxy(files, f"http://127.0.0.1:{port}", session))
+            await running.line(message="Uvicorn running")
+            yield running
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def test_a_stream_outlives_sigterm(files: Files, engine: Engine) -> None:
+    go_on = asyncio.Event()
+
+    async def pause(call: Call) -> None:
+        await call.start_stream()
+        await call.event("1")
+        await go_on.wait()
+        await call.event("[DONE]")
+        await call.end_stream()
+
+    engine.script = pause
+    files.configure(engine)
+    async with running_process(files) as running:
+        proxy = running.proxy
+        assert (await proxy.ready())["release"] == "0.1.0-abc"
+        async with proxy.post(body={"stream": True}) as response:
+            await response.content.readuntil(b"\n\n")
+            running.process.terminate()
+            status = await proxy.until(lambda status: status["status"] == "unready")
+            assert status["http"] == 503
+            await running.line(message="Waiting for connections to close")
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await proxy.get("/health/live").__aenter__()
+            go_on.set()
+            assert await response.content.read() == b"data: [DONE]\n\n"
+        await running.line(outcome="ok")
+        assert await asyncio.wait_for(running.process.wait(), WAIT_S) == -signal.SIGTERM
+
+
+async def test_what_takes_longer_than_shutdown_s_is_told_so(files: Files, engine: Engine) -> None:
+    async def endless(call: Call) -> None:
+        if b'"stream"' in call.body:
+            await call.start_stream()
+            await call.event("1")
+        await call.client_gone.wait()
+
+    engine.script = endless
+    files.configure(engine, shutdown_s=0.2)
+    async with running_process(files) as running:
+        silent = asyncio.create_task(running.proxy.post().__aenter__())
+        await engine.next_call()
+        async with running.proxy.post(body={"stream": True}) as response:
+            await response.content.readuntil(b"\n\n")
+            running.process.terminate()
+            event = (await response.content.readuntil(b"\n\n")).removeprefix(b"data: ")
+            assert json.loads(event)["error"]["code"] == "shutdown"
+        async with await silent as response:
+            assert response.status == 503
+            assert response.headers["retry-after"]
+        assert await asyncio.wait_for(running.process.wait(), WAIT_S) == -signal.SIGTERM
+
+
+async def test_sighup_loads_at_once(files: Files, engine: Engine) -> None:
+    files.configure(engine)
+    async with running_process(files) as running:
+        running.process.send_signal(signal.SIGHUP)
+        await running.line(message="configuration loaded")
+        files.write(files.config, "nonsense")
+        running.process.send_signal(signal.SIGHUP)
+        await running.line(message="configuration refused")
+        assert (await running.proxy.ready())["status"] == "ready"
+        assert not [line for line in running.lines if "time" not in line or "event" not in line]
+
+
+async def test_it_does_not_start_with_a_bad_configuration(files: Files) -> None:
+    files.write(files.config, {"keys_file": "relative"})
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "inference_proxy", "serve", "--config", str(files.config),
+        "--host", "127.0.0.1", "--port", "1",
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": "src"},
+    )  # fmt: skip
+    _, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
+    assert process.returncode == 2
+    assert len(errors.splitlines()) == 2

@@ -1,0 +1,308 @@
+"""Answers on their way: one chunk at a time, clients that leave or do not read, engines that break off."""
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+
+from engine import WAIT_S, Call, Engine, stream
+from harness import KEY, Files, Log, Proxy, running_proxy
+
+pytestmark = pytest.mark.anyio
+
+STREAM = {"stream": True}
+
+
+async def events(response: aiohttp.ClientResponse) -> list[Any]:
+    text = (await response.read()).decode()
+    assert text.endswith("\n\n")
+    return [
+        event if event == "[DONE]" else json.loads(event)
+        for event in (block.removeprefix("data: ") for block in text.removesuffix("\n\n").split("\n\n"))
+    ]
+
+
+async def test_chunks_arrive_one_by_one(proxy: Proxy, engine: Engine, log: Log) -> None:
+    seen = asyncio.Semaphore(0)
+
+    async def step_by_step(call: Call) -> None:
+        await call.start_stream()
+        for number in range(5):
+            await call.event(json.dumps({"n": number}))
+            # Not before the client has that one in its hands: with chunks kept back this would hang.
+            await asyncio.wait_for(seen.acquire(), WAIT_S)
+        await call.event('{"usage":{"prompt_tokens":11,"total_tokens":16,"completion_tokens":5}}')
+        await call.event("[DONE]")
+        await call.end_stream()
+
+    engine.script = step_by_step
+    async with proxy.post(body=STREAM) as response:
+        assert response.status == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
+        assert response.headers["cache-control"] == "no-cache"
+        assert "content-length" not in response.headers
+        for number in range(5):
+            line = await asyncio.wait_for(response.content.readuntil(b"\n\n"), WAIT_S)
+            assert line == b'data: {"n": %d}\n\n' % number
+            seen.release()
+        assert b"[DONE]" in await response.content.read()
+    line = await log.last_request()
+    assert (line["stream"], line["outcome"], line["status"]) == (True, "ok", 200)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (11, 5)
+
+
+async def test_bytes_are_not_touched(proxy: Proxy, engine: Engine) -> None:
+    body = b": comment\r\n\r\ndata: {\ndata: }\n\nid: 1\nevent: x\ndata: \xc3\xa9\n\ndata: [DONE]\n\ntrailing"
+
+    async def byte_by_byte(call: Call) -> None:
+        await call.start_stream()
+        for byte in body:
+            await call.chunk(bytes([byte]))
+        await call.end_stream()
+
+    engine.script = byte_by_byte
+    async with proxy.post(body=STREAM) as response:
+        assert await response.read() == body
+
+
+async def test_an_event_may_be_large(proxy: Proxy, engine: Engine) -> None:
+    body = b"data: " + b"x" * 3_000_000 + b"\n\ndata: [DONE]\n\n"
+
+    async def large(call: Call) -> None:
+        await call.start_stream()
+        await call.chunk(body)
+        await call.end_stream()
+
+    engine.script = large
+    async with proxy.post(body=STREAM) as response:
+        assert await response.read() == body
+
+
+async def test_connections_are_used_again(proxy: Proxy, engine: Engine) -> None:
+    engine.script = stream
+    for _ in range(5):
+        async with proxy.post(body=STREAM) as response:
+            assert (await events(response))[-1] == "[DONE]"
+    assert max(call.nth_on_connection for call in engine.calls) > 1
+
+
+async def leave_after(proxy: Proxy, call_started: Any, body: dict[str, Any], wait_for: bytes) -> None:
+    """A client over a bare socket that hangs up once it has seen `wait_for` (b"": before any answer)."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    data = json.dumps({"model": "big"} | body).encode()
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %s\r\n"
+        b"content-length: %d\r\n\r\n%s" % (KEY.encode(), len(data), data)
+    )
+    if wait_for:
+        await asyncio.wait_for(reader.readuntil(wait_for), WAIT_S)
+    await call_started()
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_a_client_that_leaves_early_stops_the_engine(
+    proxy: Proxy, engine: Engine, log: Log, streaming: bool
+) -> None:
+    async def think(call: Call) -> None:
+        if streaming:
+            await call.start_stream()
+        await asyncio.wait_for(call.client_gone.wait(), WAIT_S)
+
+    engine.script = think
+    calls: list[Call] = []
+
+    async def started() -> None:
+        calls.append(await engine.next_call())
+
+    await leave_after(proxy, started, {"stream": streaming}, b"")
+    await asyncio.wait_for(calls[0].client_gone.wait(), WAIT_S)
+    line = await log.last_request()
+    assert (line["outcome"], line["status"]) == ("client_gone", 499)
+    await proxy.idle()
+    assert len(engine.calls) == 1
+
+
+async def test_a_client_that_leaves_a_stream_stops_the_engine(proxy: Proxy, engine: Engine, log: Log) -> None:
+    async def talk(call: Call) -> None:
+        await call.start_stream()
+        await call.event("first")
+        await asyncio.wait_for(call.client_gone.wait(), WAIT_S)
+
+    engine.script = talk
+    calls: list[Call] = []
+
+    async def started() -> None:
+        calls.append(await engine.next_call())
+
+    await leave_after(proxy, started, STREAM, b"first")
+    await asyncio.wait_for(calls[0].client_gone.wait(), WAIT_S)
+    line = await log.last_request()
+    assert (line["outcome"], line["status"]) == ("client_gone", 200)
+    await proxy.idle()
+
+
+async def test_a_client_that_leaves_its_upload_is_forgotten(proxy: Proxy, engine: Engine, log: Log) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %s\r\ncontent-length: 99\r\n\r\n{"
+        % KEY.encode()
+    )
+    await proxy.until(lambda status: status["in_flight"] == 1)
+    writer.transport.abort()
+    assert (await log.last_request())["outcome"] == "client_gone"
+    await proxy.idle()
+    assert not engine.calls
+
+
+async def test_a_client_that_does_not_read_stops_its_stream_only(proxy: Proxy, engine: Engine) -> None:
+    total, piece = 256 << 20, b"data: " + b"x" * 65_528 + b"\n\n"
+    written = 0
+    stalled = asyncio.Event()
+
+    async def flood(call: Call) -> None:
+        nonlocal written
+        await call.start_stream()
+        while written < total:
+            call.writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            drained = asyncio.ensure_future(call.writer.drain())
+            if not (await asyncio.wait({drained}, timeout=0.5))[0]:
+                stalled.set()
+            await drained
+            written += len(piece)
+        await call.event("[DONE]")
+        await call.end_stream()
+
+    engine.script = flood
+    async with proxy.post(body=STREAM) as response:
+        await asyncio.wait_for(stalled.wait(), WAIT_S)
+        # What the kernel's four socket buffers and a few in the processes take, and no more.
+        assert written < 40 << 20
+        size = 0
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
+    assert size == total + len(b"data: [DONE]\n\n")
+
+
+async def test_an_engine_that_dies_in_mid_stream(proxy: Proxy, engine: Engine, log: Log) -> None:
+    async def die(call: Call) -> None:
+        await call.start_stream()
+        await call.event('{"n": 1}')
+        await call.chunk(b'data: {"half')
+        call.break_off()
+
+    engine.script = die
+    async with proxy.post(body=STREAM) as response:
+        assert response.status == 200
+        first, error = await events(response)
+    assert first == {"n": 1}
+    assert set(error["error"]) == {"message", "type", "param", "code"}
+    assert error["error"]["code"] == "engine_lost"
+    assert len(engine.calls) == 1
+    line = await log.last_request()
+    assert (line["outcome"], line["status"]) == ("engine_lost", 200)
+
+
+@pytest.mark.parametrize("how", ["no [DONE]", "abort"])
+async def test_a_stream_that_only_seems_complete(proxy: Proxy, engine: Engine, how: str) -> None:
+    async def cheat(call: Call) -> None:
+        await call.start_stream()
+        await call.event('{"n": 1}')
+        assert (await call.reader.read(0)) == b""
+        if how == "abort":
+            await proxy_has_sent_first.wait()
+            await call.event('{"choices":[{"delta":{},"finish_reason":"abort"}]}')
+            await call.event("[DONE]")
+        await call.end_stream()
+
+    proxy_has_sent_first = asyncio.Event()
+    engine.script = cheat
+    async with proxy.post(body=STREAM) as response:
+        assert await response.content.readuntil(b"\n\n") == b'data: {"n": 1}\n\n'
+        proxy_has_sent_first.set()
+        (error,) = await events(response)
+    assert error["error"]["code"] == "engine_lost"
+
+
+async def test_an_answer_that_is_cut_off_is_no_success(proxy: Proxy, engine: Engine, log: Log) -> None:
+    async def cut(call: Call) -> None:
+        await call.head(200, "content-type: application/json", "content-length: 1000")
+        await call.write(b'{"half":')
+        await had_first.wait()
+        call.break_off()
+
+    had_first = asyncio.Event()
+    engine.script = cut
+    async with proxy.post() as response:
+        assert response.status == 200
+        assert await response.content.readany() == b'{"half":'
+        had_first.set()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+    assert (await log.last_request())["outcome"] == "engine_lost"
+
+
+@pytest.mark.parametrize(
+    ("clock", "code"), [("between_chunks_s", "between_chunks_timeout"), ("total_s", "total_timeout")]
+)
+async def test_clocks_end_a_stream_with_a_reason(files: Files, engine: Engine, clock: str, code: str) -> None:
+    async def stall(call: Call) -> None:
+        await call.start_stream()
+        await call.event('{"n": 1}')
+        await call.client_gone.wait()
+
+    engine.script = stall
+    files.configure(engine, timeouts={clock: 0.2})
+    async with running_proxy(files) as proxy:
+        async with proxy.post(body=STREAM) as response:
+            first, error = await events(response)
+        assert first == {"n": 1}
+        assert error["error"]["code"] == code
+        call = await engine.next_call()
+        await asyncio.wait_for(call.client_gone.wait(), WAIT_S)
+
+
+async def test_a_steady_stream_may_last_longer_than_the_clock_between_chunks(
+    files: Files, engine: Engine
+) -> None:
+    async def steady(call: Call) -> None:
+        await call.start_stream()
+        for number in range(12):
+            await call.event(json.dumps(number))
+            await asyncio.sleep(0.05)  # the pace of the engine is what is tested
+        await call.event("[DONE]")
+        await call.end_stream()
+
+    engine.script = steady
+    files.configure(engine, timeouts={"between_chunks_s": 0.4})
+    async with running_proxy(files) as proxy, proxy.post(body=STREAM) as response:
+        assert (await events(response))[-1] == "[DONE]"
+
+
+async def test_many_at_once(pair: Proxy, engine: Engine, other: Engine) -> None:
+    engine.script = other.script = stream
+
+    async def one(number: int) -> None:
+        async with pair.post(body={"stream": True, "n": number}) as response:
+            if number % 3 == 0:
+                return  # leave in the middle
+            assert (await events(response))[-1] == "[DONE]"
+
+    async with asyncio.timeout(WAIT_S):
+        for _ in range(3):
+            await asyncio.gather(*(one(number) for number in range(60)))
+    await pair.idle()
+
+
+async def test_a_pipelined_disconnect_leaks_nothing(proxy: Proxy, engine: Engine) -> None:
+    engine.script = stream
+    for _ in range(20):
+        with contextlib.suppress(aiohttp.ClientError):
+            async with proxy.post(body=STREAM) as response:
+                await response.content.readany()
+                response.close()
+    await proxy.idle()
