@@ -13,8 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from ec2lab import hosts, images, machine, network, process, services
-from ec2lab.model import HOME, PROJECT, Host, Lab, Topology, all_labs, locked
+from ec2lab import demo, hosts, images, machine, network, process, services
+from ec2lab.machine import HOME
+from ec2lab.model import PROJECT, Host, Lab, Topology, all_labs, locked
 from ec2lab.report import LabError, run, step
 
 COMMANDS = {
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         if name == "ssh":
             command.add_argument("host")
             command.add_argument("words", nargs=argparse.REMAINDER)
+    commands.add_parser("demo", help="bring up the demo: lab, site.yml, a chat completion")
+    commands.add_parser("demo-down", help="remove every trace of the demo")
     commands.add_parser("list", help="list the labs of this machine")
     commands.add_parser("clean", help="remove labs whose checkout is gone")
     bake = commands.add_parser("image", help="make sure that an image is cached")
@@ -59,6 +62,15 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.command == "env":
         for name, value in Lab.of(arguments.lab).environment().items():
             print(f"{name}={shlex.quote(value)}")
+    elif arguments.command == "demo":
+        lab = Lab.of(demo.NAME)
+        up(lab, Topology.load(demo.TOPOLOGY))
+        demo.run_site(lab)
+        demo.show(lab)
+    elif arguments.command == "demo-down":
+        with step("remove the demo"):
+            down(Lab.of(demo.NAME))
+            demo.CLIENT_ENV.unlink(missing_ok=True)
     elif arguments.command == "list":
         for lab in all_labs():
             print(f"{lab.name}\t{lab.load().get('subnet', '-')}\t{lab.load().get('project', '-')}")

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from ec2lab import machine
-from ec2lab.model import HOME, PROJECT, locked
+from ec2lab.machine import HOME
+from ec2lab.model import PROJECT, locked
 from ec2lab.report import LabError, run, step
 
 CACHE = HOME / "images"

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from ec2lab.report import LabError, run
@@ -25,6 +26,9 @@ COMMANDS = {
     "ssh-keygen": "openssh-client",
 }
 EXTRA_PACKAGES = ["debian-archive-keyring", "ca-certificates"]
+
+# Where images and labs are kept; here, because the first check runs before any package is there.
+HOME = Path(os.environ.get("LAB_HOME", "/var/lib/ec2-inference-lab"))
 
 DISK_NEEDED_GB = 12
 MEMORY_NEEDED_GB = 6
@@ -42,9 +46,9 @@ def check(home: Path) -> None:
     free_gb = shutil.disk_usage(_existing(home)).free / 1e9
     if free_gb < DISK_NEEDED_GB:
         problems.append(f"{home} has {free_gb:.0f} GB free and the lab needs {DISK_NEEDED_GB}: free some, or set LAB_HOME to a bigger disk")
-    memory_gb = _memory_available_gb()
+    memory_gb = _memory_gb()
     if memory_gb < MEMORY_NEEDED_GB:
-        problems.append(f"{memory_gb:.0f} GB of memory are available and the lab needs {MEMORY_NEEDED_GB}: stop something, or `make demo-down` another lab")
+        problems.append(f"the machine has {memory_gb:.0f} GB of memory and the lab needs {MEMORY_NEEDED_GB}: use a bigger one")
     if problems:
         raise LabError("this machine cannot run the lab; nothing was changed:\n" + "\n".join(f"  - {p}" for p in problems))
 
@@ -120,6 +124,20 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _memory_available_gb() -> float:
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+def _memory_gb() -> float:
+    match = re.search(r"^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     return int(match.group(1)) / 1e6 if match else 0.0
+
+
+def main() -> int:
+    """Check the machine before anything is installed: runs on the system's own Python, without third-party packages."""
+    try:
+        check(HOME)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

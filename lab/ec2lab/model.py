@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,9 @@ from typing import Any
 
 import yaml
 
+from ec2lab.machine import HOME
 from ec2lab.report import LabError
 
-HOME = Path(os.environ.get("LAB_HOME", "/var/lib/ec2-inference-lab"))
 PROJECT = Path(__file__).resolve().parents[2]
 TIERS = ("nginx", "proxy", "vllm")
 # Ports on the lab's own address (the bridge).

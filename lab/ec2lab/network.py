@@ -7,7 +7,8 @@ import subprocess
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from ec2lab.model import HOME, Lab, Topology, all_labs, locked
+from ec2lab.machine import HOME
+from ec2lab.model import Lab, Topology, all_labs, locked
 from ec2lab.report import LabError, run
 
 # 64 subnets of RFC 1918 space that few networks use; each is checked against the machine's routes.

@@ -1,0 +1,37 @@
+# `make demo` and `make test` are all that a newcomer needs; CONTRIBUTING has the rest.
+PYTHON ?= python3
+SCENARIO ?= site
+VENV := .venv
+export PYTHON
+
+.PHONY: demo demo-down test test-fast molecule lint docs lock check-machine venv help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+check-machine:
+	@PYTHONPATH=lab $(PYTHON) -m ec2lab.machine
+
+venv:
+	@tools/bootstrap
+
+demo: check-machine venv ## bring up the whole stack on this machine, and show a chat completion
+	@lab/lab demo
+
+demo-down: ## remove every trace of the demo
+	@lab/lab demo-down
+
+test-fast: venv ## lint and unit tests; no root
+	@$(VENV)/bin/python tools/run_checks.py fast
+
+test: check-machine venv ## everything that CI runs
+	@$(VENV)/bin/python tools/run_checks.py all
+
+molecule: check-machine venv ## one scenario: make molecule SCENARIO=proxy
+	@lab/molecule $(SCENARIO)
+
+docs: venv ## write the variable tables from the argument specs
+	@$(VENV)/bin/python tools/variables.py
+
+lock: venv ## pin the newest versions again
+	@tools/lock

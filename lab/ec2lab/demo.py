@@ -1,0 +1,94 @@
+"""`make demo`: site.yml against the lab, as an operator would run it, and one chat completion through all three tiers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ec2lab.model import PROJECT, Lab
+from ec2lab.report import LabError, step
+
+NAME = "demo"
+TOPOLOGY = PROJECT / "lab" / "demo.yml"
+CLIENT_ENV = PROJECT / ".lab" / "client.env"
+MODEL = "tiny-qwen3"
+ERROR_LINES = 40
+
+
+def run_site(lab: Lab) -> None:
+    """Run site.yml with the dynamic inventory; a line a play, everything in a log."""
+    log = lab.client / "site.log"
+    argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "inventory/aws_ec2.yml", "-i", str(lab.client / "inventory"), "site.yml"]
+    environment = {**os.environ, **lab.environment(), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
+    with log.open("w") as output, subprocess.Popen(
+        argv, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        recap = _follow(_copied(process.stdout, output))
+    if process.returncode != 0:
+        tail = "\n".join(_failure(log.read_text().splitlines()))
+        raise LabError(f"site.yml ended with status {process.returncode}; all of it is in {log}:\n{tail}")
+    changed = sum(int(count) for count in re.findall(r"changed=(\d+)", recap))
+    print(f"          site.yml changed {changed} things on {recap.count('ok=')} hosts", file=sys.stderr)
+
+
+def show(lab: Lab) -> None:
+    """Stream one answer over HTTPS, with the certificate verified, and say how to ask oneself."""
+    CLIENT_ENV.unlink(missing_ok=True)
+    CLIENT_ENV.symlink_to(lab.client / "client.env")
+    settings = dict(line.split("=", 1) for line in CLIENT_ENV.read_text().splitlines())
+    os.environ.update(settings)
+    from openai import OpenAI  # after SSL_CERT_FILE is set: its HTTP client reads it once
+
+    with step("a chat completion over HTTPS, streamed"):
+        client = OpenAI()
+        stream = client.chat.completions.create(
+            model=MODEL, stream=True, max_tokens=48, messages=[{"role": "user", "content": "import this"}]
+        )
+        print("\n  ", end="")
+        for chunk in stream:
+            if chunk.choices and chunk.choices[0].delta.content:
+                print(chunk.choices[0].delta.content.replace("\n", "\n  "), end="", flush=True)
+        print("\n")
+    print(
+        f"The stack serves {settings['OPENAI_BASE_URL']} (a tiny model of random weights: nonsense is right). Ask it yourself:\n\n"
+        "  set -a; . .lab/client.env; set +a\n"
+        "  curl -N --cacert $SSL_CERT_FILE -H \"Authorization: Bearer $OPENAI_API_KEY\" -H 'Content-Type: application/json' \\\n"
+        f"    -d '{{\"model\":\"{MODEL}\",\"stream\":true,\"max_tokens\":20,\"messages\":[{{\"role\":\"user\",\"content\":\"hello\"}}]}}' \\\n"
+        "    $OPENAI_BASE_URL/chat/completions\n\n"
+        "Look around: lab/lab ssh demo web1 (api1, engine1). Remove it all: make demo-down"
+    )
+
+
+def _copied(lines: Iterator[str], output: object) -> Iterator[str]:
+    for line in lines:
+        output.write(line)  # type: ignore[attr-defined]
+        output.flush()  # type: ignore[attr-defined]
+        yield line
+
+
+def _follow(lines: Iterator[str]) -> str:
+    """Print a line a play with its seconds; return the recap."""
+    title, began, recap = "", time.monotonic(), ""
+    for line in lines:
+        if match := re.match(r"PLAY (?:\[(.*)\]|RECAP)", line):
+            if title:
+                print(f"{time.monotonic() - began:6.1f} s  {title}", file=sys.stderr, flush=True)
+            title, began = match.group(1) or "", time.monotonic()
+            recap = "" if match.group(1) else "recap\n"
+        elif recap:
+            recap += line
+    return recap
+
+
+def _failure(lines: list[str]) -> list[str]:
+    """The part of the output that says what failed."""
+    for number, line in enumerate(lines):
+        if line.startswith(("fatal:", "[ERROR]", "ERROR")):
+            return lines[number : number + ERROR_LINES]
+    return lines[-ERROR_LINES:]

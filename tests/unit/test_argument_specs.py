@@ -1,0 +1,36 @@
+"""A role's defaults and its argument specs say the same."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = ["vllm", "proxy", "nginx_certbot", "nvidia_drivers"]
+
+
+def load(role: str, name: str) -> dict:
+    return yaml.safe_load((ROOT / "roles" / role / name).read_text()) or {}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_default_is_in_the_specs_with_the_same_value(role: str) -> None:
+    defaults = load(role, "defaults/main.yml")
+    specs = load(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    optional = {name for name, spec in specs.items() if "default" in spec}
+    assert set(defaults) == optional
+    assert {name: specs[name]["default"] for name in defaults} == defaults
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_public_variable_has_the_roles_prefix_and_a_description(role: str) -> None:
+    specs = load(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    assert [name for name in specs if not name.startswith(f"{role}_")] == []
+    assert [name for name, spec in specs.items() if not spec.get("description")] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_internal_variables_are_marked_as_such(role: str) -> None:
+    files = (ROOT / "roles" / role / "vars").glob("*.yml")
+    names = [name for file in files for name in yaml.safe_load(file.read_text()) or {}]
+    assert [name for name in names if not name.startswith(f"__{role}_")] == []
