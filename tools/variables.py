@@ -32,7 +32,7 @@ def table(role: str) -> str:
         text = " ".join([words] if isinstance(words, str) else words)
         if spec.get("choices"):
             text += f" One of {', '.join(f'`{choice}`' for choice in spec['choices'])}."
-        default = "required" if spec.get("required") else f"`{_default(spec)}`" if "default" in spec else "–"
+        default = "required" if spec.get("required") else f"`{_default(spec)}`" if "default" in spec else "-"
         kind = f"list of {spec['elements']}" if spec.get("elements") else spec.get("type", "str")
         rows.append(f"| `{name}` | {kind} | {_cell(default)} | {_cell(text)} |")
     return "\n".join(rows)

@@ -83,7 +83,11 @@ def _run(arguments: argparse.Namespace) -> int:
         images.layers(arguments.image, bake_layer)
     elif arguments.command == "ssh":
         lab = Lab.of(arguments.lab)
-        found = [Host(**{**h, "tiers": tuple(h["tiers"])}) for h in lab.load().get("hosts", []) if h["name"] == arguments.host]
+        found = [
+            Host(**{**h, "tiers": tuple(h["tiers"])})
+            for h in lab.load().get("hosts", [])
+            if h["name"] == arguments.host
+        ]
         if not found:
             raise LabError(f"lab {lab.name} has no host {arguments.host}; `lab/lab list` shows the labs that are up")
         return subprocess.call([*hosts.ssh(lab, found[0]), *arguments.words])
@@ -168,7 +172,9 @@ def write_inventory(lab: Lab, topology: Topology) -> None:
     # After lab.yml in the alphabet, so that a scenario's own choice wins over what every lab shares.
     (known.parent / "scenario.yml").write_text(yaml.safe_dump(topology.vars) if topology.vars else "{}\n")
     for source in sorted((PROJECT / "lab" / "group_vars").iterdir()):
-        link = known.parent / f"common-{source.name}" if source.stem == "all" else directory / "group_vars" / source.name
+        link = (
+            known.parent / f"common-{source.name}" if source.stem == "all" else directory / "group_vars" / source.name
+        )
         if not link.is_symlink():
             link.symlink_to(source)
     (directory / "hosts.yml").write_text("# The hosts come from the EC2 API.\nall: {}\n")
@@ -201,15 +207,26 @@ def bake_layer(name: str, base: str, playbook: str, layer: Path) -> None:
             inventory = Path(scratch) / "hosts.yml"
             inventory.write_text(yaml.safe_dump({"vllm": {"hosts": {host.name: None}}}))
             ansible = Path(sys.executable).parent / "ansible-playbook"
-            argv = [ansible, "-i", lab.client / "inventory", "-i", inventory, PROJECT / playbook]
+            argv: list[str | Path] = [ansible, "-i", lab.client / "inventory", "-i", inventory, PROJECT / playbook]
             run(argv, cwd=PROJECT, log=HOME / "logs" / f"bake-{name}.log", env={**os.environ, **lab.environment()})
         hosts.poweroff(lab, host)
         process.kill(process.inside(hosts.root(lab, host)))
         run(["umount", hosts.root(lab, host)])
         upper = hosts.directory(lab, host) / "upper"
-        for name_of_host in ("etc/machine-id", "etc/hostname", "etc/hosts", "etc/resolv.conf", "home/admin/.ssh/authorized_keys"):
+        for name_of_host in (
+            "etc/machine-id",
+            "etc/hostname",
+            "etc/hosts",
+            "etc/resolv.conf",
+            "home/admin/.ssh/authorized_keys",
+        ):
             (upper / name_of_host).unlink(missing_ok=True)
-        for pattern in ("etc/ssh/ssh_host_*", "var/log/journal/*", "etc/systemd/network/*", "usr/local/share/ca-certificates/lab-*"):
+        for pattern in (
+            "etc/ssh/ssh_host_*",
+            "var/log/journal/*",
+            "etc/systemd/network/*",
+            "usr/local/share/ca-certificates/lab-*",
+        ):
             for path in upper.glob(pattern):
                 images.remove_tree(path) if path.is_dir() else path.unlink()
         upper.rename(layer)

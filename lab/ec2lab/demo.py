@@ -23,11 +23,21 @@ ERROR_LINES = 40
 def run_site(lab: Lab) -> None:
     """Run site.yml with the dynamic inventory; a line a play, everything in a log."""
     log = lab.client / "site.log"
-    argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "inventory/aws_ec2.yml", "-i", str(lab.client / "inventory"), "site.yml"]
+    argv = [
+        str(Path(sys.executable).parent / "ansible-playbook"),
+        "-i",
+        "inventory/aws_ec2.yml",
+        "-i",
+        str(lab.client / "inventory"),
+        "site.yml",
+    ]
     environment = {**os.environ, **lab.environment(), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
-    with log.open("w") as output, subprocess.Popen(
-        argv, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            argv, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
         assert process.stdout is not None
         recap = _follow(_copied(process.stdout, output))
     if process.returncode != 0:
@@ -59,7 +69,7 @@ def show(lab: Lab) -> None:
         f"The stack serves {settings['OPENAI_BASE_URL']} (a tiny model of random weights: nonsense is right). Ask it yourself:\n\n"
         "  set -a; . .lab/client.env; set +a\n"
         "  curl -N --cacert $SSL_CERT_FILE -H \"Authorization: Bearer $OPENAI_API_KEY\" -H 'Content-Type: application/json' \\\n"
-        f"    -d '{{\"model\":\"{MODEL}\",\"stream\":true,\"max_tokens\":20,\"messages\":[{{\"role\":\"user\",\"content\":\"hello\"}}]}}' \\\n"
+        f'    -d \'{{"model":"{MODEL}","stream":true,"max_tokens":20,"messages":[{{"role":"user","content":"hello"}}]}}\' \\\n'
         "    $OPENAI_BASE_URL/chat/completions\n\n"
         "Look around: lab/lab ssh demo web1 (api1, engine1). Remove it all: make demo-down"
     )

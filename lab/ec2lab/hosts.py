@@ -68,7 +68,12 @@ def boot(lab: Lab, host: Host) -> None:
         f"--network-bridge={lab.bridge}",
         *binds,
     ]
-    process.start(argv, record, lab.directory / "log" / f"{host.name}.log", {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"})
+    process.start(
+        argv,
+        record,
+        lab.directory / "log" / f"{host.name}.log",
+        {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+    )
 
 
 def wait_ready(lab: Lab, host: Host) -> None:
@@ -86,7 +91,9 @@ def wait_ready(lab: Lab, host: Host) -> None:
             break
         time.sleep(0.1)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
-    raise LabError(f"host {host.name} of lab {lab.name} did not come up within {BOOT_TIMEOUT_S} s; its console ({log}) ends:\n{tail}")
+    raise LabError(
+        f"host {host.name} of lab {lab.name} did not come up within {BOOT_TIMEOUT_S} s; its console ({log}) ends:\n{tail}"
+    )
 
 
 def poweroff(lab: Lab, host: Host) -> None:
@@ -128,7 +135,9 @@ def write_ssh_config(lab: Lab, topology: Topology) -> None:
         kind, key = (root(lab, host) / "etc/ssh/ssh_host_ed25519_key.pub").read_text().split()[:2]
         known.append(f"{host.name},{lab.address(host)} {kind} {key}\n")
     (lab.client / "known_hosts").write_text("".join(known))
-    aliases = "".join(f"Host {host.name}\n  HostName {lab.address(host)}\n  HostKeyAlias {host.name}\n" for host in topology.hosts)
+    aliases = "".join(
+        f"Host {host.name}\n  HostName {lab.address(host)}\n  HostKeyAlias {host.name}\n" for host in topology.hosts
+    )
     (lab.client / "ssh_config").write_text(
         f"{aliases}Host *\n  User admin\n  IdentityFile {lab.client / 'id_ed25519'}\n  IdentitiesOnly yes\n"
         f"  UserKnownHostsFile {lab.client / 'known_hosts'}\n  GlobalKnownHostsFile none\n  StrictHostKeyChecking yes\n"
@@ -143,7 +152,9 @@ def _seed(lab: Lab, host: Host, topology: Topology) -> None:
     others = [f"{lab.address(other)} {other.name}" for other in topology.hosts]
     files = {
         "etc/hostname": f"{host.name}\n",
-        "etc/hosts": "\n".join(["127.0.0.1 localhost", "::1 localhost", *others, *network.name_lines(lab, topology), ""]),
+        "etc/hosts": "\n".join(
+            ["127.0.0.1 localhost", "::1 localhost", *others, *network.name_lines(lab, topology), ""]
+        ),
         "etc/resolv.conf": "".join(f"nameserver {address}\n" for address in resolvers),
         # host0 is nspawn's name for the interface; a file of this name also overrides systemd's own DHCP setting for it.
         "etc/systemd/network/80-container-host0.network": (

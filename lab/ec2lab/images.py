@@ -49,7 +49,13 @@ def layers(name: str, bake: Callable[[str, str, str, Path], None]) -> list[Path]
         raise LabError(f"no image {name!r}: {DEFINITIONS} has {', '.join(definitions)}")
     spec = definitions[name]
     if "suite" in spec:
-        key = _digest(yaml.safe_dump(spec), CUSTOMIZE, "with apt lists", machine.debian_sources(spec["suite"]), machine.ca_bundle().read_text())
+        key = _digest(
+            yaml.safe_dump(spec),
+            CUSTOMIZE,
+            "with apt lists",
+            machine.debian_sources(spec["suite"]),
+            machine.ca_bundle().read_text(),
+        )
         return [_cached(name, key, lambda target: _bootstrap(spec, target))]
     below = layers(spec["base"], bake)
     key = _digest(yaml.safe_dump(spec), *map(str, below), *(_content(pattern) for pattern in spec["inputs"]))
@@ -78,7 +84,7 @@ def _bootstrap(spec: dict[str, Any], target: Path) -> None:
         # Cloud images come with package lists; a first `--check` on a host needs them.
         "--skip=cleanup/apt/lists",
         f"--include={','.join(spec['packages'])}",
-        f"--customize-hook=chroot \"$1\" sh -c {shlex.quote(CUSTOMIZE)}",
+        f'--customize-hook=chroot "$1" sh -c {shlex.quote(CUSTOMIZE)}',
         spec["suite"],
         str(target),
     ]

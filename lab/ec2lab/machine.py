@@ -45,12 +45,18 @@ def check(home: Path) -> None:
         problems.append("run it on Debian 12/13 or Ubuntu: the lab installs its tools with apt-get")
     free_gb = shutil.disk_usage(_existing(home)).free / 1e9
     if free_gb < DISK_NEEDED_GB:
-        problems.append(f"{home} has {free_gb:.0f} GB free and the lab needs {DISK_NEEDED_GB}: free some, or set LAB_HOME to a bigger disk")
+        problems.append(
+            f"{home} has {free_gb:.0f} GB free and the lab needs {DISK_NEEDED_GB}: free some, or set LAB_HOME to a bigger disk"
+        )
     memory_gb = _memory_gb()
     if memory_gb < MEMORY_NEEDED_GB:
-        problems.append(f"the machine has {memory_gb:.0f} GB of memory and the lab needs {MEMORY_NEEDED_GB}: use a bigger one")
+        problems.append(
+            f"the machine has {memory_gb:.0f} GB of memory and the lab needs {MEMORY_NEEDED_GB}: use a bigger one"
+        )
     if problems:
-        raise LabError("this machine cannot run the lab; nothing was changed:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise LabError(
+            "this machine cannot run the lab; nothing was changed:\n" + "\n".join(f"  - {p}" for p in problems)
+        )
 
 
 def missing_packages() -> list[str]:

@@ -48,11 +48,15 @@ class Topology:
     def load(cls, path: Path) -> Topology:
         """Read `path`; raises LabError naming every fault in it."""
         data = yaml.safe_load(path.read_text()) or {}
-        problems = [f"unknown key {key!r}: use hosts, names, vars" for key in sorted(set(data) - {"hosts", "names", "vars"})]
+        problems = [
+            f"unknown key {key!r}: use hosts, names, vars" for key in sorted(set(data) - {"hosts", "names", "vars"})
+        ]
         hosts = []
         for index, (name, spec) in enumerate((data.get("hosts") or {}).items()):
             tiers = tuple((spec or {}).get("tiers", ()))
-            problems += [f"host {name}: no tier {tier!r}: use {', '.join(TIERS)}" for tier in tiers if tier not in TIERS]
+            problems += [
+                f"host {name}: no tier {tier!r}: use {', '.join(TIERS)}" for tier in tiers if tier not in TIERS
+            ]
             if not re.fullmatch(r"[a-z][a-z0-9-]{0,20}", name):
                 problems.append(f"host {name!r}: use a short lower-case name such as web1")
             hosts.append(Host(name=name, image=(spec or {}).get("image", "bookworm"), tiers=tiers, index=index))

@@ -24,12 +24,18 @@ def choose_subnet(lab: Lab) -> None:
         state = lab.load()
         if "subnet" in state:
             return
-        taken = [IPv4Network(route["dst"]) for route in json.loads(run(["ip", "-j", "-4", "route"])) if route["dst"] != "default"]
+        taken = [
+            IPv4Network(route["dst"])
+            for route in json.loads(run(["ip", "-j", "-4", "route"]))
+            if route["dst"] != "default"
+        ]
         taken += [IPv4Network(other.load()["subnet"]) for other in all_labs() if "subnet" in other.load()]
         free = (net for net in CANDIDATES if not any(net.overlaps(other) for other in taken))
         subnet = next(free, None)
         if subnet is None:
-            raise LabError(f"no subnet is free in {CANDIDATES[0].supernet(new_prefix=16)}: `lab/lab list` shows the labs, `lab/lab down NAME` removes one")
+            raise LabError(
+                f"no subnet is free in {CANDIDATES[0].supernet(new_prefix=16)}: `lab/lab list` shows the labs, `lab/lab down NAME` removes one"
+            )
         lab.save({**state, "subnet": str(subnet)})
 
 
@@ -46,7 +52,12 @@ def up(lab: Lab) -> None:
             FORWARDING_MARK.touch()
             FORWARDING.write_text("1")
     for rule in _rules(lab):
-        if subprocess.run(["iptables", "-w", *_table(rule), "-C", *rule[1:]], capture_output=True, check=False).returncode != 0:
+        if (
+            subprocess.run(
+                ["iptables", "-w", *_table(rule), "-C", *rule[1:]], capture_output=True, check=False
+            ).returncode
+            != 0
+        ):
             run(["iptables", "-w", *_table(rule), "-A" if rule[0] == "nat" else "-I", *rule[1:]])
 
 
@@ -54,7 +65,12 @@ def down(lab: Lab) -> None:
     """Remove bridge, rules and names; what is not there is no error."""
     if "subnet" in lab.load():
         for rule in _rules(lab):
-            while subprocess.run(["iptables", "-w", *_table(rule), "-D", *rule[1:]], capture_output=True, check=False).returncode == 0:
+            while (
+                subprocess.run(
+                    ["iptables", "-w", *_table(rule), "-D", *rule[1:]], capture_output=True, check=False
+                ).returncode
+                == 0
+            ):
                 pass
     if _bridge_exists(lab):
         run(["ip", "link", "delete", lab.bridge])

@@ -16,7 +16,9 @@ def start(argv: list[str], record: Path, log: Path, env: dict[str, str] | None =
     """Start a daemon in a session of its own; `record` gets its pid and start time (clock ticks since boot)."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True)
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True
+        )
     record.write_text(json.dumps({"pid": process.pid, "started": _start_time(process.pid)}))
 
 

@@ -32,18 +32,33 @@ def start(lab: Lab) -> None:
     """Start what does not run yet; see wait_ready."""
     address = lab.address()
     _write_acme_config(lab)
-    challtestsrv = ["pebble-challtestsrv", "-dns01", f"{address}:{DNS_PORT}", "-management", f"{address}:{DNS_MANAGEMENT_PORT}"]
+    challtestsrv = [
+        "pebble-challtestsrv",
+        "-dns01",
+        f"{address}:{DNS_PORT}",
+        "-management",
+        f"{address}:{DNS_MANAGEMENT_PORT}",
+    ]
     challtestsrv += ["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv4", "", "-defaultIPv6", ""]
     commands = {
         "moto": [str(Path(sys.executable).parent / "moto_server"), "-H", address, "-p", str(EC2_PORT)],
         "dns": challtestsrv,
-        "acme": ["pebble", "-config", str(lab.directory / "acme" / "pebble.json"), "-dnsserver", f"{address}:{DNS_PORT}", "-strict"],
+        "acme": [
+            "pebble",
+            "-config",
+            str(lab.directory / "acme" / "pebble.json"),
+            "-dnsserver",
+            f"{address}:{DNS_PORT}",
+            "-strict",
+        ],
     }
     for name, argv in commands.items():
         record = lab.directory / f"{name}.pid"
         if process.running(record) is None:
             # Pebble's own misbehaviour (rejected nonces, waits) stays on: certbot has to cope with it.
-            process.start(argv, record, lab.directory / "log" / f"{name}.log", {**os.environ, "PYTHONDONTWRITEBYTECODE": ""})
+            process.start(
+                argv, record, lab.directory / "log" / f"{name}.log", {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+            )
 
 
 def wait_ready(lab: Lab, topology: Topology) -> None:
@@ -54,7 +69,10 @@ def wait_ready(lab: Lab, topology: Topology) -> None:
     for name, targets in topology.names.items():
         addresses = [lab.address(by_name[target]) for target in targets]
         _post(f"http://{lab.address()}:{DNS_MANAGEMENT_PORT}/clear-a", {"host": f"{name}.{lab.domain}"})
-        _post(f"http://{lab.address()}:{DNS_MANAGEMENT_PORT}/add-a", {"host": f"{name}.{lab.domain}", "addresses": addresses})
+        _post(
+            f"http://{lab.address()}:{DNS_MANAGEMENT_PORT}/add-a",
+            {"host": f"{name}.{lab.domain}", "addresses": addresses},
+        )
     root = _wait(lab, "acme", f"https://{lab.address()}:{ACME_MANAGEMENT_PORT}/roots/0").decode()
     _write_trust(lab, root)
 
@@ -62,7 +80,9 @@ def wait_ready(lab: Lab, topology: Topology) -> None:
 def register(lab: Lab, topology: Topology) -> None:
     """Make every host a running EC2 instance with its own private address and tags; what is registered stays."""
     ec2: Any = boto3.client("ec2", **client_options(lab))
-    reservations = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])["Reservations"]
+    reservations = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])[
+        "Reservations"
+    ]
     known = {instance["PrivateIpAddress"] for reservation in reservations for instance in reservation["Instances"]}
     missing = [host for host in topology.hosts if lab.address(host) not in known]
     if not missing:
@@ -111,7 +131,11 @@ def make_authority(lab: Lab) -> None:
     now = datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{lab.name} ACME endpoint CA")])
     ca_key = ec.generate_private_key(ec.SECP256R1())
-    template = x509.CertificateBuilder().not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(days=365))
+    template = (
+        x509.CertificateBuilder()
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=365))
+    )
     ca = (
         template.subject_name(name)
         .issuer_name(name)
@@ -136,7 +160,9 @@ def make_authority(lab: Lab) -> None:
     )
     (directory / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
     (directory / "cert.pem").write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
-    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     with open(os.open(directory / "key.pem", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as handle:
         handle.write(secret)
 

@@ -81,9 +81,7 @@ def save_model(directory: Path, ids: dict[str, int]) -> None:
         **ids,
     )
     model = Qwen3ForCausalLM(config).to(torch.bfloat16)
-    model.generation_config = GenerationConfig(
-        eos_token_id=ids["eos_token_id"], pad_token_id=ids["pad_token_id"]
-    )
+    model.generation_config = GenerationConfig(eos_token_id=ids["eos_token_id"], pad_token_id=ids["pad_token_id"])
     model.save_pretrained(directory)
 
 

@@ -41,7 +41,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
 class Inventory:
     """Groups, hosts and their variables, with a role's default where an operator sets none."""
 
-    def __init__(self, groups: Mapping[str, list[str]], hostvars: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    def __init__(
+        self, groups: Mapping[str, list[str]], hostvars: Mapping[str, Any], defaults: Mapping[str, Any]
+    ) -> None:
         self.groups, self._hostvars, self._defaults = groups, hostvars, defaults
         self.unreadable: dict[str, str] = {}
 
@@ -183,7 +185,9 @@ def check_ports(inventory: Inventory, _: Any) -> Iterator[str]:
 
 def check_keys(inventory: Inventory, _: Any) -> Iterator[str]:
     """Keys are long enough to be secrets, belong to somebody, and allow models that exist."""
-    served = {str(engine.get("served_model_name")) for host in inventory.group("vllm") for engine in inventory.engines(host)}
+    served = {
+        str(engine.get("served_model_name")) for host in inventory.group("vllm") for engine in inventory.engines(host)
+    }
     told: set[str] = set()  # all proxies normally share the same keys: each problem once
     for host in inventory.group("proxy"):
         for problem in _key_problems(host, inventory.get(host, "proxy_keys"), served):
@@ -225,7 +229,11 @@ def _key_problems(host: str, keys: Any, served: set[str]) -> Iterator[str]:
 def check_domain(inventory: Inventory, _: Any) -> Iterator[str]:
     """The public name leads to the web tier."""
     hosts = inventory.group("nginx")
-    expected = {str(inventory.get(host, name)) for host in hosts for name in ("stack_address", "ansible_host", "public_ip_address")}
+    expected = {
+        str(inventory.get(host, name))
+        for host in hosts
+        for name in ("stack_address", "ansible_host", "public_ip_address")
+    }
     domains: set[str] = set()
     for host in hosts:
         expected |= {str(address) for address in inventory.get(host, "nginx_certbot_public_addresses") or []}

@@ -1,0 +1,135 @@
+"""Each tier is changed under load: no request fails, no stream is cut, and a bad release goes no further than one host."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from load import Load
+from stack import PROJECT, openai_client, playbook, ssh
+
+testinfra_hosts = ["ssh://web1"]
+ENGINES, PROXIES = ("engine1", "engine2"), ("api1", "api2")
+
+
+@pytest.fixture
+def load() -> Iterator[Load]:
+    with Load() as running:
+        yield running
+    running.assert_unharmed()
+
+
+def main_pids(host: str, pattern: str) -> dict[str, str]:
+    """The running units of a host that match, with their main process."""
+    units = ssh(host, f"systemctl list-units --plain --no-legend --state=active '{pattern}' | cut -d' ' -f1").split()
+    return {unit: ssh(host, f"systemctl show -p MainPID --value {unit}").strip() for unit in units}
+
+
+def ready(host: str, port: int) -> dict:
+    """A proxy worker's own account of itself."""
+    address = ssh(host, f"ss -Hltn 'sport = :{port}' | awk '{{print $4}}'").strip()
+    return json.loads(ssh(host, f"curl -s http://{address}/health/ready"))
+
+
+def upstream(host: str) -> dict[str, bool]:
+    """The web tier's proxy instances, and whether each is marked down."""
+    lines = ssh("web1", "cat /etc/nginx/ec2-inference/upstream.conf").splitlines()
+    found = {}
+    for line in lines:
+        if "server " in line and "#" in line:
+            name = line.split("#")[1].split()[0]
+            if name.startswith(f"{host}:"):
+                found[name] = " down" in line.split("#")[0]
+    assert found, lines
+    return found
+
+
+def release(tmp_path: Path, version: str, *, broken: bool = False) -> Path:
+    """A copy of the proxy with another version; a broken one dies when it starts."""
+    target = tmp_path / f"proxy_app-{version}"
+    shutil.copytree(PROJECT / "proxy_app", target, ignore=shutil.ignore_patterns("__pycache__", ".*_cache", "tests"))
+    init = target / "src" / "inference_proxy" / "__init__.py"
+    text = init.read_text()
+    lines = [f'__version__ = "{version}"' if line.startswith("__version__") else line for line in text.splitlines()]
+    assert "\n".join(lines) != text.rstrip("\n")
+    init.write_text("\n".join(lines) + "\n")
+    if broken:
+        server = target / "src" / "inference_proxy" / "server.py"
+        server.write_text(server.read_text() + '\nraise RuntimeError("this release was made to fail")\n')
+    return target
+
+
+def test_an_engine_setting_rolls_through_the_engines(load: Load) -> None:
+    before = {host: main_pids(host, "vllm@*") for host in ENGINES}
+    proxies = {host: main_pids(host, "proxy@*") for host in PROXIES}
+    web = main_pids("web1", "nginx.service")
+
+    playbook("vllm", "-e", '{"lab_engine_extra": {"max-num-seqs": 48}}')
+
+    for host in ENGINES:
+        after = main_pids(host, "vllm@*")
+        assert set(after) == set(before[host])
+        assert after != before[host], f"{host}: the engine was not restarted"
+        assert "max-num-seqs: 48" in ssh(host, "cat /opt/vllm/current/engines/tiny.yml")
+    assert {host: main_pids(host, "proxy@*") for host in PROXIES} == proxies
+    assert main_pids("web1", "nginx.service") == web
+    for host in PROXIES:
+        assert {engine["state"] for engine in ready(host, 9000)["engines"]} == {"serving"}
+
+
+def test_a_proxy_setting_is_taken_up_without_a_restart(load: Load) -> None:
+    before = {host: main_pids(host, "proxy@*") for host in PROXIES}
+    playbook("proxy", "-e", "proxy_connect_timeout_s=4")
+    assert {host: main_pids(host, "proxy@*") for host in PROXIES} == before
+    for host in PROXIES:
+        assert "connect_s: 4" in ssh(host, "cat /etc/proxy/config.yml")
+        assert ready(host, 9000)["config_error"] is None
+
+
+def test_an_nginx_setting_is_taken_up_by_a_reload(load: Load) -> None:
+    before = main_pids("web1", "nginx.service")
+    playbook("nginx", "-e", "nginx_certbot_short_timeout_s=45")
+    assert main_pids("web1", "nginx.service") == before
+    assert "45s" in ssh("web1", "nginx -T 2>/dev/null")
+
+
+def test_a_second_proxy_release_rolls_through_the_proxies(load: Load, tmp_path: Path) -> None:
+    engines = {host: main_pids(host, "vllm@*") for host in ENGINES}
+    before = {host: main_pids(host, "proxy@*") for host in PROXIES}
+    playbook("proxy", "-e", f"proxy_source_dir={release(tmp_path, '0.2.0')}")
+    for host in PROXIES:
+        after = main_pids(host, "proxy@*")
+        assert set(after) == set(before[host])
+        assert not set(after.values()) & set(before[host].values())
+        assert ready(host, 9000)["version"] == "0.2.0"
+        assert not any(upstream(host).values())
+    assert {host: main_pids(host, "vllm@*") for host in ENGINES} == engines
+
+
+def test_a_bad_release_is_rolled_back_and_goes_no_further(load: Load, tmp_path: Path) -> None:
+    untouched = main_pids("api2", "proxy@*")
+    version = ready("api1", 9000)["version"]
+
+    done = playbook("proxy", "-e", f"proxy_source_dir={release(tmp_path, '0.3.0', broken=True)}", check=False)
+
+    assert done.returncode != 0
+    assert "this release was made to fail" in done.stdout, done.stdout[-6000:]
+    assert "api1 did not become healthy and was rolled back" in done.stdout, done.stdout[-6000:]
+    assert ready("api1", 9000)["version"] == version
+    assert all(upstream("api1").values()), "the host that failed must stay out of nginx's rotation"
+    assert main_pids("api2", "proxy@*") == untouched
+    assert not any(upstream("api2").values())
+
+
+def test_the_next_good_run_puts_the_host_back(load: Load) -> None:
+    playbook("proxy")
+    for host in PROXIES:
+        assert not any(upstream(host).values())
+        assert ready(host, 9000)["version"] not in ("0.2.0", "0.3.0")
+    again = playbook("proxy")
+    assert " changed=0 " in again.stdout.replace("changed=0", " changed=0 ")
+    assert not [line for line in again.stdout.splitlines() if "changed=" in line and "changed=0" not in line]
+    assert openai_client().models.list().data

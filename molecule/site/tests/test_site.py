@@ -1,0 +1,127 @@
+"""Three hosts, one a tier: the service as a client sees it, preflight, and AWX's way of running site.yml."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import ansible_runner
+import pytest
+import yaml
+from service import ServiceTests
+from stack import CLIENT, PROJECT, playbook
+
+testinfra_hosts = ["ssh://web1"]
+
+
+class TestService(ServiceTests):
+    engine_host = "engine1"
+
+
+def test_preflight_reports_every_problem_at_once_and_changes_nothing(tmp_path: Path) -> None:
+    bad = {
+        "vllm.yml": {
+            "vllm_engines": [
+                {"name": "one", "model": "/srv/models/tiny-qwen3", "served_model_name": "tiny-qwen3", "port": 8000},
+                {"name": "two", "model": "/srv/models/not-there", "served_model_name": "other", "port": 8000},
+            ],
+            "vllm_engine": [],
+        },
+        "proxy.yml": {
+            "proxy_keys": [
+                {"name": "short", "key": "sk-123"},
+                {"name": "picky", "key": "x" * 40, "models": ["tiny-qwen4"]},
+            ]
+        },
+        "nginx.yml": {"nginx_certbot_domains": ["nowhere.invalid"]},
+    }
+    inventory = tmp_path / "inventory"
+    (inventory / "group_vars").mkdir(parents=True)
+    (inventory / "hosts.yml").write_text("all: {}\n")
+    for name, variables in bad.items():
+        (inventory / "group_vars" / name).write_text(yaml.safe_dump(variables))
+
+    done = playbook("site", "-i", str(inventory), check=False)
+
+    assert done.returncode != 0
+    for expected in (
+        "port 8000 is used by engine one and engine two",
+        "unknown variable vllm_engine (set for engine1): did you mean vllm_engines?",
+        "key 'short' has 6 characters",
+        "allows model 'tiny-qwen4', which no engine serves: did you mean 'tiny-qwen3'?",
+        "domain nowhere.invalid does not resolve",
+        "/srv/models/not-there",
+    ):
+        assert expected in done.stdout, f"not reported: {expected}\n{done.stdout[-4000:]}"
+    assert "changed=0" in done.stdout
+    assert "changed=1" not in done.stdout
+
+
+def test_an_empty_group_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text(
+        "all: {hosts: {lonely: {stack_address: 127.0.0.1}}, children: {vllm: {hosts: {lonely: {}}}}}\n"
+    )
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(tmp_path / "hosts.yml"), "playbooks/check_inventory.yml"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "group proxy has no host" in done.stdout
+    assert "group nginx has no host" in done.stdout
+
+
+def test_site_runs_under_ansible_runner_as_awx_runs_it(tmp_path: Path) -> None:
+    # AWX: a checkout in project/, the SCM inventory named by its path, credentials and settings in env/.
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    for name in filter(None, files.split("\0")):
+        source, target = PROJECT / name, tmp_path / "project" / name
+        if source.is_symlink() or source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_symlink():
+                target.symlink_to(source.readlink())
+            else:
+                target.write_bytes(source.read_bytes())
+                target.chmod(source.stat().st_mode)
+    (tmp_path / "inventory").mkdir()
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "settings").write_text("{}\n")
+
+    run = ansible_runner.run(
+        private_data_dir=str(tmp_path),
+        playbook="site.yml",
+        inventory=["project/inventory/aws_ec2.yml", str(CLIENT / "inventory")],
+        quiet=True,
+    )
+
+    log = run.stdout.read()
+    assert run.status == "successful", log[-6000:]
+    assert sum(run.stats["changed"].values()) == 0, log[-6000:]
+
+
+@pytest.mark.parametrize(("host", "unit"), [("api1", "proxy@9000"), ("engine1", "vllm@tiny")])
+def test_our_units_are_hardened(host: str, unit: str) -> None:
+    from stack import ssh
+
+    line = ssh(host, f"systemd-analyze security --no-pager {unit}.service | tail -n 1")
+    exposure = float(line.split(":")[1].split()[0])
+    assert exposure <= 3.0, line
+
+
+@pytest.mark.parametrize("host", ["web1", "api1", "engine1"])
+def test_no_key_lies_in_clear_on_any_host(host: str) -> None:
+    from stack import SETTINGS, ssh
+
+    # The needle travels by standard input's file, not in argv, where the search would find itself.
+    needle = SETTINGS["OPENAI_API_KEY"]
+    half = len(needle) // 2
+    pattern = f"{needle[:half]}''{needle[half:]}"
+    assert ssh(host, f"grep -rl -- {pattern} /etc /opt/proxy /var/log /run/systemd /tmp 2>/dev/null || true") == ""

@@ -1,0 +1,106 @@
+"""What a client sees of the service, whatever hosts carry it: imported by each scenario that has all three tiers."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+from stack import MODEL, engine_url, http_client, openai_client, ssh
+
+LONG = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+class ServiceTests:
+    """Subclass with `engine_host`, the host whose engine answers."""
+
+    engine_host: str
+
+    def running(self) -> float:
+        """How many requests the engine works on, by its own gauge."""
+        text = ssh(self.engine_host, f"curl -s http://{engine_url(self.engine_host)}/metrics")
+        return sum(
+            float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:num_requests_running")
+        )
+
+    def test_a_completion(self) -> None:
+        answer = openai_client().chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=8)
+        assert answer.usage.completion_tokens <= 8
+        assert answer.model == MODEL
+
+    def test_models_are_listed(self) -> None:
+        assert [model.id for model in openai_client().models.list()] == [MODEL]
+
+    def test_a_stream_arrives_while_it_is_made(self) -> None:
+        stream = openai_client().chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **LONG)
+        chunks = iter(stream)
+        next(chunks)
+        # The engine still works on what we already read the beginning of: nothing in between collects the answer.
+        assert self.running() == 1
+        rest = list(chunks)
+        assert rest[-1].choices[0].finish_reason == "length"
+
+    def test_a_client_that_hangs_up_stops_the_engine(self) -> None:
+        stream = openai_client().chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **LONG)
+        next(iter(stream))
+        assert self.running() == 1
+        # Watched on the engine's host, so that no connection is set up within the second that is measured.
+        watch = (
+            f"read -r go; for i in $(seq 100); do "
+            f"n=$(curl -s http://{engine_url(self.engine_host)}/metrics | sed -n 's/^vllm:num_requests_running.* //p'); "
+            '[ "$n" = 0.0 ] && { echo "$i"; exit; }; sleep 0.05; done; echo never'
+        )
+        polls = hang_up_and_watch(stream, self.engine_host, watch)
+        assert polls != "never"
+        # A poll takes at least 50 ms: twenty are the second that is promised.
+        assert int(polls) <= 20
+
+    def test_a_wrong_key_is_refused(self) -> None:
+        with pytest.raises(openai.AuthenticationError) as error:
+            openai_client(api_key="sk-wrong-" + "0" * 40).chat.completions.create(model=MODEL, messages=MESSAGES)
+        assert error.value.body["code"]
+
+    def test_an_unknown_model_is_named(self) -> None:
+        with pytest.raises(openai.NotFoundError, match="no-such-model"):
+            openai_client().chat.completions.create(model="no-such-model", messages=MESSAGES)
+
+    def test_a_prompt_of_two_megabytes_reaches_the_engine_and_its_answer_the_client(self) -> None:
+        with pytest.raises(openai.BadRequestError, match=r"(?i)context|token"):
+            openai_client().chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": "word " * 400_000}], max_tokens=4
+            )
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/metrics",
+            "/health/ready",
+            "/docs",
+            "/v1/load_lora_adapter",
+            "/invocations",
+            "/v1/../metrics",
+            "/ping",
+            "/version",
+        ],
+    )
+    def test_what_is_not_the_api_is_refused(self, path: str) -> None:
+        with http_client() as client:
+            for method in ("GET", "POST"):
+                answer = client.request(method, path)
+                assert answer.status_code in (400, 404, 405), (
+                    f"{method} {path}: {answer.status_code} {answer.text[:300]}"
+                )
+                assert answer.json()["error"]["message"]
+
+
+def hang_up_and_watch(stream: object, host: str, watch: str) -> str:
+    """Close `stream` once the watcher on `host` is ready, and return what the watcher printed."""
+    import subprocess
+
+    from stack import CLIENT
+
+    with subprocess.Popen(
+        ["ssh", "-F", str(CLIENT / "ssh_config"), host, watch], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as watcher:
+        stream.close()  # type: ignore[attr-defined]
+        out, _ = watcher.communicate("go\n", timeout=60)
+    return out.strip()

@@ -1,0 +1,89 @@
+"""What the scenarios' tests share: clients of the service under test, and a look into its engines.
+
+The environment comes from lab/molecule: LAB_CLIENT is where the lab keeps keys and trust, LAB_PROJECT the checkout.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import httpx2
+from openai import OpenAI
+
+CLIENT = Path(os.environ["LAB_CLIENT"])
+PROJECT = Path(os.environ["LAB_PROJECT"])
+MODEL = "tiny-qwen3"
+SETTINGS = dict(line.split("=", 1) for line in (CLIENT / "client.env").read_text().splitlines())
+# Both are read when the first TLS context is made.
+os.environ["SSL_CERT_FILE"] = SETTINGS["SSL_CERT_FILE"]
+TIMEOUT_S = 120
+
+
+def openai_client(**options: object) -> OpenAI:
+    """An OpenAI client of the stack that never retries: a failure is a failure."""
+    defaults = {
+        "base_url": SETTINGS["OPENAI_BASE_URL"],
+        "api_key": SETTINGS["OPENAI_API_KEY"],
+        "max_retries": 0,
+        "timeout": TIMEOUT_S,
+    }
+    return OpenAI(**{**defaults, **options})  # type: ignore[arg-type]
+
+
+def http_client() -> httpx2.Client:
+    """A plain HTTPS client of the stack's root."""
+    root = SETTINGS["OPENAI_BASE_URL"].removesuffix("/v1")
+    return httpx2.Client(
+        base_url=root, headers={"Authorization": f"Bearer {SETTINGS['OPENAI_API_KEY']}"}, timeout=TIMEOUT_S
+    )
+
+
+def ssh(host: str, command: str) -> str:
+    """What `command` prints on a lab host, run as root."""
+    done = subprocess.run(
+        ["ssh", "-F", str(CLIENT / "ssh_config"), host, f"sudo sh -c {_quoted(command)}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, f"{host}: `{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def engine_url(host: str) -> str:
+    """Where the host's first engine listens, as seen from the host itself."""
+    return ssh(
+        host, "sed -n 's/^host: *//p; s/^port: *//p' /opt/vllm/current/engines/tiny.yml | tr -d '\"' | paste -sd: -"
+    ).strip()
+
+
+def playbook(name: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run one of the operator's playbooks against the lab; its output is the assertion's message."""
+    done = subprocess.run(
+        [
+            "ansible-playbook",
+            "-i",
+            "inventory/aws_ec2.yml",
+            "-i",
+            str(CLIENT / "inventory"),
+            f"playbooks/{name}.yml",
+            *options,
+        ],
+        cwd=PROJECT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert not check or done.returncode == 0, (
+        f"playbooks/{name}.yml ended with {done.returncode}:\n{done.stdout[-8000:]}{done.stderr[-2000:]}"
+    )
+    return done
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"

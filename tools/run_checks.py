@@ -1,0 +1,162 @@
+"""Everything that CI runs, as a table of named steps: `run_checks.py fast`, `run_checks.py all`, or steps by name.
+
+A line a step with its seconds; a step's output is in .build/checks/NAME.log, and its end is shown when it fails.
+All steps run even when one fails: one run tells the whole truth.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOGS = ROOT / ".build" / "checks"
+BIN = ROOT / ".venv" / "bin"
+TAIL_LINES = 60
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command with a bound. Steps of one lane run one after another; there are two cores, so two lanes."""
+
+    name: str
+    command: str
+    timeout_s: int
+    lane: int = 0
+
+
+FAST = [
+    Step("ruff", "ruff check . && ruff format --check .", 60),
+    Step("mypy", "mypy && mypy --config-file proxy_app/pyproject.toml proxy_app/src", 120),
+    Step(
+        "shellcheck",
+        "shellcheck lab/lab lab/molecule tools/bootstrap tools/lock tools/matrix tools/package .ci/run",
+        60,
+    ),
+    Step("yamllint", "yamllint --strict .", 60),
+    Step("variables", "python tools/variables.py --check", 30),
+    Step("unit", "python -m pytest", 120),
+    Step("proxy", "cd proxy_app && python -m pytest", 180),
+    Step("ansible-lint", "ansible-lint", 300, lane=1),
+]
+PACKAGING = [
+    Step("package", "tools/package", 300, lane=1),
+    Step("matrix", "tools/matrix", 900, lane=1),
+]
+# The long ones in two lanes. `rolling` and `site` measure a service under load, so only the driver's build runs beside them.
+SCENARIOS = [
+    Step("nginx_certbot", "lab/molecule nginx_certbot", 600),
+    Step("proxy-role", "lab/molecule proxy", 600),
+    Step("vllm", "lab/molecule vllm", 900),
+    Step("single", "lab/molecule single", 900),
+    Step("site", "lab/molecule site", 900),
+    Step("rolling", "lab/molecule rolling", 1500),
+    Step("nvidia_drivers", "lab/molecule nvidia_drivers", 1500, lane=1),
+]
+IMAGES = Step("images", "lab/lab image bookworm && lab/lab image trixie && lab/lab image engine", 900)
+SETS = {"fast": FAST, "all": [*FAST, *PACKAGING, IMAGES, *SCENARIOS]}
+
+
+class Runner:
+    """Runs lanes of steps side by side and keeps what failed."""
+
+    def __init__(self) -> None:
+        self.failed: list[Step] = []
+        self.passed: list[Step] = []
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(self, steps: list[Step]) -> None:
+        """Run all steps; returns when the last lane is done."""
+        lanes = [
+            threading.Thread(target=self._lane, args=([s for s in steps if s.lane == lane],))
+            for lane in sorted({s.lane for s in steps})
+        ]
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
+
+    def stop(self) -> None:
+        """End what runs, with everything it started."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                os.killpg(process.pid, signal.SIGTERM)
+
+    def _lane(self, steps: list[Step]) -> None:
+        for step in steps:
+            if not self._stopped:
+                self._step(step)
+
+    def _step(self, step: Step) -> None:
+        log = LOGS / f"{step.name}.log"
+        began = time.monotonic()
+        environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                step.command,
+                shell=True,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            with self._lock:
+                self._running.add(process)
+            try:
+                status = process.wait(timeout=step.timeout_s)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                status = -1
+                output.write(f"\nstopped after its limit of {step.timeout_s} s\n".encode())
+        with self._lock:
+            self._running.discard(process)
+            seconds = time.monotonic() - began
+            (self.failed if status else self.passed).append(step)
+            print(f"{seconds:6.1f} s  {step.name}{': FAILED' if status else ''}", flush=True)
+            if status and not self._stopped:
+                lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+                print(
+                    "\n".join(f"    | {line}" for line in lines),
+                    f"\n    (all of it: {log.relative_to(ROOT)})",
+                    flush=True,
+                )
+
+
+def main(words: list[str]) -> int:
+    """Run the steps that `words` name; 0 when all passed."""
+    known = {step.name: step for step in SETS["all"]}
+    unknown = [word for word in words if word not in SETS and word not in known]
+    if unknown or not words:
+        print(f"usage: run_checks.py fast|all|STEP…; steps: {' '.join(known)}", file=sys.stderr)
+        return 2
+    steps = [step for word in words for step in (SETS[word] if word in SETS else [known[word]])]
+    LOGS.mkdir(parents=True, exist_ok=True)
+    runner = Runner()
+
+    def interrupted(*_: object) -> None:
+        print(
+            "interrupted: ending what runs; the same command starts over, and cleans up what is left", file=sys.stderr
+        )
+        runner.stop()
+
+    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGTERM, interrupted)
+    runner.run(steps)
+    print(f"{len(runner.passed)} passed, {len(runner.failed)} failed")
+    return 1 if runner.failed or len(runner.passed) < len(steps) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
