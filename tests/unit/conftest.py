@@ -1,0 +1,8 @@
+"""The collection's plugins and the lab's package are importable by the unit tests."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+for directory in ("lab", "plugins/action"):
+    sys.path.insert(0, str(ROOT / directory))

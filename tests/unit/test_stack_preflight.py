@@ -1,0 +1,137 @@
+"""Preflight's checks of the inventory: each fault is found, said once, and answered with what to write instead."""
+
+from __future__ import annotations
+
+import copy
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stack_preflight as preflight
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = preflight.role_options(ROOT / "roles")
+GOOD: dict[str, Any] = {
+    "groups": {"vllm": ["engine1"], "proxy": ["api1"], "nginx": ["web1"]},
+    "hostvars": {
+        "engine1": {
+            "stack_address": "10.0.0.3",
+            "vllm_engines": [{"name": "one", "model": "/srv/m", "served_model_name": "m", "port": 8000}],
+        },
+        "api1": {"stack_address": "10.0.0.2", "proxy_keys": [{"name": "alice", "key": "k" * 32}]},
+        "web1": {"stack_address": "127.0.0.1", "stack_domain": "localhost"},
+    },
+}
+
+
+def problems(inventory: dict[str, Any]) -> list[str]:
+    seen = preflight.Inventory(inventory["groups"], inventory["hostvars"], preflight.role_defaults(OPTIONS))
+    return [problem for check in preflight.CHECKS for problem in check(seen, OPTIONS)]
+
+
+@pytest.fixture
+def inventory() -> dict[str, Any]:
+    return copy.deepcopy(GOOD)
+
+
+def engine(inventory: dict[str, Any], **changes: Any) -> None:
+    inventory["hostvars"]["engine1"]["vllm_engines"][0].update(changes)
+
+
+def test_a_good_inventory_has_no_problem(inventory: dict[str, Any]) -> None:
+    assert problems(inventory) == []
+
+
+@pytest.mark.parametrize("group", ["vllm", "proxy", "nginx"])
+def test_an_empty_group_names_the_tag_that_fills_it(inventory: dict[str, Any], group: str) -> None:
+    inventory["groups"][group] = []
+    assert any(
+        f"group {group} has no host" in problem and f"Tier={group}" in problem for problem in problems(inventory)
+    )
+
+
+def test_an_unknown_variable_names_its_hosts_and_the_nearest_known_one(inventory: dict[str, Any]) -> None:
+    inventory["hostvars"]["api1"]["proxy_worker"] = 2
+    assert problems(inventory) == ["unknown variable proxy_worker (set for api1): did you mean proxy_workers?"]
+
+
+def test_two_engines_on_one_port(inventory: dict[str, Any]) -> None:
+    engines = inventory["hostvars"]["engine1"]["vllm_engines"]
+    engines.append({**engines[0], "name": "two"})
+    assert len(problems(inventory)) == 1
+    assert "host engine1: port 8000 is used by engine one and engine two" in problems(inventory)[0]
+
+
+def test_an_engine_on_a_proxy_workers_port(inventory: dict[str, Any]) -> None:
+    inventory["groups"]["proxy"] = ["engine1"]
+    inventory["hostvars"]["engine1"]["proxy_keys"] = inventory["hostvars"]["api1"]["proxy_keys"]
+    engine(inventory, port=9001)
+    assert "port 9001 is used by proxy worker 2 and engine one" in problems(inventory)[0]
+
+
+@pytest.mark.parametrize("length", [0, 31])
+def test_a_short_key_is_told_from_a_long_one_without_being_shown(inventory: dict[str, Any], length: int) -> None:
+    inventory["hostvars"]["api1"]["proxy_keys"][0]["key"] = "s" * length
+    (problem,) = problems(inventory)
+    assert f"key 'alice' has {length} characters" in problem
+    assert "openssl rand -hex 32" in problem
+    assert "sss" not in problem
+
+
+def test_a_key_for_a_model_that_no_engine_serves(inventory: dict[str, Any]) -> None:
+    engine(inventory, served_model_name="qwen3-8b")
+    inventory["hostvars"]["api1"]["proxy_keys"][0]["models"] = ["qwen3-8B"]
+    assert problems(inventory) == [
+        "key 'alice' allows model 'qwen3-8B', which no engine serves: did you mean 'qwen3-8b'?"
+    ]
+
+
+def test_a_problem_shared_by_all_proxies_is_told_once(inventory: dict[str, Any]) -> None:
+    inventory["groups"]["proxy"].append("api2")
+    inventory["hostvars"]["api1"]["proxy_keys"][0]["key"] = "short"
+    inventory["hostvars"]["api2"] = inventory["hostvars"]["api1"]
+    assert len(problems(inventory)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"port": None}, "lacks port"),
+        ({"name": "Upper"}, "lower-case letters"),
+        ({"model": "Qwen/Qwen3-8B"}, "set revision to the 40 digits of a commit"),
+        ({"model": "Qwen/Qwen3-8B", "revision": "main"}, "set revision to the 40 digits of a commit"),
+    ],
+)
+def test_an_incomplete_engine_says_what_it_lacks(inventory: dict[str, Any], change: dict[str, Any], said: str) -> None:
+    engine(inventory, **change)
+    assert [problem for problem in problems(inventory) if said in problem and "engine1" in problem]
+
+
+def test_a_domain_that_leads_elsewhere(inventory: dict[str, Any]) -> None:
+    inventory["hostvars"]["web1"]["stack_address"] = "10.9.9.9"
+    (problem,) = problems(inventory)
+    assert "domain localhost resolves to" in problem
+    assert "nginx_certbot_public_addresses" in problem
+
+
+def test_a_domain_behind_a_load_balancer_that_is_named(inventory: dict[str, Any]) -> None:
+    inventory["hostvars"]["web1"].update(stack_address="10.9.9.9", nginx_certbot_public_addresses=["127.0.0.1", "::1"])
+    assert problems(inventory) == []
+
+
+def test_a_domain_that_does_not_resolve(inventory: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nothing)
+    assert "domain localhost does not resolve" in problems(inventory)[0]
+
+
+def test_all_problems_are_in_one_report(inventory: dict[str, Any]) -> None:
+    inventory["groups"]["nginx"] = []
+    inventory["hostvars"]["api1"]["proxy_keys"][0]["key"] = "short"
+    engine(inventory, model="hub/model")
+    found = problems(inventory)
+    assert len(found) == 3
+    assert preflight.report(found).startswith("3 problems in the inventory; nothing was changed:\n  - ")
