@@ -26,7 +26,12 @@ def test_runs_at_boot_too(host, engine):
 
 def test_generates(host, engine):
     answer = json.loads(
-        call(host, engine, "/v1/completions", {"model": f"tiny-{engine}", "prompt": "Hi", "max_tokens": 3, "ignore_eos": True})
+        call(
+            host,
+            engine,
+            "/v1/completions",
+            {"model": f"tiny-{engine}", "prompt": "Hi", "max_tokens": 3, "ignore_eos": True},
+        )
     )
     assert answer["usage"]["completion_tokens"] == 3
 
