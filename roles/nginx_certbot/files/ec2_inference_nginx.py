@@ -322,7 +322,9 @@ def prove(domains: list[str], live: bool) -> str:
         if leaf != expected:
             raise Failed(f"nginx serves another certificate for {domain} than {CERTIFICATE}/fullchain.pem")
         if status != 404 or headers["X-Request-Id"] != "ec2-inference-prove":
-            raise Failed(f"nginx answers {domain}/no-such-route with {status}, without our headers: not this configuration")
+            raise Failed(
+                f"nginx answers {domain}/no-such-route with {status}, without our headers: not this configuration"
+            )
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if json.loads(body)["error"]["code"]:
                 continue
@@ -375,7 +377,8 @@ def renew(arguments: list[str]) -> str:
     with alone():
         answer = reload_command(if_changed=True)
     if status:
-        raise Failed("certbot could not renew: see /var/log/letsencrypt/letsencrypt.log")
+        how = f"exit status {status}" if status > 0 else f"signal {-status}"
+        raise Failed(f"certbot could not renew ({how}): see /var/log/letsencrypt/letsencrypt.log")
     return answer
 
 

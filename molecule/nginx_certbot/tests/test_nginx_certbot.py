@@ -1,0 +1,387 @@
+"""The web tier by itself: two hosts behind one name, nginx 1.26 on Debian 13 (web1) and 1.22 on Debian 12 (web2)."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from stack import CLIENT, PROJECT, SETTINGS, playbook, ssh
+
+DOMAIN = f"llm.{os.environ['LAB_NAME']}.test"
+SECOND = f"chat.{os.environ['LAB_NAME']}.test"
+ADDRESS = dict(re.findall(r"^Host (\S+)\n  HostName (\S+)", (CLIENT / "ssh_config").read_text(), re.MULTILINE))
+WEB = ["web1", "web2"]
+PROXY_PORTS = [9000, 9001]
+LIMIT = 16 * 1024 * 1024
+TOOL = "ec2-inference-nginx"
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    def json(self) -> dict:
+        return json.loads(self.body)
+
+
+def trust(only: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=SETTINGS["SSL_CERT_FILE"])
+    if only:
+        context.minimum_version = context.maximum_version = only
+    return context
+
+
+def connect(host: str, name: str = DOMAIN, context: ssl.SSLContext | None = None) -> ssl.SSLSocket:
+    """A TLS connection to one web host, its certificate verified against the lab's root and the name."""
+    plain = socket.create_connection((ADDRESS[host], 443), timeout=30)
+    return (context or trust()).wrap_socket(plain, server_hostname=name)
+
+
+def ask(
+    host: str,
+    path: str,
+    method: str = "GET",
+    *,
+    scheme: str = "https",
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    name: str = DOMAIN,
+) -> Answer:
+    connection = http.client.HTTPConnection(ADDRESS[host], timeout=30)
+    if scheme == "https":
+        connection.sock = connect(host, name if name.endswith(".test") else DOMAIN)
+    try:
+        connection.request(method, path, body=body, headers={"Host": name, **(headers or {})})
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
+    finally:
+        connection.close()
+
+
+def served(host: str, name: str = DOMAIN) -> tuple[str, set[str]]:
+    """Serial number and names of the certificate that is served."""
+    with connect(host, name) as connection:
+        certificate = connection.getpeercert() or {}
+    return str(certificate["serialNumber"]), {value for _, value in certificate["subjectAltName"]}
+
+
+def master(host: str) -> str:
+    return ssh(host, "cat /run/nginx.pid").strip()
+
+
+def converge(*options: str, check: bool = True, variables: dict | None = None) -> subprocess.CompletedProcess[str]:
+    """The role again, with other variables."""
+    extra = ["-e", json.dumps(variables)] if variables else []
+    return playbook("../molecule/nginx_certbot/converge", *options, *extra, check=check)
+
+
+@pytest.fixture(params=WEB)
+def web(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def proxies() -> Iterator[None]:
+    """Two workers on the proxy host, for as long as the tests of this module need them."""
+    program = (Path(__file__).parent / "echo_proxy.py").read_text()
+    subprocess.run(
+        ["ssh", "-F", CLIENT / "ssh_config", "api1", "cat > /tmp/echo_proxy.py"], input=program, text=True, check=True
+    )
+    for port in PROXY_PORTS:
+        ssh("api1", f"systemd-run -q --unit=echo-{port} python3 /tmp/echo_proxy.py {ADDRESS['api1']} {port}")
+    for port in PROXY_PORTS:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex((ADDRESS["api1"], port)) == 0:
+                    break
+            time.sleep(0.05)
+    yield
+    ssh("api1", "systemctl stop 'echo-*'")
+
+
+# --- without proxies --------------------------------------------------------------------------------------------------
+
+
+def test_the_certificate_comes_from_the_ca_and_names_the_domain(web: str) -> None:
+    assert served(web)[1] == {DOMAIN}
+
+
+def test_no_proxy_is_a_502_that_clients_can_read(web: str) -> None:
+    answer = ask(web, "/v1/models")
+    assert answer.status == 502
+    assert answer.json()["error"]["code"] == "bad_gateway"
+    assert answer.headers["Retry-After"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/metrics"),
+        ("GET", "/health/ready"),
+        ("GET", "/health"),
+        ("POST", "/v1/load_lora_adapter"),
+        ("GET", "/v1/chat/completions"),
+        ("POST", "/v1/models"),
+        ("POST", "/v1/chat/completions/"),
+        ("GET", "/"),
+    ],
+)
+def test_what_is_not_listed_never_reaches_a_proxy(web: str, method: str, path: str) -> None:
+    answer = ask(web, path, method, body=b"{}" if method == "POST" else None)
+    assert answer.status == 404
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json()["error"]["code"] == "not_found"
+
+
+def test_every_answer_carries_the_headers(web: str) -> None:
+    answers = [
+        ask(web, "/v1/models"),
+        ask(web, "/nowhere"),
+        ask(web, "/v1/completions", "POST", headers={"Content-Length": str(LIMIT + 1)}),
+        ask(web, "/v1/models", name="other.example"),
+        ask(web, "/v1/models", scheme="http"),
+    ]
+    assert [answer.status for answer in answers] == [502, 404, 413, 421, 308]
+    for answer in answers:
+        assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-Id"])
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["Server"] == "nginx"
+    assert [bool(answer.headers["Strict-Transport-Security"]) for answer in answers] == [True] * 4 + [False]
+
+
+def test_http_leads_to_https(web: str) -> None:
+    answer = ask(web, "/v1/models?limit=1", scheme="http")
+    assert answer.status == 308
+    assert answer.headers["Location"] == f"https://{DOMAIN}/v1/models?limit=1"
+
+
+def test_unknown_names_get_nothing(web: str) -> None:
+    with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+        ask(web, "/", scheme="http", name="other.example")
+    with pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"):
+        connect(web, "other.example")
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
+def test_old_tls_is_refused(web: str) -> None:
+    context = trust(ssl.TLSVersion.TLSv1_1)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        connect(web, context=context)
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        with connect(web, context=trust(version)) as connection:
+            assert connection.session_reused is False
+
+
+def test_http2_is_offered(web: str) -> None:
+    context = trust()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with connect(web, context=context) as connection:
+        assert connection.selected_alpn_protocol() == "h2"
+
+
+def test_a_challenge_is_found_on_whichever_host_has_it(web: str) -> None:
+    other = next(host for host in WEB if host != web)
+    directory = "/var/lib/ec2-inference/acme/.well-known/acme-challenge"
+    ssh(other, f"mkdir -p {directory} && echo proof > {directory}/token-of-{other}")
+    assert ask(web, f"/.well-known/acme-challenge/token-of-{other}", scheme="http").body == b"proof\n"
+    began = time.monotonic()
+    assert ask(web, "/.well-known/acme-challenge/nobodys", scheme="http").status == 404
+    assert time.monotonic() - began < 2
+    ssh(other, f"rm {directory}/token-of-{other}")
+
+
+def test_units_are_hardened_and_one_timer_renews(web: str) -> None:
+    for unit in ("nginx.service", "ec2-inference-certbot.service"):
+        report = ssh(web, f"systemd-analyze security --no-pager {unit}")
+        exposure = re.search(r"Overall exposure level for .*: ([0-9.]+)", report)
+        assert exposure
+        assert float(exposure[1]) <= 3.0, unit
+    timers = ssh(web, "systemctl list-unit-files --type timer --state enabled --no-legend | cut -d' ' -f1").split()
+    assert [timer for timer in timers if "certbot" in timer] == ["ec2-inference-certbot.timer"]
+
+
+# --- before two workers that tell what they saw -----------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("proxies")
+def test_a_proxy_sees_our_headers_and_the_listed_path(web: str) -> None:
+    answer = ask(
+        web,
+        "/v1/x/../models?limit=1",
+        headers={"X-Request-Id": "mine-1", "X-Forwarded-For": "192.0.2.1", "Connection": "keep-alive"},
+    )
+    assert answer.status == 200
+    assert answer.headers.get_all("X-Request-Id") == ["mine-1"]
+    seen = answer.json()
+    assert seen["path"] == "/v1/models?limit=1"
+    assert seen["headers"]["x-request-id"] == "mine-1"
+    assert re.fullmatch(r"[0-9.]+", seen["headers"]["x-forwarded-for"])
+    assert seen["headers"]["x-forwarded-for"] != "192.0.2.1"
+    assert "connection" not in seen["headers"]
+
+
+@pytest.mark.usefixtures("proxies")
+def test_an_unfit_request_id_is_replaced(web: str) -> None:
+    for unfit in ("a b", 'x"y', "z" * 129):
+        assert re.fullmatch(
+            "[0-9a-f]{32}", ask(web, "/v1/models", headers={"X-Request-Id": unfit}).headers["X-Request-Id"]
+        )
+
+
+@pytest.mark.usefixtures("proxies")
+def test_events_arrive_as_they_are_made(web: str) -> None:
+    connection = http.client.HTTPConnection(ADDRESS[web], timeout=30)
+    connection.sock = connect(web)
+    connection.request("POST", "/v1/chat/completions", body=b'{"stream": true}', headers={"Host": DOMAIN})
+    answer = connection.getresponse()
+    arrivals = []
+    while answer.readline():
+        answer.readline()
+        arrivals.append(time.monotonic())
+    assert len(arrivals) == 5
+    assert all(later - earlier > 0.1 for earlier, later in itertools.pairwise(arrivals))
+    connection.close()
+
+
+@pytest.mark.usefixtures("proxies")
+def test_bodies_up_to_the_limit_pass(web: str) -> None:
+    assert ask(web, "/v1/completions", "POST", body=b"x" * LIMIT).json()["body_bytes"] == LIMIT
+    refused = ask(web, "/v1/completions", "POST", headers={"Content-Length": str(LIMIT + 1)})
+    assert (refused.status, refused.json()["error"]["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.usefixtures("proxies")
+def test_connections_to_the_proxies_are_kept(web: str) -> None:
+    used = {(seen["worker"], seen["connection"]) for seen in (ask(web, "/v1/models").json() for _ in range(40))}
+    # At most one a worker of nginx and a worker of the proxy; without keep-alive they would be forty.
+    cores = int(ssh(web, "nproc"))
+    assert len(used) <= 2 * cores
+
+
+@pytest.mark.usefixtures("proxies")
+def test_a_worker_that_is_gone_fails_nobody(web: str) -> None:
+    ssh("api1", "systemctl stop echo-9001")
+    try:
+        answers = [ask(web, "/v1/completions", "POST", body=b"{}") for _ in range(20)]
+    finally:
+        ssh("api1", f"systemd-run -q --unit=echo-9001 python3 /tmp/echo_proxy.py {ADDRESS['api1']} 9001")
+    assert {(answer.status, answer.json()["worker"]) for answer in answers} == {(200, 9000)}
+
+
+@pytest.mark.usefixtures("proxies")
+def test_a_drained_worker_gets_nothing_until_it_is_put_back() -> None:
+    def drain(action: str) -> None:
+        """As the proxy role calls it: the play's host is the proxy."""
+        inventory = ["-i", "inventory/aws_ec2.yml", "-i", str(CLIENT / "inventory")]
+        role = ["-m", "include_role", "-a", f"name=nginx_certbot tasks_from=upstream_{action}"]
+        subprocess.run(
+            ["ansible", *inventory, "api1", "--become", *role, "-e", "nginx_certbot_drain_instance=api1:9000"],
+            cwd=PROJECT,
+            env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+            check=True,
+            timeout=120,
+        )
+
+    def workers(web: str) -> set[int]:
+        return {ask(web, "/v1/models").json()["worker"] for _ in range(20)}
+
+    ssh("web1", f"{TOOL} drain api1:9001 --reason 'disk'")
+    ssh("web1", f"{TOOL} undrain api1:9001 --reason 'rolling update'")
+    assert workers("web1") == {9000}, "an operator's own drain must stay"
+    ssh("web1", f"{TOOL} undrain api1:9001")
+    drain("drain")
+    assert [workers(web) for web in WEB] == [{9001}, {9001}]
+    drain("undrain")
+    assert [workers(web) for web in WEB] == [{9000, 9001}, {9000, 9001}]
+
+
+@pytest.mark.usefixtures("proxies")
+def test_the_log_is_json_without_secrets(web: str) -> None:
+    ask(
+        web,
+        "/v1/models?key=sk-in-the-query",
+        headers={"Authorization": "Bearer sk-very-secret", "X-Request-Id": "to-log"},
+    )
+    lines = ssh(web, "cat /var/log/nginx/access.log").splitlines()
+    entries = [json.loads(line) for line in lines]
+    entry = next(entry for entry in entries if entry["request_id"] == "to-log")
+    assert (entry["status"], entry["path"], entry["upstream_status"]) == (200, "/v1/models", "200")
+    assert float(entry["upstream_header_seconds"]) <= entry["seconds"]
+    assert [line for line in lines if "sk-" in line] == []
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("proxies")
+def test_a_renewal_is_served_without_a_restart(web: str) -> None:
+    drop_in = "/run/systemd/system/ec2-inference-certbot.service.d"
+    command = f"/usr/local/sbin/{TOOL} renew -- --force-renewal"
+    before, pid = served(web)[0], master(web)
+    ssh(web, f"mkdir -p {drop_in} && printf '[Service]\\nExecStart=\\nExecStart={command}\\n' > {drop_in}/force.conf")
+    try:
+        ssh(web, "systemctl daemon-reload && systemctl start ec2-inference-certbot.service")
+    finally:
+        ssh(web, f"rm -r {drop_in} && systemctl daemon-reload")
+    assert served(web)[0] != before
+    assert master(web) == pid
+
+
+def test_an_added_domain_is_certified() -> None:
+    pid = master("web1")
+    # web2 does not know the new name yet and may be the one that the CA asks.
+    converge("--limit", "web1", variables={"nginx_certbot_domains": [DOMAIN, SECOND]})
+    assert served("web1", SECOND)[1] == {DOMAIN, SECOND}
+    assert served("web1")[1] == {DOMAIN, SECOND}
+    assert master("web1") == pid
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"nginx_certbot_worker_processes": "many"}, '"worker_processes" directive invalid value'),
+        ({"nginx_certbot_domains": [DOMAIN, "nowhere.invalid"]}, "nowhere.invalid"),
+    ],
+    ids=["nginx refuses it", "the CA refuses it"],
+)
+def test_a_bad_change_is_taken_back(variables: dict, reason: str) -> None:
+    files = "sha256sum /etc/nginx/nginx.conf /etc/nginx/ec2-inference/*.conf"
+    before, pid, certificate = ssh("web1", files), master("web1"), served("web1")
+    done = converge("--limit", "web1", check=False, variables=variables)
+    assert done.returncode != 0
+    assert reason in done.stdout
+    assert "was taken back" in done.stdout
+    assert (ssh("web1", files), master("web1"), served("web1")) == (before, pid, certificate)
+    assert ssh("web1", f"{TOOL} stale").strip() == "no"
+    assert ask("web1", "/nowhere").status == 404
+
+
+def test_limits_and_allowed_networks() -> None:
+    limits = {
+        "nginx_certbot_requests_per_second": 1,
+        "nginx_certbot_requests_burst": 1,
+        "nginx_certbot_connections_per_ip": 5,
+    }
+    converge("--limit", "web2", variables=limits)
+    answers = [ask("web2", "/v1/models") for _ in range(5)]
+    refused = next(answer for answer in answers if answer.status == 429)
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert refused.headers["Retry-After"] == "1"
+    converge("--limit", "web2", variables={"nginx_certbot_allow_cidrs": ["192.0.2.0/24"]})
+    answer = ask("web2", "/v1/models")
+    assert (answer.status, answer.json()["error"]["code"]) == (403, "forbidden")

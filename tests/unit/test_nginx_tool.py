@@ -1,0 +1,108 @@
+"""The web tier's tool on the host: the parts that need no nginx."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "roles/nginx_certbot/files/ec2_inference_nginx.py"
+UPSTREAM = """\
+# a comment stays
+server 10.0.0.5:9000 max_fails=0;  # api1:9000
+server 10.0.0.5:9001 max_fails=0 down;  # api1:9001
+server [fd00::5]:9000 max_fails=0;  # api2:9000
+"""
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The tool with its directories under `tmp_path`, an nginx that accepts everything, and none running."""
+    spec = importlib.util.spec_from_file_location("ec2_inference_nginx", SOURCE)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    spec.loader.exec_module(module)
+    for name in ("UPSTREAM", "TLS", "DRAINED", "PROVEN", "PLACEHOLDER"):
+        monkeypatch.setattr(module, name, tmp_path / getattr(module, name).name)
+    monkeypatch.setattr(module, "MAIN", tmp_path / "nginx.conf")
+    monkeypatch.setattr(module, "CERTIFICATE", tmp_path / "live")
+    monkeypatch.setattr(module, "RENEWAL", tmp_path / "renewal.conf")
+    monkeypatch.setattr(module, "PID_FILE", tmp_path / "no.pid")
+    monkeypatch.setattr(module, "test", lambda candidates: None)
+    return module
+
+
+def make_certificate(tool: ModuleType, *names: str, days: int = 90) -> None:
+    tool.CERTIFICATE.mkdir()
+    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=test".split()
+    request += ["-days", str(days), "-addext", f"subjectAltName={','.join(f'DNS:{name}' for name in names)}"]
+    request += ["-keyout", str(tool.CERTIFICATE / "privkey.pem"), "-out", str(tool.CERTIFICATE / "fullchain.pem")]
+    subprocess.run(request, check=True, capture_output=True)
+    tool.RENEWAL.write_text("[renewalparams]\nserver = https://ca/dir\n")
+
+
+def test_exactly_the_drained_servers_are_down(tool: ModuleType) -> None:
+    text = tool.mark_down(UPSTREAM, {"api2:9000", "gone:9000"})
+    assert text.splitlines() == [
+        "# a comment stays",
+        "server 10.0.0.5:9000 max_fails=0;  # api1:9000",
+        "server 10.0.0.5:9001 max_fails=0;  # api1:9001",
+        "server [fd00::5]:9000 max_fails=0 down;  # api2:9000",
+    ]
+    assert tool.mark_down(text, {"api2:9000"}) == text
+
+
+def test_a_roll_leaves_an_operators_drain_alone(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    tool.UPSTREAM.write_text(UPSTREAM)
+    tool.drain(["api1:9001"], "disk")
+    tool.drain(["api1:9000", "api1:9001"], "rolling update")
+    tool.undrain(["api1:9000", "api1:9001"], "rolling update")
+    assert tool.UPSTREAM.read_text() == UPSTREAM
+    assert "api1:9001 stays drained, by hand: disk" in capsys.readouterr().err
+    tool.undrain(["api1:9001"], None)
+    assert "down" not in tool.UPSTREAM.read_text()
+
+
+def test_a_refused_drain_leaves_no_marker(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(candidates: dict[Path, Path]) -> None:
+        raise tool.Failed("no")
+
+    tool.UPSTREAM.write_text(UPSTREAM)
+    monkeypatch.setattr(tool, "test", refuse)
+    with pytest.raises(tool.Failed):
+        tool.drain(["api1:9000"], "rolling update")
+    assert tool.UPSTREAM.read_text() == UPSTREAM
+    assert list(tool.DRAINED.iterdir()) == []
+    assert list(tool.UPSTREAM.parent.glob(".*")) == []
+
+
+def test_why_a_certificate_is_issued(tool: ModuleType) -> None:
+    assert tool.certificate_command(["a.test"], "https://ca/dir") == "there is none yet"
+    make_certificate(tool, "a.test", "B.test")
+    assert tool.certificate_command(["b.test", "A.test"], "https://ca/dir") == "good"
+    assert "wanted: a.test, c.test" in tool.certificate_command(["a.test", "c.test"], "https://ca/dir")
+    assert "comes from https://ca/dir" in tool.certificate_command(["a.test", "b.test"], "https://other/dir")
+
+
+def test_a_certificate_that_nobody_renews_is_issued_again(tool: ModuleType) -> None:
+    make_certificate(tool, "a.test", days=3)
+    assert "expires within a week" in tool.certificate_command(["a.test"], "https://ca/dir")
+
+
+def test_the_placeholder_serves_until_there_is_a_certificate(tool: ModuleType) -> None:
+    assert str(tool.PLACEHOLDER) in tool.tls_text()
+    make_certificate(tool, "a.test")
+    assert str(tool.CERTIFICATE / "fullchain.pem") in tool.tls_text()
+    assert "stapling" not in tool.tls_text()
+
+
+@pytest.mark.parametrize("name", ["api1", "api1:x", "../x:9000", "a b:1"])
+def test_odd_instances_are_refused(tool: ModuleType, name: str) -> None:
+    with pytest.raises(SystemExit):
+        tool.arguments().parse_args(["drain", name])
