@@ -6,7 +6,8 @@ import openai
 import pytest
 from stack import MODEL, engine_url, http_client, openai_client, ssh
 
-LONG = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}
+# Several seconds of generation, and within the model's context of 2,048 tokens.
+LONG = {"max_tokens": 1900, "extra_body": {"ignore_eos": True}}
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
@@ -14,6 +15,10 @@ class ServiceTests:
     """Subclass with `engine_host`, the host whose engine answers."""
 
     engine_host: str
+
+    @pytest.fixture(autouse=True)
+    def _look_up_the_engine(self) -> None:
+        engine_url(self.engine_host)  # once, so that it takes no time while a generation runs
 
     def running(self) -> float:
         """How many requests the engine works on, by its own gauge."""
@@ -41,7 +46,8 @@ class ServiceTests:
 
     def test_a_client_that_hangs_up_stops_the_engine(self) -> None:
         stream = openai_client().chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **LONG)
-        next(iter(stream))
+        chunks = iter(stream)  # kept: a stream whose iterator is dropped is closed
+        next(chunks)
         assert self.running() == 1
         # Watched on the engine's host, so that no connection is set up within the second that is measured.
         watch = (

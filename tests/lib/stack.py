@@ -5,6 +5,7 @@ The environment comes from lab/molecule: LAB_CLIENT is where the lab keeps keys 
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -53,6 +54,7 @@ def ssh(host: str, command: str) -> str:
     return done.stdout
 
 
+@functools.cache
 def engine_url(host: str) -> str:
     """Where the host's first engine listens, as seen from the host itself."""
     return ssh(

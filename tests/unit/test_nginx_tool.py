@@ -40,8 +40,15 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 def make_certificate(tool: ModuleType, *names: str, days: int = 90) -> None:
     tool.CERTIFICATE.mkdir()
-    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=test".split()
-    request += ["-days", str(days), "-addext", f"subjectAltName={','.join(f'DNS:{name}' for name in names)}"]
+    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    request += [
+        "-subj",
+        "/CN=test",
+        "-days",
+        str(days),
+        "-addext",
+        f"subjectAltName={','.join(f'DNS:{name}' for name in names)}",
+    ]
     request += ["-keyout", str(tool.CERTIFICATE / "privkey.pem"), "-out", str(tool.CERTIFICATE / "fullchain.pem")]
     subprocess.run(request, check=True, capture_output=True)
     tool.RENEWAL.write_text("[renewalparams]\nserver = https://ca/dir\n")

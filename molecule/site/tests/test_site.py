@@ -98,11 +98,12 @@ def test_site_runs_under_ansible_runner_as_awx_runs_it(tmp_path: Path) -> None:
     run = ansible_runner.run(
         private_data_dir=str(tmp_path),
         playbook="site.yml",
-        inventory=["project/inventory/aws_ec2.yml", str(CLIENT / "inventory")],
+        inventory=[str(tmp_path / "project" / "inventory" / "aws_ec2.yml"), str(CLIENT / "inventory")],
         quiet=True,
     )
 
-    log = run.stdout.read()
+    with run.stdout as output:
+        log = output.read()
     assert run.status == "successful", log[-6000:]
     assert sum(run.stats["changed"].values()) == 0, log[-6000:]
 
