@@ -1,0 +1,100 @@
+"""Two workers on one host, after changes of settings and releases, one of which was taken back."""
+
+import json
+
+import pytest
+from stack import CLIENT, MODEL
+
+testinfra_hosts = ["ssh://api1"]
+
+
+@pytest.fixture(params=[9000, 9001])
+def port(request):
+    return request.param
+
+
+@pytest.fixture
+def api(host):
+    return host
+
+
+@pytest.fixture
+def key():
+    return (CLIENT / "api-key").read_text().strip()
+
+
+def address(api):
+    return next(a for a in api.interface("host0").addresses if ":" not in a)
+
+
+def call(api, port, path, key=None, body=None):
+    """Status and JSON body; the key goes by standard input."""
+    options = ["--silent", "--config -", "--write-out '\\n%{http_code}'"]
+    if body is not None:
+        options.append(f"--json '{json.dumps(body)}'")
+    header = f'header = \\"Authorization: Bearer {key}\\"' if key else ""
+    out = api.check_output(f'echo "{header}" | curl {" ".join(options)} http://{address(api)}:{port}{path}')
+    text, _, status = out.rpartition("\n")
+    return int(status), json.loads(text)
+
+
+def test_runs_at_boot_too(api, port):
+    unit = api.service(f"proxy@{port}")
+    assert unit.is_running, api.check_output(f"journalctl --unit proxy@{port} --no-pager --lines 40")
+    assert unit.is_enabled
+
+
+def test_both_workers_run_the_release_that_was_kept(api, port):
+    status, ready = call(api, port, "/health/ready")
+    assert (status, ready["version"], ready["config_error"]) == (200, "0.2.0", None)
+    assert api.check_output("basename $(readlink /opt/proxy/current)") == ready["release"]
+    assert api.check_output("basename $(readlink /opt/proxy/previous)").startswith(("0.1.0-", "0.2.0-"))
+
+
+def test_generates(api, port, key):
+    body = {"model": MODEL, "prompt": "Hi", "max_tokens": 3, "ignore_eos": True}
+    status, answer = call(api, port, "/v1/completions", key, body)
+    assert status == 200, answer
+    assert answer["usage"]["completion_tokens"] == 3
+
+
+def test_keys(api, port, key):
+    status, answer = call(api, port, "/v1/completions", "wrong" * 8, {"model": MODEL})
+    assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+    status, answer = call(api, port, "/v1/models", key)
+    assert [card["id"] for card in answer["data"]] == [MODEL]
+
+
+def test_listens_on_the_private_address_only(api, port):
+    assert api.socket(f"tcp://{address(api)}:{port}").is_listening
+    assert not api.socket(f"tcp://127.0.0.1:{port}").is_listening
+    assert not api.socket(f"tcp://0.0.0.0:{port}").is_listening
+
+
+def test_unit_is_hardened(api, port):
+    report = api.check_output(f"systemd-analyze security --no-pager proxy@{port} | tail -n 1")
+    assert float(report.split(":")[1].split()[0]) <= 3.0, report
+
+
+def test_runs_as_its_own_user(api, port):
+    pid = api.check_output(f"systemctl show --property MainPID --value proxy@{port}")
+    assert api.check_output(f"stat --format %U /proc/{pid}") == "ec2-inference-proxy"
+
+
+def test_no_key_in_clear_is_on_the_host(api, key):
+    keys = api.file("/etc/proxy/keys.yml")
+    assert (keys.user, keys.group, keys.mode) == ("root", "ec2-inference-proxy", 0o640)
+    # The last characters only, so that this very command is not what is found.
+    found = api.run(
+        f"grep --recursive --files-with-matches '{key[7:19]}[{key[19]}]' /etc /opt /run/systemd /var/log || true"
+    )
+    assert found.stdout == ""
+    assert not api.run(f"journalctl --no-pager | grep --quiet '{key[7:19]}[{key[19]}]'").succeeded
+
+
+def test_every_line_of_the_log_is_json(api, port):
+    lines = api.check_output(
+        f"journalctl --no-pager --output cat _SYSTEMD_UNIT=proxy@{port}.service _TRANSPORT=stdout --lines 200"
+    ).splitlines()
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [record for record in records if record["event"] == "request"]
