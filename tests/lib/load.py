@@ -11,8 +11,10 @@ import httpx2
 from openai import OpenAI
 from stack import MODEL, openai_client
 
-# As many tokens as take the lab's engine a second or more: a restart without a drain would cut several streams.
+# As many tokens as take the lab's engine a second or more: a restart without a drain would cut a stream.
 STREAM_TOKENS, JSON_TOKENS = 300, 20
+# Between two requests of one client. The engines share two cores with the roll that is watched: the load is to be modest.
+PAUSE_S = 1.0
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
@@ -28,7 +30,7 @@ class Tally:
 class Load:
     """Streams and JSON calls over HTTPS for as long as the `with` block runs."""
 
-    def __init__(self, *, streams: int = 3, calls: int = 2) -> None:
+    def __init__(self, *, streams: int = 2, calls: int = 1) -> None:
         self.tally = Tally()
         self._began = time.monotonic()
         self._stop = threading.Event()
@@ -55,7 +57,7 @@ class Load:
         assert self.tally.answers > 0
 
     def _work(self, one: object) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(PAUSE_S):
             # A connection a request: nginx closes idle kept-alive connections when it reloads, and a client that
             # sends just then must retry, as RFC 9112 section 9.3.1 has it. That race is the client's own.
             client = openai_client(
