@@ -4,5 +4,5 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-for directory in ("lab", "plugins/action"):
+for directory in ("lab", "plugins/action", "lab/engine", "roles/vllm/files/helpers"):
     sys.path.insert(0, str(ROOT / directory))

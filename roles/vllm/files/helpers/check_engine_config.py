@@ -26,7 +26,7 @@ def serve_parser() -> tuple[Any, Any]:
     """vLLM's command line as ``vllm serve`` builds it: the whole parser, and that of ``serve``."""
     from vllm.entrypoints.cli import serve
 
-    class Parser(serve.FlexibleArgumentParser):  # type: ignore[name-defined,misc]
+    class Parser(serve.FlexibleArgumentParser):  # type: ignore[misc]
         def error(self, message: str) -> NoReturn:
             raise BadValueError(message)
 

@@ -97,7 +97,9 @@ def wait_idle(engine: Engine, timeout: float) -> int:
 def unit_state(unit: str) -> Dict[str, str]:
     """What systemd says about the unit."""
     names = "ActiveState,Result,NRestarts,ExecMainStatus"
-    shown = subprocess.run(["systemctl", "show", unit, "--property", names], stdout=subprocess.PIPE, text=True, check=True)
+    shown = subprocess.run(
+        ["systemctl", "show", unit, "--property", names], stdout=subprocess.PIPE, text=True, check=True
+    )
     return dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
 
 
@@ -177,7 +179,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser = argparse.ArgumentParser(description="Look at an engine on its own host.")
     parser.add_argument("what", choices=("current", "idle", "prove"))
     parser.add_argument("name", help="the engine's")
-    parser.add_argument("--release", type=Path, required=True, help="directory of the release that describes the engine")
+    parser.add_argument(
+        "--release", type=Path, required=True, help="directory of the release that describes the engine"
+    )
     parser.add_argument("--timeout", type=float, required=True, help="seconds")
     options = parser.parse_args(arguments)
     try:

@@ -60,7 +60,12 @@ def from_hub(name: str, revision: str) -> Model:
 
     def download(directory: Path) -> None:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
 
         api = HfApi()
         try:
@@ -79,6 +84,10 @@ def from_hub(name: str, revision: str) -> Model:
             ) from error
         except HfHubHTTPError as error:
             raise FetchError(f"{name}: {api.endpoint} answered: {first_line(error)}") from error
+        except OSError:
+            raise  # a full disk, for which `fetch` has the words
+        except Exception as error:  # whatever HTTP library the hub's client uses in this version
+            raise FetchError(f"{name}: {api.endpoint} cannot be reached: {first_line(error)}") from error
         shutil.rmtree(directory / ".cache", ignore_errors=True)  # the download's own notes
 
     return Model(f"{sanitised(name)}@{revision}", download)
@@ -97,7 +106,9 @@ def from_s3(address: str) -> Model:
         listed = [entry for page in pages for entry in page.get("Contents", [])]
     except (BotoCoreError, ClientError, ValueError) as error:
         raise FetchError(f"{address}: cannot be listed: {first_line(error)}; see the instance's role") from error
-    objects: dict[str, Any] = {entry["Key"].removeprefix(prefix): entry for entry in listed if not entry["Key"].endswith("/")}
+    objects: dict[str, Any] = {
+        entry["Key"].removeprefix(prefix): entry for entry in listed if not entry["Key"].endswith("/")
+    }
     if not objects:
         raise FetchError(f"{address}: holds no object; correct `model`")
     for name in objects:
@@ -180,7 +191,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     os.umask(0o027)
     try:
-        model = from_s3(options.model) if options.model.startswith("s3://") else from_hub(options.model, options.revision)
+        model = (
+            from_s3(options.model) if options.model.startswith("s3://") else from_hub(options.model, options.revision)
+        )
         if options.check:
             path = options.models_dir / model.directory_name
             changed = not path.is_dir()

@@ -19,7 +19,11 @@ from typing import List, Set
 
 def directories(parent: Path) -> List[Path]:
     """Subdirectories that are not hidden, the newest first."""
-    found = [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")] if parent.is_dir() else []
+    found = (
+        [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        if parent.is_dir()
+        else []
+    )
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 

@@ -1,0 +1,146 @@
+"""The vLLM role's watcher against a small HTTP server that behaves as an engine would."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import engine_probe
+import pytest
+
+
+class FakeEngine:
+    """Metrics, health and one answer; `running` counts down as it is asked, so waiting ends."""
+
+    def __init__(self) -> None:
+        self.running, self.tokens, self.health, self.status = 0, 0, 200, 200
+        self.answer: dict[str, object] = {"usage": {"completion_tokens": 1}}
+        engine = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if self.path == "/health":
+                    return self.reply(engine.health, "")
+                labels = 'engine="0",model_name="m"'
+                self.reply(
+                    200,
+                    f"# HELP vllm:num_requests_running Number of requests\n"
+                    f"vllm:num_requests_running{{{labels}}} {engine.running}.0\n"
+                    f"vllm:num_requests_waiting{{{labels}}} 0.0\n"
+                    f"vllm:iteration_tokens_total_sum{{{labels}}} {engine.tokens}.0\n",
+                )
+                engine.running = max(0, engine.running - 1)
+                engine.tokens += engine.busy
+
+            def do_POST(self) -> None:
+                self.reply(engine.status, json.dumps(engine.answer))
+
+            def reply(self, status: int, body: str) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.busy = 0
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    monkeypatch.setattr(engine_probe, "PAUSE_S", 0.01)
+    monkeypatch.setattr(engine_probe, "unit_state", lambda unit: {"ActiveState": "active", "NRestarts": "0"})
+    monkeypatch.setattr(engine_probe, "journal", lambda unit: "its journal")
+    engine = FakeEngine()
+    thread = threading.Thread(target=engine.server.serve_forever)
+    thread.start()
+    yield engine
+    engine.server.shutdown()
+    engine.server.server_close()
+    thread.join()
+
+
+def engine(fake: FakeEngine, probe: str = "completions") -> engine_probe.Engine:
+    return engine_probe.Engine(name="x", url=fake.url, model="m", probe=probe, fingerprint="f1")
+
+
+def test_idle_waits_for_the_last_request(fake) -> None:
+    fake.running = 3
+    assert engine_probe.wait_idle(engine(fake), 10) == 0
+
+
+def test_idle_says_what_is_left_when_the_time_is_over(fake) -> None:
+    fake.running = 1000
+    assert engine_probe.wait_idle(engine(fake), 0) == 1000
+
+
+def test_idle_has_nothing_to_wait_for_where_nothing_answers(fake) -> None:
+    gone = engine_probe.Engine(name="x", url="http://127.0.0.1:9", model="m", probe="completions", fingerprint="")
+    assert engine_probe.wait_idle(gone, 10) == 0
+
+
+@pytest.mark.parametrize(
+    ("probe", "answer"),
+    [("completions", {"usage": {"completion_tokens": 1}}), ("embeddings", {"data": [{"embedding": [0.1]}]})],
+)
+def test_a_result_proves_it(fake, probe, answer) -> None:
+    fake.answer = answer
+    engine_probe.prove(engine(fake, probe), 10)
+
+
+def test_an_answer_without_a_result_proves_nothing(fake) -> None:
+    fake.answer = {"usage": {"completion_tokens": 0}}
+    with pytest.raises(engine_probe.ProbeError, match="without a result"):
+        engine_probe.prove(engine(fake), 10)
+
+
+def test_a_refusal_is_told_with_its_words(fake) -> None:
+    fake.status, fake.answer = 404, {"error": {"message": "no such model"}}
+    with pytest.raises(engine_probe.ProbeError, match=r"(?s)no such model.*its journal"):
+        engine_probe.prove(engine(fake), 10)
+
+
+def test_an_overloaded_engine_that_goes_on_generating_is_well(fake) -> None:
+    fake.status, fake.busy = 503, 50
+    engine_probe.prove(engine(fake), 10)
+
+
+def test_a_crash_ends_the_wait(fake, monkeypatch) -> None:
+    fake.health = 503
+    states = iter([{"ActiveState": "active", "NRestarts": "0"}, {"ActiveState": "activating", "NRestarts": "1"}])
+    monkeypatch.setattr(engine_probe, "unit_state", lambda unit: next(states))
+    with pytest.raises(engine_probe.ProbeError, match=r"(?s)ended while starting.*its journal"):
+        engine_probe.prove(engine(fake), 600)
+
+
+def test_an_earlier_crash_is_forgiven(fake, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(engine_probe, "RUN", tmp_path)
+    monkeypatch.setattr(engine_probe, "unit_state", lambda unit: {"ActiveState": "active", "NRestarts": "4"})
+    (tmp_path / "vllm-x").mkdir()
+    (tmp_path / "vllm-x" / "fingerprint").write_text("f1\n")
+    engine_probe.check_current(engine(fake), 10)
+    (tmp_path / "vllm-x" / "fingerprint").write_text("f2\n")
+    with pytest.raises(engine_probe.ProbeError, match="other settings"):
+        engine_probe.check_current(engine(fake), 10)
+
+
+def test_unhealthy_is_told_when_the_time_is_over(fake) -> None:
+    fake.health = 503
+    with pytest.raises(engine_probe.ProbeError, match="not well after 0 s"):
+        engine_probe.prove(engine(fake), 0)
+
+
+def test_command_reads_the_release(fake, tmp_path, capsys) -> None:
+    engines = tmp_path / "engines"
+    engines.mkdir()
+    (engines / "x.probe.json").write_text(json.dumps({"url": fake.url, "model": "m", "probe": "completions"}))
+    (engines / "x.fingerprint").write_text("f1\n")
+    assert engine_probe.main(["prove", "x", "--release", str(tmp_path), "--timeout", "10"]) == 0
+    assert engine_probe.main(["idle", "unknown", "--release", str(tmp_path), "--timeout", "10"]) == 0
+    assert engine_probe.main(["current", "unknown", "--release", str(tmp_path), "--timeout", "10"]) == 1
+    assert "does not know engine unknown" in capsys.readouterr().out

@@ -1,0 +1,257 @@
+"""The vLLM role's model fetcher against a real S3 API (moto's server) and a small hub, both on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+import fetch_model
+import pytest
+from moto.server import ThreadedMotoServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer/vocab.json": b"{}"}
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[boto3.session.Session]:
+    """A bucket `models` with a model under `tiny/`; the fetcher meets it by environment, as it would on a host."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    settings = {
+        "ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "ACCESS_KEY_ID": "x",
+        "SECRET_ACCESS_KEY": "x",
+        "DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="models")
+    for name, body in FILES.items():
+        client.put_object(Bucket="models", Key=f"tiny/{name}", Body=body)
+    yield client
+    client.close()
+    server.stop()
+
+
+class Hub:
+    """As much of a Hugging Face hub as a download of pinned files needs; remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.files = {**FILES, "pytorch_model.bin": b"the same once more", "original/consolidated.00.pth": b"and more"}
+        self.asked: list[str] = []
+        self.broken: set[str] = set()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.do_GET()
+
+            def do_GET(self) -> None:
+                path = self.path.split("?")[0]
+                if self.command == "GET":
+                    hub.asked.append(path)
+                if path.startswith("/api/models/org/gone/"):
+                    self.reply(404, b'{"error": "not found"}', {"X-Error-Code": "RepoNotFound"})
+                elif path.startswith("/api/models/org/gated/"):
+                    self.reply(403, b'{"error": "gated"}', {"X-Error-Code": "GatedRepo"})
+                elif path == f"/api/models/org/tiny/revision/{COMMIT}":
+                    told = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files]}
+                    self.reply(200, json.dumps(told).encode())
+                elif path == f"/api/models/org/tiny/tree/{COMMIT}":
+                    told = [{"type": "file", "path": n, "size": len(b), "oid": "0" * 40} for n, b in hub.files.items()]
+                    self.reply(200, json.dumps(told).encode())
+                elif path.startswith("/api/models/"):
+                    self.reply(404, b'{"error": "not found"}', {"X-Error-Code": "RevisionNotFound"})
+                else:
+                    name = path.removeprefix(f"/org/tiny/resolve/{COMMIT}/")
+                    if self.command == "GET" and name in hub.broken:
+                        return self.reply(403, b"")
+                    body = hub.files[name]
+                    self.reply(200, body, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(body).hexdigest()}"'})
+
+            def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def downloads(self) -> list[str]:
+        return [path.split(f"{COMMIT}/", 1)[1] for path in self.asked if "/resolve/" in path]
+
+    def fetch(self, *arguments: object) -> tuple[int, dict[str, object], str]:
+        """In a process of its own, because the hub's client reads its settings when it is imported."""
+        command = [sys.executable, fetch_model.__file__, *map(str, arguments)]
+        environment = {**os.environ, "HF_ENDPOINT": self.url, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    thread = threading.Thread(target=hub.server.serve_forever)
+    thread.start()
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
+    thread.join()
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, object], str]:
+    status = fetch_model.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return status, json.loads(out) if out else {}, err
+
+
+def contents(directory: object) -> dict[str, bytes]:
+    root = Path(str(directory))
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_s3_model_arrives_whole_and_only_once(s3, tmp_path, capsys) -> None:
+    status, first, _ = run(capsys, "--models-dir", tmp_path, "s3://models/tiny")
+    assert (status, first["changed"]) == (0, True)
+    assert contents(first["path"]) == FILES
+    assert Path(str(first["path"])).name.startswith("models--tiny@")
+    status, second, _ = run(capsys, "--models-dir", tmp_path, "s3://models/tiny/")
+    assert (status, second) == (0, {"path": first["path"], "changed": False})
+
+
+def test_s3_model_that_changed_is_another_model(s3, tmp_path, capsys) -> None:
+    _, first, _ = run(capsys, "--models-dir", tmp_path, "s3://models/tiny")
+    s3.put_object(Bucket="models", Key="tiny/model.safetensors", Body=b"other")
+    _, second, _ = run(capsys, "--models-dir", tmp_path, "s3://models/tiny")
+    assert second["changed"]
+    assert second["path"] != first["path"]
+    assert contents(first["path"]) == FILES
+
+
+def test_interrupted_s3_download_goes_on(s3, tmp_path, capsys) -> None:
+    _, where, _ = run(capsys, "--check", "--models-dir", tmp_path, "s3://models/tiny")
+    assert where["changed"]
+    part = Path(f"{where['path']}.part")
+    part.mkdir()
+    # Same size: taken as whole. Another size: fetched again.
+    (part / "model.safetensors").write_bytes(b"W" * len(FILES["model.safetensors"]))
+    (part / "config.json").write_bytes(b"{")
+    status, done, _ = run(capsys, "--models-dir", tmp_path, "s3://models/tiny")
+    assert status == 0
+    assert contents(done["path"]) == {**FILES, "model.safetensors": b"W" * len(FILES["model.safetensors"])}
+    assert not part.exists()
+
+
+def test_check_downloads_nothing(s3, tmp_path, capsys) -> None:
+    status, told, _ = run(capsys, "--check", "--models-dir", tmp_path / "models", "s3://models/tiny")
+    assert (status, told["changed"]) == (0, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("s3://models/nothing", "holds no object"),
+        ("s3://no-such-bucket/x", "cannot be listed"),
+        ("s3://models/odd", "would leave"),
+    ],
+)
+def test_s3_problems_are_told(s3, tmp_path, capsys, address, message) -> None:
+    s3.put_object(Bucket="models", Key="odd/../../escape", Body=b"x")
+    status, told, err = run(capsys, "--models-dir", tmp_path, address)
+    assert (status, told) == (1, {})
+    assert err.startswith("cannot fetch the model: s3://")
+    assert message in err
+
+
+def test_download_without_a_model_in_it_is_refused(s3, tmp_path, capsys) -> None:
+    s3.put_object(Bucket="models", Key="notes/readme.txt", Body=b"x")
+    status, _, err = run(capsys, "--models-dir", tmp_path, "s3://models/notes")
+    assert status == 1
+    assert "no config.json" in err
+
+
+def test_hub_model_arrives_without_other_formats_and_only_once(hub, tmp_path) -> None:
+    status, first, err = hub.fetch("--models-dir", tmp_path, "--revision", COMMIT, "org/tiny")
+    assert status == 0, err
+    assert Path(str(first["path"])).name == f"org--tiny@{COMMIT}"
+    assert contents(first["path"]) == FILES
+    hub.asked.clear()
+    status, second, _ = hub.fetch("--models-dir", tmp_path, "--revision", COMMIT, "org/tiny")
+    assert (status, second) == (0, {"path": first["path"], "changed": False})
+    assert hub.asked == []
+
+
+def test_interrupted_hub_download_goes_on(hub, tmp_path) -> None:
+    hub.broken.add("tokenizer/vocab.json")
+    status, _, err = hub.fetch("--models-dir", tmp_path, "--revision", COMMIT, "org/tiny")
+    assert status == 1, err
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == [f"org--tiny@{COMMIT}.part"]
+    hub.broken.clear()
+    hub.asked.clear()
+    status, done, err = hub.fetch("--models-dir", tmp_path, "--revision", COMMIT, "org/tiny")
+    assert status == 0, err
+    assert contents(done["path"]) == FILES
+    assert hub.downloads() == ["tokenizer/vocab.json"]
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "message"),
+    [
+        ("org/tiny", "main", "pin the revision"),
+        ("org/tiny", "f" * 40, "has no revision"),
+        ("org/gone", COMMIT, "no such model"),
+        ("org/gated", COMMIT, "accept them on the hub"),
+    ],
+)
+def test_hub_problems_are_told(hub, tmp_path, model, revision, message) -> None:
+    status, _, err = hub.fetch("--models-dir", tmp_path, "--revision", revision, model)
+    assert status == 1
+    assert message in err
+
+
+def test_hub_that_is_not_there_is_told(hub, tmp_path) -> None:
+    hub.url = "http://127.0.0.1:9"
+    status, _, err = hub.fetch("--models-dir", tmp_path, "--revision", COMMIT, "org/tiny")
+    assert status == 1
+    assert "http://127.0.0.1:9 cannot be reached" in err
+
+
+def test_two_fetches_of_one_model_do_not_meet(tmp_path) -> None:
+    started, go_on = threading.Event(), threading.Event()
+    downloads = []
+
+    def download(directory: Path) -> None:
+        downloads.append(directory)
+        started.set()
+        go_on.wait(10)
+        (directory / "config.json").write_text("{}")
+
+    model = fetch_model.Model("x@1", download)
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(fetch_model.fetch(model, tmp_path))) for _ in range(2)]
+    threads[0].start()
+    assert started.wait(10)
+    threads[1].start()
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(changed for _, changed in results) == [False, True]
+    assert len(downloads) == 1
