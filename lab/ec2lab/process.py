@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from ec2lab.report import LabError
 
 
 def start(argv: list[str], record: Path, log: Path, env: dict[str, str] | None = None) -> None:
     """Start a daemon in a session of its own; `record` gets its pid and start time (clock ticks since boot)."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True
-        )
-    record.write_text(json.dumps({"pid": process.pid, "started": _start_time(process.pid)}))
+    program = shutil.which(argv[0])
+    if program is None:
+        raise LabError(f"no program {argv[0]} on this machine")
+    with log.open("ab") as output, open(os.devnull) as nothing:
+        # Not subprocess: its objects are for processes that one waits for, and these outlive us.
+        files = [
+            (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
+            *((os.POSIX_SPAWN_DUP2, output.fileno(), fd) for fd in (1, 2)),
+        ]
+        pid = os.posix_spawn(program, argv, os.environ if env is None else env, file_actions=files, setsid=True)
+    record.write_text(json.dumps({"pid": pid, "started": _start_time(pid)}))
 
 
 def running(record: Path) -> int | None:
