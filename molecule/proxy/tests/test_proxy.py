@@ -97,6 +97,7 @@ def test_requests_are_logged_as_json(api, port, key):
     httpx2.post(f"http://{address(api)}:{port}/v1/completions", headers=headers, json=body, timeout=60)
     line = api.check_output(f"journalctl --no-pager --output cat --unit proxy@{port} --grep {request_id}")
     record = json.loads(line)
-    assert (record["key"], record["engine"], record["status"]) == ("demo", "engine1:tiny", 200)
+    assert (record["key"], record["status"]) == ("demo", 200)
+    assert record["engine"].startswith("engine1:")
     assert record["completion_tokens"] == 3
     assert "private" not in line
