@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a newcomer needs; CONTRIBUTING has the rest.
+# `make demo` and `make test` are all that a newcomer needs; `make help` lists the rest.
 PYTHON ?= python3
 SCENARIO ?= site
 VENV := .venv
@@ -18,7 +18,7 @@ venv:
 demo: check-machine venv ## bring up the whole stack on this machine, and show a chat completion
 	@lab/lab demo
 
-demo-down: ## remove every trace of the demo
+demo-down: venv ## remove every trace of the demo
 	@lab/lab demo-down
 
 test-fast: venv ## lint and unit tests; no root
