@@ -2,6 +2,8 @@
 
 import pytest
 
+testinfra_hosts = ["ssh://gpu1", "ssh://cpu1"]
+
 GPU, CPU = "gpu1", "cpu1"
 
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+testinfra_hosts = ["ssh://engine1"]
+
 ENGINES = {"local": 8000, "bucket": 8001}
 
 
