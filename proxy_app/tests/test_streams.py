@@ -266,23 +266,6 @@ async def test_clocks_end_a_stream_with_a_reason(files: Files, engine: Engine, c
         await asyncio.wait_for(call.client_gone.wait(), WAIT_S)
 
 
-async def test_a_steady_stream_may_last_longer_than_the_clock_between_chunks(
-    files: Files, engine: Engine
-) -> None:
-    async def steady(call: Call) -> None:
-        await call.start_stream()
-        for number in range(12):
-            await call.event(json.dumps(number))
-            await asyncio.sleep(0.05)  # the pace of the engine is what is tested
-        await call.event("[DONE]")
-        await call.end_stream()
-
-    engine.script = steady
-    files.configure(engine, timeouts={"between_chunks_s": 0.4})
-    async with running_proxy(files) as proxy, proxy.post(body=STREAM) as response:
-        assert (await events(response))[-1] == "[DONE]"
-
-
 async def test_many_at_once(pair: Proxy, engine: Engine, other: Engine) -> None:
     engine.script = other.script = stream
 

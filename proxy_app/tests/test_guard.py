@@ -1,0 +1,142 @@
+"""The clocks by themselves, with a time that the test moves: how fast the machine is does not matter."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from inference_proxy.config import Timeouts
+from inference_proxy.guard import Guard, Interrupted, Reason
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    """The part of an event loop that a guard uses."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._due: tuple[float, Callable[[], Any]] | None = None
+
+    def time(self) -> float:
+        return self._now
+
+    def call_at(self, when: float, callback: Callable[[], Any]) -> "Clock":
+        self._due = when, callback
+        return self
+
+    def cancel(self) -> None:
+        self._due = None
+
+    async def advance(self, seconds: float) -> None:
+        end = self._now + seconds
+        while self._due is not None and self._due[0] <= end:
+            (self._now, callback), self._due = self._due, None
+            callback()
+        self._now = end
+        await asyncio.sleep(0)  # where a cancellation arrives
+
+
+@pytest.fixture
+async def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def guard(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Guard:
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "get_running_loop", lambda: clock)
+        return Guard(Timeouts(first_byte_s=10, between_chunks_s=2, total_s=60))
+
+
+@contextlib.asynccontextmanager
+async def ended_by(guard: Guard, reason: Reason) -> AsyncIterator[None]:
+    ended = None
+    try:
+        with guard:
+            yield
+    except Interrupted as interrupted:
+        ended = interrupted.reason
+    assert ended is reason
+
+
+def stream(guard: Guard) -> None:
+    guard.start_first_byte(10)
+    guard.first_byte_came()
+
+
+async def read_chunk(guard: Guard, clock: Clock, after_s: float) -> None:
+    guard.reading_since = guard.now()
+    await clock.advance(after_s)
+    guard.reading_since = None
+
+
+async def test_the_first_byte_may_take_its_time(guard: Guard, clock: Clock) -> None:
+    with guard:
+        guard.start_first_byte(10)
+        await clock.advance(9.9)
+
+
+async def test_but_no_longer(guard: Guard, clock: Clock) -> None:
+    async with ended_by(guard, Reason.FIRST_BYTE):
+        guard.start_first_byte(10)
+        await clock.advance(10)
+
+
+async def test_a_steady_stream_outlasts_the_clock_between_chunks(guard: Guard, clock: Clock) -> None:
+    with guard:
+        stream(guard)
+        for _ in range(20):
+            await read_chunk(guard, clock, after_s=1.9)
+
+
+async def test_a_gap_ends_it(guard: Guard, clock: Clock) -> None:
+    async with ended_by(guard, Reason.BETWEEN_CHUNKS):
+        stream(guard)
+        for _ in range(20):
+            await read_chunk(guard, clock, after_s=1.9)
+        await read_chunk(guard, clock, after_s=2)
+
+
+async def test_a_client_that_does_not_read_is_not_the_engines_fault(guard: Guard, clock: Clock) -> None:
+    with guard:
+        stream(guard)
+        await read_chunk(guard, clock, after_s=1)
+        await clock.advance(30)  # sending
+        await read_chunk(guard, clock, after_s=1.9)
+
+
+async def test_nothing_outlasts_the_total(guard: Guard, clock: Clock) -> None:
+    async with ended_by(guard, Reason.TOTAL):
+        stream(guard)
+        await clock.advance(60)
+
+
+async def test_the_first_reason_stands(guard: Guard, clock: Clock) -> None:
+    async with ended_by(guard, Reason.CLIENT_GONE):
+        guard.interrupt(Reason.CLIENT_GONE)
+        guard.interrupt(Reason.SHUTDOWN)
+        await clock.advance(0)
+
+
+async def test_a_cancellation_from_elsewhere_is_not_swallowed(guard: Guard, clock: Clock) -> None:
+    async def guarded() -> None:
+        with guard:
+            guard.interrupt(Reason.SHUTDOWN)
+            await asyncio.sleep(3600)
+
+    task = asyncio.create_task(guarded())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_after_its_block_it_does_nothing(guard: Guard, clock: Clock) -> None:
+    with guard:
+        guard.start_first_byte(10)
+    await clock.advance(100)
+    guard.interrupt(Reason.SHUTDOWN)
+    await asyncio.sleep(0)
