@@ -116,7 +116,12 @@ def test_a_bad_release_is_rolled_back_and_goes_no_further(load: Load, tmp_path: 
     untouched = main_pids("api2", "proxy@*")
     version = ready("api1", 9000)["version"]
 
-    done = playbook("proxy", "-e", f"proxy_source_dir={release(tmp_path, '0.3.0', broken=True)}", check=False)
+    done = playbook(
+        "proxy",
+        "-e",
+        f"proxy_source_dir={release(tmp_path, '0.3.0', broken=True)} proxy_start_timeout_s=20",
+        check=False,
+    )
 
     assert done.returncode != 0
     assert "this release was made to fail" in done.stdout, done.stdout[-6000:]
