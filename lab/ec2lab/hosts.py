@@ -50,6 +50,7 @@ def boot(lab: Lab, host: Host) -> None:
     if process.running(record) is not None:
         return
     process.kill(process.inside(root(lab, host)))
+    network.remove_interfaces(f"{lab.tag}-{host.index}")
     binds = [f"--bind-ro={wheels}:{FIND_LINKS}"] if (wheels := machine.find_links()) else []
     argv = [
         "systemd-nspawn",

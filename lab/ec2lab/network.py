@@ -74,7 +74,17 @@ def down(lab: Lab) -> None:
                 pass
     if _bridge_exists(lab):
         run(["ip", "link", "delete", lab.bridge])
+    remove_interfaces(f"{lab.tag}-")
     _write_names(lab, [])
+
+
+def remove_interfaces(machine: str) -> None:
+    """Remove interfaces that nspawn made for machines whose name begins with `machine`.
+
+    They normally go with the host; after one that was killed they may stay, and no other host can then have that name.
+    """
+    for entry in sorted(Path("/sys/class/net").glob(f"vb-{machine}*")):
+        subprocess.run(["ip", "link", "delete", entry.name], capture_output=True, check=False)
 
 
 def restore_forwarding() -> None:
