@@ -60,7 +60,8 @@ class Files:
             for number, engine in enumerate(engines, 1)
         ]
         paths = {"keys_file": str(self.keys), "drained_dir": str(self.drained)}
-        self.write(self.config, {"engines": entries} | paths | settings)
+        # Most tests look at what an engine gets, and want to see the client's own bytes.
+        self.write(self.config, {"engines": entries, "isolate_prefix_cache": False} | paths | settings)
 
 
 class Proxy:

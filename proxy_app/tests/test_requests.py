@@ -13,7 +13,18 @@ from harness import KEY, SMALL_KEY, Files, Log, Proxy, running_proxy
 
 pytestmark = pytest.mark.anyio
 
-PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"]
+PATHS = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/score",
+    "/tokenize",
+    "/detokenize",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -69,11 +80,10 @@ async def test_the_scheme_has_no_case(proxy: Proxy, scheme: str) -> None:
         ('{"model": "big"}'.encode("utf-16"), "invalid_json", None),
         (b'{"a":' * 5000, "invalid_json", None),
         (b"{}", "missing_field", "model"),
-        (b'{"model": null}', "invalid_type", "model"),
+        (b'{"model": null}', "missing_field", "model"),
         (b'{"model": 3}', "invalid_type", "model"),
         (b'{"model": ""}', "invalid_type", "model"),
         (b'{"model": "big", "stream": "yes"}', "invalid_type", "stream"),
-        (b'{"model": "big", "priority": -5}', "not_allowed", "priority"),
     ],
 )
 async def test_a_bad_body_is_named(
@@ -86,7 +96,7 @@ async def test_a_bad_body_is_named(
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/metrics", "/v1", "/v1/models/", "/v1/models/big", "/v1/chat/completions/", "/health", "/load"],
+    ["/", "/metrics", "/v1", "/v1/models/", "/v1/chat/completions/", "/health", "/load", "/v1/responses/r1"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_nothing_else_reaches_an_engine(proxy: Proxy, engine: Engine, path: str, method: str) -> None:

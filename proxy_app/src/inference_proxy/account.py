@@ -8,19 +8,27 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from .dialects import Dialect
+from .errors import Header
+
 _USAGE = b'"usage":'
-_PROMPT = re.compile(rb'"prompt_tokens":\s*(\d+)')
-_COMPLETION = re.compile(rb'"completion_tokens":\s*(\d+)')
+_PROMPT = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
+_COMPLETION = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
 _TAIL_CHUNKS = 4
 _TAIL_BYTES = 8192
 
 
 class Exchange(msgspec.Struct):
-    """What the steps find out about one request, for the log."""
+    """What the steps find out about one request: for its answer, for settling and for the log.
+
+    `model` is the client's name of it; `notices` are headers that its answer gets besides the engine's own.
+    """
 
     request_id: str
     method: str
     path: str
+    dialect: Dialect = Dialect.CHAT
+    notices: tuple[Header, ...] = ()
     key: str | None = None
     model: str | None = None
     engine: str | None = None
@@ -33,8 +41,9 @@ class Exchange(msgspec.Struct):
     # The last chunks by reference: finding usage costs nothing until the end.
     tail: deque[bytes] = msgspec.field(default_factory=lambda: deque(maxlen=_TAIL_CHUNKS))
 
-    def end_of_body(self) -> bytes:
-        return b"".join(self.tail)[-_TAIL_BYTES:]
+    def usage(self) -> tuple[int | None, int | None]:
+        """Tokens of prompt and completion as the engine counted them, once its answer is complete."""
+        return usage(b"".join(self.tail)[-_TAIL_BYTES:])
 
 
 def usage(end: bytes) -> tuple[int | None, int | None]:
@@ -52,7 +61,7 @@ def usage(end: bytes) -> tuple[int | None, int | None]:
 def account(exchange: Exchange) -> None:
     """Write the access log line of a finished request to stdout."""
     now = time.perf_counter()
-    prompt_tokens, completion_tokens = usage(exchange.end_of_body())
+    prompt_tokens, completion_tokens = exchange.usage()
     first = exchange.first_byte
     write_line(
         {

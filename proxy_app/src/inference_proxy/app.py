@@ -9,33 +9,30 @@ import secrets
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from . import __version__
 from .account import Exchange, account
 from .authenticate import authenticate
-from .errors import ApiError, body_of, send_error
-from .pipeline import Pipeline
+from .catalogue import find_model, list_models
+from .config import Answer, EndpointClass
+from .dialects import Dialect
+from .endpoints import Endpoint, model_of
+from .errors import ApiError
+from .pipeline import Pipeline, refuse
 from .poller import Poller
 from .reload import Watcher
 from .state import State
 from .upstream import Upstream
 
-# All that ever reaches an engine. An engine answers many more paths, most of them without a key.
-ENGINE_PATHS = frozenset(
-    {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"}
-)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-# Of an engine's model card. The others tell where the weights lie on the host.
-_CARD_FIELDS = ("created", "owned_by", "max_model_len")
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +46,9 @@ class Proxy:
         self._pipeline: Pipeline | None = None
         self._starlette = Starlette(
             routes=[
-                Route("/v1/models", self._models),
                 Route("/health/live", self._live),
                 Route("/health/ready", self._ready),
+                Route("/{path:path}", self._answer_ourselves),
             ],
             exception_handlers={
                 HTTPException: _on_http_error,
@@ -69,18 +66,23 @@ class Proxy:
         if path.startswith("/health/"):
             return await self._starlette(scope, receive, send)
         exchange = Exchange(_request_id(scope), scope["method"], path)
-        if path not in ENGINE_PATHS:
-            await self._cold(exchange, scope, receive, send)
-        elif scope["method"] != "POST":
-            error = ApiError(
-                405, "method_not_allowed", f"{path} takes POST only.", headers=[(b"allow", b"POST")]
-            )
-            exchange.status, exchange.outcome = error.status, error.code
-            await send_error(send, error, exchange.request_id)
-            account(exchange)
+        endpoint = self.state.settings.endpoints.find(path)
+        if endpoint is None:
+            await self._refuse(exchange, ApiError(404, "not_found", "There is nothing at this path."), send)
+        elif scope["method"] not in endpoint.methods:
+            exchange.dialect = endpoint.dialect
+            await self._refuse(exchange, _wrong_method(path, endpoint), send)
+        elif endpoint.kind is EndpointClass.CATALOGUE:
+            await self._cold(exchange, {**scope, "row": endpoint}, receive, send)
         else:
             assert self._pipeline is not None, "requests come after the lifespan has started"
-            await self._pipeline(exchange, scope, receive, send)
+            exchange.dialect = endpoint.dialect
+            await self._pipeline(endpoint, exchange, scope, receive, send)
+
+    async def _refuse(self, exchange: Exchange, error: ApiError, send: Send) -> None:
+        exchange.status, exchange.outcome = error.status, error.code or "error"
+        await refuse(send, error, exchange)
+        account(exchange)
 
     async def _cold(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         async def noting(message: Message) -> None:
@@ -115,23 +117,17 @@ class Proxy:
                 await asyncio.gather(watching, return_exceptions=True)
                 await poller.stop()
 
-    async def _models(self, request: Request) -> Response:
-        """The models of all engines, each once, as far as the key may use them. One whose engines are all out
-        stays in the list: it exists, and asking for it says when to come again."""
+    async def _answer_ourselves(self, request: Request) -> Response:
+        """Endpoints for which no engine is asked."""
+        endpoint: Endpoint = request.scope["row"]
         key = authenticate(request.scope["headers"], self.state.settings.keys)
         request.scope["exchange"].key = key.name
-        fleet = self.state.fleet
-        cards: dict[str, dict[str, Any]] = {}
-        for engine in fleet.engines:
-            for model in engine.models & engine.cards.keys():
-                cards.setdefault(model, engine.cards[model])
-        data = []
-        for model in fleet.models():
-            if key.may_use(model):
-                card = {"created": 0, "owned_by": "vllm"} | cards.get(model, {})
-                known = {field: card[field] for field in _CARD_FIELDS if field in card}
-                data.append({"id": model, "object": "model"} | known)
-        return JSONResponse({"object": "list", "data": data})
+        if endpoint.answer is not None:
+            return _fixed(endpoint.answer)
+        fleet, catalogue = self.state.fleet, self.state.settings.catalogue
+        if name := model_of(request.scope["path"]):
+            return JSONResponse(find_model(name, fleet, catalogue, key))
+        return JSONResponse({"object": "list", "data": list_models(fleet, catalogue, key)})
 
     async def _live(self, _: Request) -> Response:
         return JSONResponse({"status": "live", "version": __version__, "release": _release()})
@@ -171,11 +167,24 @@ def _request_id(scope: Scope) -> str:
     return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
 
+def _wrong_method(path: str, endpoint: Endpoint) -> ApiError:
+    methods = ", ".join(endpoint.methods)
+    message = f"{path} takes {methods} only."
+    return ApiError(405, "method_not_allowed", message, headers=[(b"allow", methods.encode())])
+
+
+def _fixed(answer: Answer) -> Response:
+    if isinstance(answer.body, str):
+        return PlainTextResponse(answer.body, answer.status)
+    return JSONResponse(answer.body, answer.status)
+
+
 def _answer(request: Request, error: ApiError) -> Response:
-    if exchange := request.scope.get("exchange"):
-        exchange.outcome = error.code
+    exchange: Exchange | None = request.scope.get("exchange")
+    if exchange is not None:
+        exchange.outcome = error.code or "error"
     headers = {name.decode(): value.decode() for name, value in error.headers}
-    return Response(body_of(error), error.status, headers, "application/json")
+    return Response(Dialect.CHAT.error_body(error, ""), error.status, headers, "application/json")
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

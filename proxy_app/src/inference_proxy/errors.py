@@ -1,4 +1,4 @@
-"""Every answer that is not the engine's own, in the one shape that OpenAI clients understand."""
+"""Errors by which a request ends. dialects.py has the shapes in which clients get them."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,16 @@ Header = tuple[bytes, bytes]
 
 
 class ApiError(Exception):
-    """A request ends here: `status` and an OpenAI-shaped body go to the client.
+    """A request ends here, with this answer.
 
-    `code` is for programs and is also the request's `outcome` in the access log; `message` is for people and
-    never holds a prompt or a key.
+    `code` is for programs and is also the request's `outcome` in the access log (None: an engine gave none);
+    `message` is for people and never holds a prompt or a key; `param` names the field of the request.
     """
 
     def __init__(
         self,
         status: int,
-        code: str,
+        code: str | None,
         message: str,
         *,
         kind: str | None = None,
@@ -45,16 +45,7 @@ def error_body(message: str, kind: str, param: str | None, code: str | None) -> 
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
-def body_of(error: ApiError) -> bytes:
-    return error_body(error.message, error.kind, error.param, error.code)
-
-
 async def send_json(send: Send, status: int, body: bytes, headers: Sequence[Header] = ()) -> None:
     start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": body})
-
-
-async def send_error(send: Send, error: ApiError, request_id: str) -> None:
-    headers = [(b"x-request-id", request_id.encode()), *error.headers]
-    await send_json(send, error.status, body_of(error), headers)

@@ -1,4 +1,4 @@
-"""The steps of a request, in their order: authenticate, validate, route, relay, account."""
+"""The steps of a request, in their order: authenticate, validate, admit, route, relay, account."""
 
 import asyncio
 import logging
@@ -8,13 +8,16 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from .account import Exchange, account
+from .admit import Gate
 from .authenticate import authenticate
-from .errors import ApiError, Unavailable, send_error
+from .endpoints import Endpoint
+from .errors import ApiError, Unavailable, send_json
 from .guard import Guard, Interrupted, Reason
+from .outgoing import Job, prepare
 from .relay import Relay
 from .route import Engine, choose
 from .state import State
-from .upstream import EngineLost, Upstream, request_headers
+from .upstream import EngineLost, Upstream
 from .validate import Asked, ClientGone, read_body, validate
 
 log = logging.getLogger(__name__)
@@ -29,18 +32,29 @@ class Pipeline:
     def __init__(self, state: State, upstream: Upstream) -> None:
         self.state = state
         self.upstream = upstream
+        self.gate = Gate()
 
-    async def __call__(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        await _Request(self, exchange, scope, receive, send).run()
+    async def __call__(
+        self, endpoint: Endpoint, exchange: Exchange, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        await _Request(self, endpoint, exchange, scope, receive, send).run()
 
 
 class _Request:
     def __init__(
-        self, pipeline: Pipeline, exchange: Exchange, scope: Scope, receive: Receive, send: Send
+        self,
+        pipeline: Pipeline,
+        endpoint: Endpoint,
+        exchange: Exchange,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self._state = pipeline.state
         self._upstream = pipeline.upstream
+        self._gate = pipeline.gate
         self._settings = pipeline.state.settings
+        self._endpoint = endpoint
         self._exchange = exchange
         self._headers = Headers(scope=scope)
         self._raw_headers = scope["headers"]
@@ -74,22 +88,37 @@ class _Request:
             account(self._exchange)
 
     async def _steps(self) -> None:
-        exchange, config = self._exchange, self._settings.config
+        exchange, endpoint = self._exchange, self._endpoint
 
         key = authenticate(self._raw_headers, self._settings.keys)
         exchange.key = key.name
 
-        body = await read_body(self._receive, self._headers.get("content-length"), config.body_limit_bytes)
-        asked = validate(body)
+        body = await read_body(self._receive, self._headers.get("content-length"), endpoint.body_limit_bytes)
+        asked = validate(endpoint, key, self._headers, body)
         exchange.model, exchange.stream = asked.model, asked.stream
 
-        engines = self._state.fleet.serving(asked.model, key)
-
         self._guard.watch(self._receive)
-        self._guard.start_first_byte(config.timeouts.first_byte_s)
-        await self._relay_from(engines, asked)
+        self._guard.start_first_byte(self._settings.config.timeouts.first_byte_s)
+        await self._serve(asked)
 
-    async def _relay_from(self, engines: list[Engine], asked: Asked) -> None:
+    async def _serve(self, asked: Asked) -> None:
+        """By the model that was asked for, or else by the first that stands in for it and has room."""
+        settings, exchange = self._settings, self._exchange
+        named = settings.catalogue.resolve(asked.model, asked.key)
+        line = settings.catalogue.line(named.model, asked.key)
+        for model in line:
+            job = prepare(asked, model, settings.config, self._headers, exchange.request_id)
+            exchange.notices = (*named.headers, *job.notices)
+            if model is not named.model:
+                exchange.notices += ((b"x-fallback-model", model.name.encode()),)
+            try:
+                async with self._gate.admit(job, exchange):
+                    return await self._relay_from(self._state.fleet.serving(job), job)
+            except Unavailable:
+                if model is line[-1]:
+                    raise
+
+    async def _relay_from(self, engines: list[Engine], job: Job) -> None:
         """Two attempts, the second elsewhere if that exists, and only while the client has seen nothing.
 
         A request that reached the first engine may be computed twice; it changes nothing there.
@@ -100,7 +129,7 @@ class _Request:
             self._exchange.engine = engine.id
             try:
                 with engine.occupied():
-                    return await self._attempt(engine, asked, fresh=last)
+                    return await self._attempt(engine, job, fresh=last)
             except EngineLost as lost:
                 log.warning("request %s: engine %s lost: %s", self._exchange.request_id, engine.id, lost)
                 if self._relay is not None and self._relay.started:
@@ -111,13 +140,13 @@ class _Request:
                     raise ApiError(502, "engine_unreachable", "The engine could not be reached.") from lost
             tried = engine
 
-    async def _attempt(self, engine: Engine, asked: Asked, *, fresh: bool) -> None:
+    async def _attempt(self, engine: Engine, job: Job, *, fresh: bool) -> None:
         exchange, timeouts = self._exchange, self._settings.config.timeouts
         response = await self._upstream.post(
             engine,
-            exchange.path,
-            asked.body,
-            request_headers(self._headers, exchange.request_id),
+            self._endpoint.upstream_path,
+            job.body,
+            job.headers,
             connect_s=timeouts.connect_s,
             fresh=fresh,
         )
@@ -148,12 +177,19 @@ class _Request:
         return ApiError(504, reason.value, what[reason])
 
     async def _end(self, error: ApiError) -> None:
-        self._exchange.outcome = error.code
+        exchange = self._exchange
+        exchange.outcome = error.code or "error"
         if self._relay is not None and self._relay.started:
             return await self._relay.fail(error)
-        self._exchange.status = error.status
-        await send_error(self._send, error, self._exchange.request_id)
+        exchange.status = error.status
+        await refuse(self._send, error, exchange)
 
     def _note_client_gone(self) -> None:
         self._exchange.outcome = "client_gone"
         self._exchange.status = self._exchange.status or _CLIENT_GONE
+
+
+async def refuse(send: Send, error: ApiError, exchange: Exchange) -> None:
+    """Answer with an error, in the dialect of the exchange."""
+    headers = [(b"x-request-id", exchange.request_id.encode()), *error.headers, *exchange.notices]
+    await send_json(send, error.status, exchange.dialect.error_body(error, exchange.request_id), headers)

@@ -1,4 +1,4 @@
-"""Fourth step: the request to the engine, the engine's answer to the client, bytes as they come."""
+"""Fifth step: the request to the engine, the engine's answer to the client, bytes as they come."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ import msgspec
 from starlette.types import Send
 
 from .account import Exchange
-from .errors import ApiError, Header, error_body, send_json
+from .errors import ApiError, Header, send_json
 from .guard import Guard
 from .upstream import EngineLost
 
@@ -24,10 +24,6 @@ _NOT_PASSED_ON = frozenset(
     {"connection", "date", "keep-alive", "proxy-authenticate", "proxy-connection", "server", "te", "trailer",
      "transfer-encoding", "upgrade", "x-request-id"}
 )  # fmt: skip
-
-# What vLLM says of a request that it dropped because it was told to stop, in a 200 that ends with [DONE].
-_ABORTED = b'"finish_reason":"abort"'
-_DONE = b"[DONE]"
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +49,7 @@ class Relay:
     async def first_chunk(self) -> bytes:
         """Wait for the engine's first byte. Raises EngineLost."""
         chunk = await self._read()
-        if self._response.status < 400 and _ABORTED in chunk:
+        if self._response.status < 400 and self._exchange.dialect.is_aborted(chunk):
             raise EngineLost("it dropped the request because it is stopping")
         return chunk
 
@@ -66,19 +62,19 @@ class Relay:
         exchange, guard = self._exchange, self._guard
         await self._start()
         while chunk:
-            exchange.tail.append(chunk)
             if self.is_events:
-                if _ABORTED in chunk:
+                if exchange.dialect.is_aborted(chunk):
                     raise EngineLost("it dropped the request because it is stopping")
                 chunk = self._whole_events(chunk)
             if chunk:
+                exchange.tail.append(chunk)
                 guard.reading_since = None
                 exchange.bytes_out += len(chunk)
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
             guard.reading_since = guard.now()
             chunk = await self._read()
-        if self.is_events and _DONE not in exchange.end_of_body():
-            raise EngineLost("its stream ended without [DONE]")
+        if self.is_events and not exchange.dialect.is_complete(b"".join(exchange.tail)):
+            raise EngineLost("its stream ended before its last event")
         await self._send({"type": "http.response.body", "body": self._held})
 
     async def refuse(self, chunk: bytes) -> None:
@@ -88,11 +84,14 @@ class Relay:
             chunk = await self._read()
             body += chunk
         status = self._response.status
-        headers: list[Header] = [(b"x-request-id", self._exchange.request_id.encode())]
+        headers: list[Header] = [
+            (b"x-request-id", self._exchange.request_id.encode()),
+            *self._exchange.notices,
+        ]
         retry_after = self._response.headers.get("retry-after", "1" if status == 503 else None)
         if retry_after is not None:
             headers.append((b"retry-after", retry_after.encode("latin-1")))
-        body = reshape_error(status, body)
+        body = self._exchange.dialect.error_body(read_error(status, body), self._exchange.request_id)
         self._exchange.bytes_out = len(body)
         self._exchange.status = status
         self._exchange.outcome = "engine_error" if status >= 500 else "engine_refused"
@@ -104,7 +103,7 @@ class Relay:
         left incomplete, and the server then closes the connection, which no client takes for success."""
         if not self.is_events:
             return
-        event = b"data: " + error_body(error.message, error.kind, error.param, error.code) + b"\n\n"
+        event = self._exchange.dialect.error_event(error, self._exchange.request_id)
         try:
             async with asyncio.timeout(_FAREWELL_S):
                 await self._send({"type": "http.response.body", "body": event})
@@ -120,7 +119,10 @@ class Relay:
             self._response.close()
 
     async def _start(self) -> None:
-        headers: list[Header] = [(b"x-request-id", self._exchange.request_id.encode())]
+        headers: list[Header] = [
+            (b"x-request-id", self._exchange.request_id.encode()),
+            *self._exchange.notices,
+        ]
         named = {name.strip().lower() for name in self._response.headers.get("connection", "").split(",")}
         for name, value in self._response.raw_headers:
             lower = name.decode("latin-1").lower()
@@ -157,9 +159,9 @@ class Relay:
         return data[:cut]
 
 
-def reshape_error(status: int, body: bytes) -> bytes:
-    """An engine's error as OpenAI has it. vLLM's own mostly are; those of its guard, its router and FastAPI's
-    checks are not: {"error": "Unauthorized"}, {"detail": "Not Found"}, {"detail": [{"loc": …, "msg": …}]}."""
+def read_error(status: int, body: bytes) -> ApiError:
+    """An engine's error. vLLM's own mostly have OpenAI's shape; those of its guard, its router and FastAPI's
+    checks do not: {"error": "Unauthorized"}, {"detail": "Not Found"}, {"detail": [{"loc": …, "msg": …}]}."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     message: Any = None
     param: Any = None
@@ -180,8 +182,12 @@ def reshape_error(status: int, body: bytes) -> bytes:
         message = "; ".join(_detail(item) for item in message)
     if not isinstance(message, str) or not message:
         message = f"The engine answered {status}."
-    return error_body(
-        message, kind, None if param is None else str(param), None if code is None else str(code)
+    return ApiError(
+        status,
+        None if code is None else str(code),
+        message,
+        kind=kind,
+        param=None if param is None else str(param),
     )
 
 

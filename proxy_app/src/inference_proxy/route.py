@@ -1,13 +1,13 @@
-"""Third step: which engine? And what is known about each of them."""
+"""Fourth step: which engine? And what is known about each of them."""
 
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .authenticate import Key
 from .config import EngineConfig
-from .errors import ApiError, Unavailable
+from .errors import Unavailable
+from .outgoing import Job
 
 
 class Engine:
@@ -61,22 +61,16 @@ class Fleet:
     def models(self) -> list[str]:
         return sorted({model for engine in self.engines for model in engine.models})
 
-    def serving(self, model: str, key: Key) -> list[Engine]:
-        """Engines that can take a request for `model` now. Raises ApiError 404, 503."""
-        # A model that the key may not use does not exist for it: the answer tells nothing about the others.
-        engines = [engine for engine in self.engines if model in engine.models] if key.may_use(model) else []
+    def serving(self, job: Job) -> list[Engine]:
+        """Engines that can take the job now. Raises Unavailable."""
+        engines = [
+            engine for engine in self.engines if job.model in engine.models and engine.state == "serving"
+        ]
         if not engines:
-            raise ApiError(
-                404,
-                "model_not_found",
-                f"The model '{model[:256]}' does not exist, or your key may not use it: see GET /v1/models.",
-                param="model",
+            raise Unavailable(
+                "model_unavailable", f"No engine is serving '{job.model}' at the moment.", retry_after_s=5
             )
-        if serving := [engine for engine in engines if engine.state == "serving"]:
-            return serving
-        raise Unavailable(
-            "model_unavailable", f"No engine is serving '{model}' at the moment.", retry_after_s=5
-        )
+        return engines
 
 
 def choose(engines: Sequence[Engine], tried: Engine | None) -> Engine:

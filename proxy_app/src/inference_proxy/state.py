@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .authenticate import KeyRing
-from .config import Config, list_drained, load_config, load_keys
+from .catalogue import Catalogue
+from .config import Config, ConfigError, KeyConfig, list_drained, load_config, load_keys
+from .endpoints import Endpoints
 from .guard import Guard, Reason
 from .route import Fleet
 
@@ -13,12 +15,23 @@ from .route import Fleet
 class Settings:
     config: Config
     keys: KeyRing
+    endpoints: Endpoints
+    catalogue: Catalogue
 
     @classmethod
     def load(cls, path: Path) -> "Settings":
         """Read config.yml and its keys file. Raises ConfigError."""
         config = load_config(path)
-        return cls(config, KeyRing(load_keys(config.keys_file)))
+        keys = load_keys(config.keys_file)
+        _check_priorities(config, keys)
+        return cls(config, KeyRing(keys), Endpoints(config), Catalogue(config))
+
+
+def _check_priorities(config: Config, keys: tuple[KeyConfig, ...]) -> None:
+    """Only here are both files known. Raises ConfigError."""
+    if strays := [key for key in keys if key.priority not in config.priorities]:
+        where = f"{config.keys_file}: {{}}: priority {{!r}} is not one of the configuration's"
+        raise ConfigError([where.format(key.name, key.priority) for key in strays])
 
 
 class State:

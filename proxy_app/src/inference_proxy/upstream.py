@@ -3,17 +3,12 @@
 from types import TracebackType
 
 import aiohttp
-from starlette.datastructures import Headers
 
 from .route import Engine
 
 # Below the 5 s after which a vLLM with its defaults closes an idle connection: one that we close first is
 # never reused at the moment in which the engine gives it up.
 _IDLE_S = 4
-
-# What a client may say to an engine. All else stays here: its key, its cookies, and the headers by which vLLM
-# takes orders (priority, rank, load metrics).
-_FORWARDED = ("accept", "traceparent", "tracestate")
 
 
 class EngineLost(Exception):
@@ -63,11 +58,6 @@ class Upstream:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         async with self._pooled.get(url, timeout=timeout, allow_redirects=False) as response:
             return response.status, await response.content.read(1 << 20)
-
-
-def request_headers(client: Headers, request_id: str) -> dict[str, str]:
-    headers = {name: value for name in _FORWARDED if (value := client.get(name)) is not None}
-    return headers | {"content-type": "application/json", "x-request-id": request_id}
 
 
 def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:

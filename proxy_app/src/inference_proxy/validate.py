@@ -1,12 +1,26 @@
 """Second step: the body, as far as the proxy needs to understand it."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from .authenticate import Key
+from .body import Fields, parse
+from .endpoints import BodyKind, Endpoint
 from .errors import ApiError
+from .multipart import Form
+
+# A token of English prose has about four bytes. What is counted against limits is the engine's own number in
+# the end; this one only has to be near it when a request is let in.
+_BYTES_A_TOKEN = 4
+# An image or a sound costs an engine by its size in pixels or seconds, not by its bytes in the body.
+_EMBEDDED = re.compile(rb";base64,[A-Za-z0-9+/=_-]+")
+_EMBEDDED_TOKENS = 1000
 
 
 class ClientGone(Exception):
@@ -15,22 +29,25 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks for. `body` goes to the engine byte for byte."""
+    """What a request asks for: all that the later steps decide by.
 
+    `model` is the name that the client wrote. `max_tokens` is the client's cap a choice, None without one;
+    `choices` the number of answers to one prompt. `prompt_tokens` is an estimate. `session` ties requests of
+    one conversation together, and is whatever the client chose for it. `body` is what came, byte for byte;
+    `fields` are the parts of a JSON body, `form` those of a multipart one.
+    """
+
+    endpoint: Endpoint
+    key: Key
     model: str
     stream: bool
+    max_tokens: int | None
+    choices: int
+    prompt_tokens: int
+    session: str | None
     body: bytes
-
-
-class _Body(msgspec.Struct):
-    """The fields that the proxy reads; the decoder skips the others without building them."""
-
-    model: Any = msgspec.UNSET
-    stream: Any = None
-    priority: Any = None
-
-
-_decode = msgspec.json.Decoder(_Body).decode
+    fields: Fields
+    form: Form | None = None
 
 
 async def read_body(receive: Receive, declared: str | None, limit: int) -> bytes:
@@ -56,28 +73,100 @@ async def read_body(receive: Receive, declared: str | None, limit: int) -> bytes
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def validate(body: bytes) -> Asked:
-    """Check the fields that decide where a request goes. Raises ApiError 400, naming the field."""
-    try:
-        fields = _decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, "invalid_json", f"The body is not a JSON object: {error}.") from error
-    if fields.model is msgspec.UNSET:
-        raise _wrong(
+def validate(endpoint: Endpoint, key: Key, headers: Headers, body: bytes) -> Asked:
+    """Check the fields that the proxy acts on, and no others. Raises ApiError 400, 415, naming the field."""
+    if endpoint.body is BodyKind.MULTIPART:
+        form = Form(headers.get("content-type", ""), body)
+        return Asked(
+            endpoint=endpoint,
+            key=key,
+            model=_model(form.text("model")),
+            stream=form.flag("stream"),
+            max_tokens=None,
+            choices=1,
+            prompt_tokens=0,
+            session=headers.get("x-session-id"),
+            body=body,
+            fields={},
+            form=form,
+        )
+    fields = parse(body)
+    values = _Values(fields, endpoint.defaults)
+    return Asked(
+        endpoint=endpoint,
+        key=key,
+        model=_model(values.get("model")),
+        stream=values.flag("stream"),
+        max_tokens=next((cap for name in endpoint.cap if (cap := values.count(name, 0)) is not None), None),
+        choices=values.count("n", 1) or 1,
+        prompt_tokens=_estimate(endpoint, fields),
+        session=headers.get("x-session-id") or values.text("user"),
+        body=body,
+        fields=fields,
+    )
+
+
+class _Values:
+    """Single fields, built from their bytes; from the endpoint's defaults where the client wrote none."""
+
+    def __init__(self, fields: Fields, defaults: Mapping[str, Any]) -> None:
+        self._fields = fields
+        self._defaults = defaults
+
+    def get(self, name: str) -> Any:
+        raw = self._fields.get(name)
+        return self._defaults.get(name) if raw is None else msgspec.json.decode(raw)
+
+    def flag(self, name: str) -> bool:
+        value = self.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise wrong(name, "invalid_type", f"'{name}' must be true or false.")
+        return bool(value)
+
+    def text(self, name: str) -> str | None:
+        value = self.get(name)
+        if value is not None and not isinstance(value, str):
+            raise wrong(name, "invalid_type", f"'{name}' must be a string.")
+        return value
+
+    def count(self, name: str, least: int) -> int | None:
+        value = self.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise wrong(name, "invalid_type", f"'{name}' must be a whole number.")
+        if value < least:
+            raise wrong(name, "invalid_value", f"'{name}' must be {least} or more.")
+        return value
+
+
+def wrong(param: str, code: str, message: str) -> ApiError:
+    return ApiError(400, code, message, param=param)
+
+
+def _model(value: Any) -> str:
+    if value is None:
+        raise wrong(
             "model", "missing_field", "'model' is missing: name one of those that GET /v1/models lists."
         )
-    if not isinstance(fields.model, str) or not fields.model:
-        raise _wrong("model", "invalid_type", "'model' must be a non-empty string.")
-    if fields.stream is not None and not isinstance(fields.stream, bool):
-        raise _wrong("stream", "invalid_type", "'stream' must be true or false.")
-    if fields.priority:
-        # An engine that schedules by priority would let this caller overtake all others.
-        raise _wrong("priority", "not_allowed", "'priority' is set by the service: leave it out.")
-    return Asked(fields.model, bool(fields.stream), body)
+    if not isinstance(value, str) or not value:
+        raise wrong("model", "invalid_type", "'model' must be a non-empty string.")
+    return value
 
 
-def _wrong(param: str, code: str, message: str) -> ApiError:
-    return ApiError(400, code, message, param=param)
+def _estimate(endpoint: Endpoint, fields: Fields) -> int:
+    """Tokens of the prompt, from the size of the fields that hold it, without building them."""
+    size = embedded = 0
+    for name in endpoint.prompt:
+        if (raw := fields.get(name)) is None:
+            continue
+        text = bytes(raw)
+        size += len(text)
+        if b";base64," in text:
+            for match in _EMBEDDED.finditer(text):
+                size -= match.end() - match.start()
+                embedded += 1
+    return size // _BYTES_A_TOKEN + embedded * _EMBEDDED_TOKENS
 
 
 def _too_large(limit: int) -> ApiError:

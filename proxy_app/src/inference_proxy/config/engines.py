@@ -1,0 +1,27 @@
+"""Section `engines`: where they are and what they serve."""
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
+
+from .types import Name, Strict
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+        raise ValueError("write scheme, host and port only, such as http://10.0.0.5:8000")
+    if parts.query or parts.fragment or parts.username:
+        raise ValueError("write scheme, host and port only, without credentials or a query")
+    return url.rstrip("/")
+
+
+# An engine's id is also the name of its marker file in drained_dir.
+EngineId = Annotated[str, Field(pattern=r"^[^/\s]+$", max_length=255)]
+
+
+class EngineConfig(Strict):
+    id: EngineId = Field(description="Its name in logs and metrics, and of its marker file in drained_dir.")
+    url: Annotated[str, AfterValidator(_origin)] = Field(description="Scheme, host and port.")
+    models: Annotated[tuple[Name, ...], Field(min_length=1)] = Field(description="Names that it serves.")

@@ -1,0 +1,96 @@
+"""Reading config.yml and the keys file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, model_validator
+
+from .catalogue import ModelConfig, check_names
+from .engines import EngineConfig
+from .keys import KeyConfig, KeyFile
+from .paths import CustomEndpoint, Version
+from .priorities import DEFAULT_PRIORITIES, PriorityClass
+from .timeouts import Timeouts
+from .types import AbsolutePath, ConfigError, Name, Strict, refuse_doubles
+
+
+class Config(Strict):
+    engines: tuple[EngineConfig, ...] = ()
+    keys_file: AbsolutePath
+    drained_dir: AbsolutePath
+    body_limit_bytes: PositiveInt = Field(default=16 * 1024 * 1024, description="Largest body of a request.")
+    timeouts: Timeouts = Timeouts()
+    shutdown_s: PositiveFloat = Field(
+        default=900, description="Seconds that requests may go on after SIGTERM."
+    )
+    models: tuple[ModelConfig, ...] = ()
+    priorities: dict[Name, PriorityClass] = DEFAULT_PRIORITIES
+    isolate_prefix_cache: bool = Field(
+        default=True,
+        description="Tenants do not share the engines' prefix cache (a `cache_salt` for each owner).",
+    )
+    api_versions: tuple[Version, ...] = Field(
+        default=("v1",), min_length=1, description="Prefixes of the API's paths."
+    )
+    custom_endpoints: tuple[CustomEndpoint, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        refuse_doubles("engine id", [engine.id for engine in self.engines])
+        refuse_doubles("engine url", [engine.url for engine in self.engines])
+        refuse_doubles("api version", self.api_versions)
+        refuse_doubles("custom endpoint", [custom.path for custom in self.custom_endpoints])
+        if "default" not in self.priorities:
+            raise ValueError("priorities lacks 'default', the class of keys that name none")
+        check_names(self.models, frozenset(name for engine in self.engines for name in engine.models))
+        return self
+
+
+_CONFIG = TypeAdapter(Config)
+_KEYS = TypeAdapter(KeyFile)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except yaml.YAMLError as error:
+        # Only the position: the parser's own message quotes the line, which may hold what must not be logged.
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError([f"{path}: not valid YAML{where}"]) from error
+
+
+def _problems(path: Path, error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors(include_input=False, include_url=False):
+        where = ".".join(str(part) for part in detail["loc"])
+        lines.append(f"{path}: {where + ': ' if where else ''}{detail['msg']}")
+    return lines
+
+
+def load_config(path: Path) -> Config:
+    """Read config.yml. Raises ConfigError with one line a problem."""
+    try:
+        return _CONFIG.validate_python(_read(path))
+    except ValidationError as error:
+        raise ConfigError(_problems(path, error)) from error
+
+
+def load_keys(path: Path) -> tuple[KeyConfig, ...]:
+    """Read the keys file: a list of KeyConfig. Raises ConfigError with one line a problem."""
+    try:
+        return _KEYS.validate_python({"keys": _read(path)}).keys
+    except ValidationError as error:
+        raise ConfigError(_problems(path, error)) from error
+
+
+def list_drained(directory: Path) -> frozenset[str]:
+    """Ids of the engines that are taken out: one marker file each. No directory means none."""
+    try:
+        return frozenset(os.listdir(directory))
+    except FileNotFoundError:
+        return frozenset()

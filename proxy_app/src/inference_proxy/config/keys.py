@@ -1,0 +1,30 @@
+"""The keys file: a list of these."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from .types import Name, Strict, refuse_doubles
+
+
+class KeyConfig(Strict):
+    name: Name = Field(description="The key's own name: what logs call it.")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="Hash of the key, in hex.")
+    owner: Name | None = Field(
+        default=None, description="The tenant whose key it is; by default the key's name."
+    )
+    models: tuple[Name, ...] = Field(default=(), description="Models that it may use; all if empty.")
+    priority: Name = Field(default="default", description="A name in `priorities` of config.yml.")
+
+
+class KeyFile(Strict):
+    keys: tuple[KeyConfig, ...]
+
+    @model_validator(mode="after")
+    def _no_key_twice(self) -> "KeyFile":
+        refuse_doubles("key name", [key.name for key in self.keys])
+        owners: dict[str, str] = {}
+        for key in self.keys:
+            if (other := owners.setdefault(key.sha256, key.name)) != key.name:
+                raise ValueError(f"{other!r} and {key.name!r} are the same key: a key has one name")
+        return self

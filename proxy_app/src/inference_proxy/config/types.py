@@ -1,0 +1,39 @@
+"""What the sections of the configuration are made of."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+class ConfigError(Exception):
+    """A file that cannot be used. `problems` are lines, each: file, where in it, what is wrong."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class Strict(BaseModel):
+    """A section: an unknown field is an error, and nothing changes once it is loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("write an absolute path")
+    return path
+
+
+# It may stand in a header and in a log line.
+Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
+def refuse_doubles(what: str, values: Iterable[str]) -> None:
+    """Raises ValueError, which pydantic reports as the section's problem."""
+    if doubles := sorted(value for value, times in Counter(values).items() if times > 1):
+        raise ValueError(f"{what} given more than once: {', '.join(doubles)}")

@@ -1,0 +1,76 @@
+"""How errors look and how streams end, in each of the APIs that are spoken here.
+
+Sources: OpenAI's and Anthropic's API references; what vLLM 0.32 sends, from its source.
+"""
+
+import enum
+
+import msgspec
+
+from .errors import ApiError, error_body
+
+# What vLLM says of a request that it dropped because it was told to stop, in a 200 that ends like any other.
+_ABORTED = b'"finish_reason":"abort"'
+
+# Anthropic's names of what a status means; any other is an api_error.
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class Dialect(enum.Enum):
+    """CHAT: OpenAI's completions, and all that has no stream of its own. RESPONSES: OpenAI's /v1/responses.
+    MESSAGES: Anthropic's."""
+
+    CHAT = "chat"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+
+    def error_body(self, error: ApiError, request_id: str) -> bytes:
+        """The JSON body of an error answer."""
+        if self is Dialect.MESSAGES:
+            kind = _ANTHROPIC_TYPES.get(error.status, "api_error")
+            detail = {"type": kind, "message": error.message}
+            return msgspec.json.encode({"type": "error", "error": detail, "request_id": request_id})
+        return error_body(error.message, error.kind, error.param, error.code)
+
+    def error_event(self, error: ApiError, request_id: str) -> bytes:
+        """The event that ends a stream which cannot go on."""
+        if self is Dialect.RESPONSES:
+            # Its clients know an event by its type alone, and read the fields beside it.
+            event = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+            return b"event: error\ndata: " + msgspec.json.encode(event | {"sequence_number": 0}) + b"\n\n"
+        data = b"data: " + self.error_body(error, request_id) + b"\n\n"
+        return b"event: error\n" + data if self is Dialect.MESSAGES else data
+
+    def is_complete(self, end: bytes) -> bool:
+        """Whether the last bytes of a stream are an end that the engine meant."""
+        return any(end.startswith(mark) or b"\n" + mark in end for mark in _ENDS[self])
+
+    def is_aborted(self, chunk: bytes) -> bool:
+        return _ABORTED in chunk
+
+
+# The beginning of a line. A model cannot write one: in a JSON string a newline is escaped. An error event of
+# the engine's is an end as well: the client has been told.
+_ENDS = {
+    Dialect.CHAT: (b"data: [DONE]", b"data:[DONE]"),
+    Dialect.RESPONSES: (
+        b"event: response.completed\n",
+        b"event: response.failed\n",
+        b"event: response.incomplete\n",
+        b"event: error\n",
+    ),
+    Dialect.MESSAGES: (b"event: message_stop\n", b"event: error\n"),
+}

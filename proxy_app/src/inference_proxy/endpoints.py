@@ -1,0 +1,131 @@
+"""All that is answered, in one table. An engine answers many more paths, most of them without a key."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from typing import Any
+
+from .config import Answer, Config, CustomEndpoint, EndpointClass
+from .dialects import Dialect
+
+
+class BodyKind(Enum):
+    NONE = auto()
+    JSON = auto()
+    MULTIPART = auto()
+
+
+class Clock(Enum):
+    """Connecting and the total hold for every request."""
+
+    FIRST_BYTE = auto()
+    BETWEEN_CHUNKS = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A row. `path` lacks the version where `versioned`; `prompt` names the fields of the body that hold the
+    prompt, `cap` those with the most tokens to generate, of which the first that is there counts."""
+
+    path: str
+    kind: EndpointClass
+    dialect: Dialect = Dialect.CHAT
+    body: BodyKind = BodyKind.JSON
+    methods: tuple[str, ...] = ("POST",)
+    versioned: bool = True
+    prompt: tuple[str, ...] = ()
+    cap: tuple[str, ...] = ()
+    clocks: frozenset[Clock] = frozenset(Clock)
+    upstream_path: str = ""  # where the engine has it
+    body_limit_bytes: int = 0  # from the configuration
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    answer: Answer | None = None
+
+
+_GENERATION, _POOLING, _UTILITY = EndpointClass.GENERATION, EndpointClass.POOLING, EndpointClass.UTILITY
+_ONE_ANSWER = frozenset({Clock.FIRST_BYTE})
+_CHAT_PROMPT = ("messages", "system", "tools")
+
+# GET and DELETE of /v1/responses/{id} are not here: the engine that made a response is the only one that has
+# it, and forgets it when it restarts.
+TABLE = (
+    Endpoint(
+        "/chat/completions", _GENERATION, prompt=_CHAT_PROMPT, cap=("max_completion_tokens", "max_tokens")
+    ),
+    Endpoint("/completions", _GENERATION, prompt=("prompt",), cap=("max_tokens",)),
+    Endpoint(
+        "/responses",
+        _GENERATION,
+        Dialect.RESPONSES,
+        prompt=("input", "instructions", "tools"),
+        cap=("max_output_tokens",),
+    ),
+    Endpoint("/messages", _GENERATION, Dialect.MESSAGES, prompt=_CHAT_PROMPT, cap=("max_tokens",)),
+    Endpoint("/messages/count_tokens", _UTILITY, Dialect.MESSAGES, prompt=_CHAT_PROMPT, clocks=_ONE_ANSWER),
+    Endpoint("/embeddings", _POOLING, prompt=("input", "messages"), clocks=_ONE_ANSWER),
+    Endpoint("/rerank", _POOLING, prompt=("query", "documents"), clocks=_ONE_ANSWER),
+    Endpoint(
+        "/score",
+        _POOLING,
+        prompt=("text_1", "text_2", "queries", "documents", "items", "data_1", "data_2"),
+        clocks=_ONE_ANSWER,
+    ),
+    Endpoint("/audio/transcriptions", EndpointClass.AUDIO, body=BodyKind.MULTIPART),
+    Endpoint("/tokenize", _UTILITY, versioned=False, prompt=("prompt", "messages"), clocks=_ONE_ANSWER),
+    Endpoint("/detokenize", _UTILITY, versioned=False, prompt=("tokens",), clocks=_ONE_ANSWER),
+    Endpoint("/models", EndpointClass.CATALOGUE, body=BodyKind.NONE, methods=("GET", "HEAD")),
+)
+_MODELS = TABLE[-1]
+
+
+class Endpoints:
+    """The table with what the configuration adds: version prefixes, limits and operators' own endpoints."""
+
+    def __init__(self, config: Config) -> None:
+        self._by_path: dict[str, Endpoint] = {}
+        for row in TABLE:
+            full = f"/v1{row.path}" if row.versioned else row.path
+            known = replace(row, upstream_path=full, body_limit_bytes=config.body_limit_bytes)
+            for prefix in (f"/{version}" for version in config.api_versions) if row.versioned else ("",):
+                self._by_path[prefix + row.path] = known
+        self._models = tuple(f"/{version}{_MODELS.path}/" for version in config.api_versions)
+        built_in = {known.upstream_path: known for known in self._by_path.values()}
+        for custom in config.custom_endpoints:
+            self._by_path[custom.path] = _custom(custom, built_in, config)
+
+    def find(self, path: str) -> Endpoint | None:
+        """The row of a path as clients write it, or None."""
+        endpoint = self._by_path.get(path)
+        if endpoint is None and path.startswith(self._models) and model_of(path):
+            return _MODELS
+        return endpoint
+
+    def items(self) -> Iterable[tuple[str, Endpoint]]:
+        return self._by_path.items()
+
+
+def model_of(path: str) -> str:
+    """The model named by a path /<version>/models/<model>; "" for the whole list. Names may have slashes."""
+    return path.partition(f"{_MODELS.path}/")[2]
+
+
+def _custom(custom: CustomEndpoint, built_in: Mapping[str, Endpoint], config: Config) -> Endpoint:
+    if custom.answer is not None:
+        return Endpoint(
+            custom.path,
+            EndpointClass.CATALOGUE,
+            body=BodyKind.NONE,
+            methods=("GET", "HEAD", "POST"),
+            answer=custom.answer,
+        )
+    assert custom.upstream_path is not None, "the configuration has one or the other"
+    # Of a path that is not known here the costliest is assumed: all clocks and limits apply.
+    unknown = Endpoint(custom.path, EndpointClass.GENERATION, upstream_path=custom.upstream_path)
+    model = built_in.get(custom.upstream_path, unknown)
+    return replace(
+        model,
+        path=custom.path,
+        kind=custom.endpoint_class or model.kind,
+        body_limit_bytes=custom.body_limit_bytes or config.body_limit_bytes,
+        defaults=custom.defaults,
+    )

@@ -1,0 +1,91 @@
+"""What an engine gets: the client's own bytes, but for what is the proxy's to say."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers
+
+from .body import rewrite
+from .config import Config, EndpointClass, ModelConfig
+from .endpoints import BodyKind
+from .errors import ApiError, Header
+from .validate import Asked
+
+# By these an engine takes orders from whoever schedules it. A client that wrote them could overtake others,
+# share their cached prompts, or have another request's state handed over.
+_PROXYS_OWN = frozenset(
+    {"priority", "cache_salt", "request_id", "session_id", "kv_transfer_params", "ec_transfer_params",
+     "vllm_xargs"}
+)  # fmt: skip
+# What a client may say in headers. All else stays here: its key, its cookies, and the headers by which vLLM
+# takes orders (priority, rank, load metrics).
+_FORWARDED = ("accept", "traceparent", "tracestate")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request as it is admitted, routed and sent: `asked`, for engines that serve `model`.
+
+    `max_tokens` is the most that may be generated a choice, after the model's default and limit; None: as
+    much as fits the model's context. `notices` are headers that tell the client what was changed.
+    """
+
+    asked: Asked
+    model: str
+    max_tokens: int | None
+    body: bytes
+    headers: dict[str, str]
+    notices: tuple[Header, ...]
+
+
+def prepare(asked: Asked, model: ModelConfig, config: Config, client: Headers, request_id: str) -> Job:
+    """Raises ApiError 400 for a form with fields that are the proxy's own: its bytes are not taken apart."""
+    headers = {name: value for name in _FORWARDED if (value := client.get(name)) is not None}
+    headers["x-request-id"] = request_id
+    priority = config.priorities[asked.key.priority].engine_priority
+    if priority:
+        headers["x-vllm-priority"] = str(priority)
+    if asked.endpoint.body is BodyKind.MULTIPART:
+        headers["content-type"] = client["content-type"]
+        return Job(asked, model.name, None, _form(asked, model), headers, ())
+    headers["content-type"] = "application/json"
+    max_tokens = _max_tokens(asked, model)
+    changes = _changes(asked, model, max_tokens)
+    kind = asked.endpoint.kind
+    if config.isolate_prefix_cache and kind in (EndpointClass.GENERATION, EndpointClass.POOLING):
+        changes["cache_salt"] = asked.key.cache_salt
+    if priority and kind is EndpointClass.POOLING:
+        # Only generation reads the header.
+        changes["priority"] = priority
+    body = rewrite(asked.body, asked.fields, changes, dropped=_PROXYS_OWN & asked.fields.keys())
+    notices: tuple[Header, ...] = ()
+    if asked.max_tokens is not None and max_tokens != asked.max_tokens:
+        notices = ((b"x-max-tokens", str(max_tokens).encode()),)
+    return Job(asked, model.name, max_tokens, body, headers, notices)
+
+
+def _max_tokens(asked: Asked, model: ModelConfig) -> int | None:
+    limit = model.max_tokens_limit
+    if asked.max_tokens is None:
+        return model.default_max_tokens or limit
+    return asked.max_tokens if limit is None else min(asked.max_tokens, limit)
+
+
+def _changes(asked: Asked, model: ModelConfig, max_tokens: int | None) -> dict[str, Any]:
+    endpoint = asked.endpoint
+    defaults = {**(model.defaults if endpoint.cap else {}), **endpoint.defaults}
+    changes = {name: value for name, value in defaults.items() if name not in asked.fields}
+    if model.name != asked.model or "model" not in asked.fields:
+        changes["model"] = model.name
+    if endpoint.cap and max_tokens != asked.max_tokens:
+        # A body may have both of chat's fields: each is set, so that neither says more.
+        caps = [name for name in endpoint.cap if name in asked.fields] or endpoint.cap[:1]
+        changes |= dict.fromkeys(caps, max_tokens)
+    return changes
+
+
+def _form(asked: Asked, model: ModelConfig) -> bytes:
+    assert asked.form is not None, "validate reads the form of a multipart endpoint"
+    if own := sorted(_PROXYS_OWN & asked.form.names()):
+        raise ApiError(400, "not_allowed", f"'{own[0]}' is set by the service: leave it out.", param=own[0])
+    return asked.body if model.name == asked.model else asked.form.replaced("model", model.name)
