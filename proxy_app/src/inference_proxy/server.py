@@ -7,6 +7,7 @@ from pathlib import Path
 import uvicorn
 
 from .app import Proxy
+from .server_protocol import Protocol
 from .state import Settings, State
 
 # How long /health/ready says 503 while connections are still accepted, so that its watchers turn away first.
@@ -43,7 +44,7 @@ def make_server(config_path: Path, host: str, port: int) -> Server:
         host=host,
         port=port,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,
