@@ -119,7 +119,7 @@ def test_a_bad_release_is_rolled_back_and_goes_no_further(load: Load, tmp_path: 
     done = playbook(
         "proxy",
         "-e",
-        f"proxy_source_dir={release(tmp_path, '0.3.0', broken=True)} proxy_start_timeout_s=20",
+        f"proxy_source_dir={release(tmp_path, '0.3.0', broken=True)}",
         check=False,
     )
 
