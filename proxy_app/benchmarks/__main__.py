@@ -1,4 +1,4 @@
-"""`make bench`: the cases on the candidates, in turn and repeatedly, into bench.json and docs/performance.md."""
+"""`make bench`: cases on candidates, in turn and repeatedly, into bench.json and docs/performance.md."""
 
 import argparse
 import contextlib
@@ -51,29 +51,29 @@ def main(words: Sequence[str] | None = None) -> int:
     print(*conditions, sep="\n", flush=True)
 
     results: list[Result] = []
-    started_mb: dict[str, list[float]] = {}
-    with _engines(programs["engine"], cores[1]) as ports:
+    with contextlib.ExitStack() as stack:
+        engines = stack.enter_context(_engines(programs["engine"], cores[1]))
+        standing = {
+            name: stack.enter_context(_standing(name, venvs, engines, cores[0]))
+            for name in options.candidates
+        }
+        started = [f"{name} {usage(root).rss_mb:.0f}" for name, (_, root) in standing.items() if root]
+        conditions.append(f"Resident memory once started, before any load, in MB: {', '.join(started)}.")
         for repeat in range(1, options.repeats + 1):
             # There and back again, so that what changes slowly on the machine meets all of them alike.
             names = options.candidates if repeat % 2 else options.candidates[::-1]
-            for name in names:
-                with _standing(name, venvs, ports, cores[0]) as (port, root):
-                    if root is not None:
-                        started_mb.setdefault(name, []).append(usage(root).rss_mb)
-                    for case in cases:
-                        result = load(programs["load"], case, port, name, repeat, root, cores[1])
-                        results.append(result)
-                        print(_line(result), flush=True)
+            for case in cases:
+                for name in names:
+                    port, root = standing[name]
+                    result = load(programs["load"], case, port, name, repeat, root, cores[1])
+                    results.append(result)
+                    print(_line(result), flush=True)
     results.sort(key=lambda result: (NAMES.index(result["candidate"]), result["repeat"]))
     options.output.write_text(json.dumps(results, indent=1) + "\n")
     print(report.tables(results))
     print(f"written: {options.output}")
     whole = options.candidates == NAMES and options.cases == list(CASES) and not options.quick
     if whole:
-        conditions.append(
-            "Resident memory once started, before any load (MB): "
-            + ", ".join(f"{name} {min(sizes):.0f}" for name, sizes in started_mb.items())
-        )
         report.write_page(ROOT / "docs/performance.md", results, conditions)
         print("written: docs/performance.md, docs/performance.svg")
     else:
@@ -174,12 +174,13 @@ def _conditions(
     return [
         f"Machine: {models[0] if models else platform.machine()}, {os.cpu_count()} cores, "
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}; "
-        f"load average at the start {os.getloadavg()[0]:.1f}; {time.strftime('%Y-%m-%d', time.gmtime())}.",
+        f"load average at the start {os.getloadavg()[0]:.1f}; {time.strftime('%Y-%m-%d')}.",
         f"Versions: {', '.join(versions)}.",
-        f"Method: the candidate on core {cores[0]}, engine and load generator on core {cores[1]}, two engines, "
-        "one worker each. CPU is user and system time of its whole process tree over the load's steady part. "
-        f"Medians of {repeats} repeats, candidates taking turns, in opposite order every other time. Latencies "
-        "are what is added to those without a candidate. See proxy_app/benchmarks/README.md.",
+        f"Method: candidates on core {cores[0]}, engine and load generator on core {cores[1]}, two engines, "
+        "one worker each. CPU is user and system time of a candidate's whole process tree over the load's "
+        f"steady part. Medians of {repeats} repeats; in each case the candidates take turns, in opposite "
+        "order every other time. Latencies are what is added to those without a candidate. "
+        "See proxy_app/benchmarks.",
     ]
 
 

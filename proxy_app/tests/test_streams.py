@@ -64,18 +64,14 @@ async def test_a_chunk_needs_no_switch_of_tasks(
     """Also the alarm for a uvicorn in which the short way has vanished: all would work, only slower."""
     short: list[bytes] = []
 
-    def noting(scope: Any) -> Any:
-        write = server_protocol.chunk_writer(scope)
-        assert write is not None
+    write = server_protocol.Client.write
 
-        def note(piece: bytes) -> bool:
-            if written := write(piece):
-                short.append(piece)
-            return written
+    def noting(client: server_protocol.Client, piece: bytes) -> bool:
+        if written := write(client, piece):
+            short.append(piece)
+        return written
 
-        return note
-
-    monkeypatch.setattr(pipeline, "chunk_writer", noting)
+    monkeypatch.setattr(server_protocol.Client, "write", noting)
     seen = asyncio.Semaphore(0)
 
     async def step_by_step(call: Call) -> None:
@@ -98,7 +94,7 @@ async def test_a_chunk_needs_no_switch_of_tasks(
 async def test_a_server_without_the_short_way_will_do(
     proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "chunk_writer", lambda _: None)
+    monkeypatch.setattr(pipeline, "client_of", lambda _: None)
     engine.script = stream
     async with proxy.post(body=STREAM) as response:
         assert len(await events(response)) == 3

@@ -13,7 +13,7 @@ from .errors import ApiError, Unavailable, send_error
 from .guard import Guard, Interrupted, Reason
 from .relay import Relay
 from .route import Engine, choose
-from .server_protocol import chunk_writer
+from .server_protocol import client_of
 from .state import State
 from .upstream import EngineLost, Upstream, request_headers
 from .validate import Asked, ClientGone, read_body, validate
@@ -47,7 +47,7 @@ class _Request:
         self._raw_headers = scope["headers"]
         self._receive = receive
         self._send = send
-        self._write = chunk_writer(scope)
+        self._client = client_of(scope)
         self._guard = Guard(self._settings.config.timeouts)
         self._relay: Relay | None = None
 
@@ -87,7 +87,7 @@ class _Request:
 
         engines = self._state.fleet.serving(asked.model, key)
 
-        self._guard.watch(self._receive)
+        self._guard.watch(self._receive, self._client)
         self._guard.start_first_byte(config.timeouts.first_byte_s)
         await self._relay_from(engines, asked)
 
@@ -119,11 +119,11 @@ class _Request:
             engine,
             "POST",
             exchange.path,
-            request_headers(self._headers, exchange.request_id),
+            request_headers(self._raw_headers, exchange.request_id),
             asked.body,
             connect_s=timeouts.connect_s,
         )
-        relay = self._relay = Relay(answer, exchange, self._guard, self._send, self._write)
+        relay = self._relay = Relay(answer, exchange, self._guard, self._send, self._client)
         try:
             chunk = await relay.first_chunk()
             self._guard.first_byte_came()

@@ -10,7 +10,7 @@ from starlette.types import Send
 from .account import Exchange
 from .errors import ApiError, Header, error_body, send_json
 from .guard import Guard
-from .server_protocol import ChunkWriter
+from .server_protocol import Client
 from .upstream import Answer, EngineLost
 
 # An event that is longer than this is passed on in pieces rather than kept.
@@ -41,13 +41,13 @@ class Relay:
     """
 
     def __init__(
-        self, answer: Answer, exchange: Exchange, guard: Guard, send: Send, write: ChunkWriter | None
+        self, answer: Answer, exchange: Exchange, guard: Guard, send: Send, client: Client | None
     ) -> None:
         self._answer = answer
         self._exchange = exchange
         self._guard = guard
         self._send = send
-        self._write = write
+        self._client = client
         self._held = b""
         self.started = False
         media_type, _, _ = (answer.header(b"content-type") or b"").partition(b";")
@@ -67,7 +67,7 @@ class Relay:
         stops its own stream and fills no memory.
         """
         exchange, guard = self._exchange, self._guard
-        take = self._take if self.is_events and self._write is not None else None
+        take = self._take if self.is_events and self._client is not None else None
         await self._start()
         while chunk:
             exchange.tail.append(chunk)
@@ -75,6 +75,10 @@ class Relay:
                 chunk = self._whole_events(chunk)
                 if _ABORTED in chunk:
                     raise EngineLost(_STOPPING)
+            elif self._answer.at_end:
+                # All of a small answer, in one write with its head.
+                self._held = chunk
+                break
             if chunk:
                 guard.reading_since = None
                 exchange.bytes_out += len(chunk)
@@ -89,8 +93,8 @@ class Relay:
     def _take(self, chunk: bytes) -> bool:
         """The short way of a chunk, from the engine's socket to the client's without a switch of tasks, while
         `run` waits for the next one. Whatever is out of the ordinary is left for `run`."""
-        assert self._write is not None
-        if self._held or not chunk.endswith(b"\n\n") or _ABORTED in chunk or not self._write(chunk):
+        assert self._client is not None
+        if self._held or not chunk.endswith(b"\n\n") or _ABORTED in chunk or not self._client.write(chunk):
             return False
         self._exchange.tail.append(chunk)
         self._exchange.bytes_out += len(chunk)
@@ -130,10 +134,10 @@ class Relay:
     async def _start(self) -> None:
         answer = self._answer
         headers: list[Header] = [(b"x-request-id", self._exchange.request_id.encode())]
-        named = {name.strip().lower() for name in (answer.header(b"connection") or b"").split(b",")}
-        headers += [
-            header for header in answer.headers if header[0] not in _NOT_PASSED_ON and header[0] not in named
-        ]
+        unwanted = _NOT_PASSED_ON
+        if connection := answer.header(b"connection"):
+            unwanted |= {name.strip().lower() for name in connection.split(b",")}
+        headers += [header for header in answer.headers if header[0] not in unwanted]
         if self.is_events:
             # Said in the answer itself, so that it holds for whatever stands in front of us.
             headers.append((b"x-accel-buffering", b"no"))

@@ -1,9 +1,7 @@
 """What is said to an engine, and what its silence means for the others that would ask it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-
-from starlette.datastructures import Headers
 
 from .engine_answer import Answer, EngineLost
 from .engine_client import EngineClient, EngineUnreachable
@@ -13,7 +11,7 @@ __all__ = ["Answer", "EngineLost", "Upstream", "request_headers"]
 
 # What a client may say to an engine. All else stays here: its key, its cookies, and the headers by which vLLM
 # takes orders (priority, rank, load metrics).
-_FORWARDED = ("accept", "traceparent", "tracestate")
+_FORWARDED = frozenset({b"accept", b"traceparent", b"tracestate"})
 
 
 class Upstream:
@@ -49,6 +47,8 @@ class Upstream:
         return await self._client.get(url, timeout_s=timeout_s)
 
 
-def request_headers(client: Headers, request_id: str) -> dict[str, str]:
-    headers = {name: value for name in _FORWARDED if (value := client.get(name)) is not None}
-    return headers | {"content-type": "application/json", "x-request-id": request_id}
+def request_headers(client: Iterable[tuple[bytes, bytes]], request_id: str) -> dict[str, str]:
+    headers = {name.decode(): value.decode("latin-1") for name, value in client if name in _FORWARDED}
+    headers["content-type"] = "application/json"
+    headers["x-request-id"] = request_id
+    return headers
