@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from .candidates import (
     Candidate,
     Ground,
     Missing,
+    awake,
     find,
     free_ports,
     running,
@@ -47,6 +49,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except Missing as missing:
         print(f"bench: {missing}", file=sys.stderr)
         return 2
+    # As for an interrupt: what was started must not outlive this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     conditions = _conditions(chosen, venvs, options.repeats, cores)
     print(*conditions, sep="\n", flush=True)
 
@@ -57,15 +61,16 @@ def main(words: Sequence[str] | None = None) -> int:
             name: stack.enter_context(_standing(name, venvs, engines, cores[0]))
             for name in options.candidates
         }
-        started = [f"{name} {usage(root).rss_mb:.0f}" for name, (_, root) in standing.items() if root]
+        started = [f"{name} {usage(root).rss_mb:.0f}" for name, (_, root, _) in standing.items() if root]
         conditions.append(f"Resident memory once started, before any load, in MB: {', '.join(started)}.")
         for repeat in range(1, options.repeats + 1):
             # There and back again, so that what changes slowly on the machine meets all of them alike.
             names = options.candidates if repeat % 2 else options.candidates[::-1]
             for case in cases:
                 for name in names:
-                    port, root = standing[name]
-                    result = load(programs["load"], case, port, name, repeat, root, cores[1])
+                    port, root, log = standing[name]
+                    with awake(root, port, log) if root else contextlib.nullcontext():
+                        result = load(programs["load"], case, port, name, repeat, root, cores[1])
                     results.append(result)
                     print(_line(result), flush=True)
     results.sort(key=lambda result: (NAMES.index(result["candidate"]), result["repeat"]))
@@ -140,10 +145,10 @@ def _engines(program: Path, core: int) -> Iterator[list[int]]:
 @contextlib.contextmanager
 def _standing(
     name: str, venvs: dict[str, Path], engines: list[int], core: int
-) -> Iterator[tuple[int, int | None]]:
-    """A candidate that answers: its port, and its process, if there is one."""
+) -> Iterator[tuple[int, int | None, Path]]:
+    """A candidate that can answer, but is halted: its port, its process, if there is one, and its log."""
     if name == "direct":
-        yield engines[0], None
+        yield engines[0], None, Path()
         return
     candidate = CANDIDATES[name]
     port, other_port = free_ports(2)
@@ -156,9 +161,11 @@ def _standing(
             [f"http://127.0.0.1:{engine}" for engine in engines],
         )
         command = candidate.prepare(ground)
+        log = ground.directory / "log"
         with running(command, ground.directory, core, candidate.environment) as root:
-            wait_until_serving(port, ground.directory / "log")
-            yield port, root
+            with awake(root, port, log):
+                pass
+            yield port, root, log
 
 
 def _conditions(

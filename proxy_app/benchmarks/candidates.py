@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -233,11 +234,25 @@ def running(
         yield process.pid
     finally:
         process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_S)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@contextlib.contextmanager
+def awake(root: int, port: int, log: Path) -> Iterator[None]:
+    """Let a process that `running` started go on, and halt it again at the end: one that still has work of
+    its own, such as a backlog or a look at its engines, takes nothing from the next."""
+    os.killpg(root, signal.SIGCONT)
+    wait_until_serving(port, log)
+    try:
+        yield
+    finally:
+        os.killpg(root, signal.SIGSTOP)
 
 
 def wait_until_serving(port: int, log: Path) -> None:
