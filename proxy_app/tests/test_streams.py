@@ -150,9 +150,21 @@ async def leave_after(proxy: Proxy, call_started: Any, body: dict[str, Any], wai
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("short_way", [False, True])
+@pytest.mark.parametrize("size", [1, 400_000])
 async def test_a_client_that_leaves_early_stops_the_engine(
-    proxy: Proxy, engine: Engine, log: Log, streaming: bool
+    proxy: Proxy,
+    engine: Engine,
+    log: Log,
+    streaming: bool,
+    short_way: bool,
+    size: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A large body makes the server stop reading from its client, which must not hide that it left."""
+    if not short_way:
+        monkeypatch.setattr(pipeline, "client_of", lambda _: None)
+
     async def think(call: Call) -> None:
         if streaming:
             await call.start_stream()
@@ -164,7 +176,7 @@ async def test_a_client_that_leaves_early_stops_the_engine(
     async def started() -> None:
         calls.append(await engine.next_call())
 
-    await leave_after(proxy, started, {"stream": streaming}, b"")
+    await leave_after(proxy, started, {"stream": streaming, "prompt": "x" * size}, b"")
     await asyncio.wait_for(calls[0].client_gone.wait(), WAIT_S)
     line = await log.last_request()
     assert (line["outcome"], line["status"]) == ("client_gone", 499)
