@@ -16,7 +16,7 @@ from .guard import Guard, Interrupted, Reason
 from .outgoing import Job, prepare
 from .relay import Relay
 from .route import Engine, choose
-from .server_protocol import chunk_writer
+from .server_protocol import client_of
 from .state import State
 from .upstream import EngineLost, Upstream
 from .validate import Asked, ClientGone, read_body, validate
@@ -61,7 +61,7 @@ class _Request:
         self._raw_headers = scope["headers"]
         self._receive = receive
         self._send = send
-        self._write = chunk_writer(scope)
+        self._client = client_of(scope)
         self._guard = Guard(self._settings.config.timeouts)
         self._relay: Relay | None = None
 
@@ -99,7 +99,7 @@ class _Request:
         asked = validate(endpoint, key, self._headers, body)
         exchange.model, exchange.stream = asked.model, asked.stream
 
-        self._guard.watch(self._receive)
+        self._guard.watch(self._receive, self._client)
         self._guard.start_first_byte(self._settings.config.timeouts.first_byte_s)
         await self._serve(asked)
 
@@ -152,7 +152,7 @@ class _Request:
             job.body,
             connect_s=timeouts.connect_s,
         )
-        relay = self._relay = Relay(answer, exchange, self._guard, self._send, self._write)
+        relay = self._relay = Relay(answer, exchange, self._guard, self._send, self._client)
         try:
             chunk = await relay.first_chunk()
             self._guard.first_byte_came()
