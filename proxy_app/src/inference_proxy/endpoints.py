@@ -25,7 +25,8 @@ class Clock(Enum):
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A row. `path` lacks the version where `versioned`; `prompt` names the fields of the body that hold the
-    prompt, `cap` those with the most tokens to generate, of which the first that is there counts."""
+    prompt, `cap` those with the most tokens to generate, of which the first that is there counts, `refused`
+    those that ask for what cannot be had."""
 
     path: str
     kind: EndpointClass
@@ -35,6 +36,7 @@ class Endpoint:
     versioned: bool = True
     prompt: tuple[str, ...] = ()
     cap: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
     clocks: frozenset[Clock] = frozenset(Clock)
     upstream_path: str = ""  # where the engine has it
     body_limit_bytes: int = 0  # from the configuration
@@ -47,7 +49,7 @@ _ONE_ANSWER = frozenset({Clock.FIRST_BYTE})
 _CHAT_PROMPT = ("messages", "system", "tools")
 
 # GET and DELETE of /v1/responses/{id} are not here: the engine that made a response is the only one that has
-# it, and forgets it when it restarts.
+# it, and forgets it when it restarts. So a response cannot be run in the background, nor be built upon.
 TABLE = (
     Endpoint(
         "/chat/completions", _GENERATION, prompt=_CHAT_PROMPT, cap=("max_completion_tokens", "max_tokens")
@@ -59,6 +61,7 @@ TABLE = (
         Dialect.RESPONSES,
         prompt=("input", "instructions", "tools"),
         cap=("max_output_tokens",),
+        refused=("background", "previous_response_id"),
     ),
     Endpoint("/messages", _GENERATION, Dialect.MESSAGES, prompt=_CHAT_PROMPT, cap=("max_tokens",)),
     Endpoint("/messages/count_tokens", _UTILITY, Dialect.MESSAGES, prompt=_CHAT_PROMPT, clocks=_ONE_ANSWER),
@@ -73,9 +76,16 @@ TABLE = (
     Endpoint("/audio/transcriptions", EndpointClass.AUDIO, body=BodyKind.MULTIPART),
     Endpoint("/tokenize", _UTILITY, versioned=False, prompt=("prompt", "messages"), clocks=_ONE_ANSWER),
     Endpoint("/detokenize", _UTILITY, versioned=False, prompt=("tokens",), clocks=_ONE_ANSWER),
+    Endpoint(
+        "/openapi.json",
+        EndpointClass.CATALOGUE,
+        body=BodyKind.NONE,
+        methods=("GET", "HEAD"),
+        versioned=False,
+    ),
     Endpoint("/models", EndpointClass.CATALOGUE, body=BodyKind.NONE, methods=("GET", "HEAD")),
 )
-_MODELS = TABLE[-1]
+OPENAPI, _MODELS = TABLE[-2:]
 
 
 class Endpoints:
@@ -101,7 +111,12 @@ class Endpoints:
         return endpoint
 
     def items(self) -> Iterable[tuple[str, Endpoint]]:
+        """Paths as clients write them, with their rows."""
         return self._by_path.items()
+
+    def models(self) -> Iterable[tuple[str, Endpoint]]:
+        """Paths below which each model has its own."""
+        return [(path.rstrip("/"), _MODELS) for path in self._models]
 
 
 def model_of(path: str) -> str:

@@ -62,6 +62,7 @@ class _Request:
         self._send = send
         self._guard = Guard(self._settings.config.timeouts)
         self._relay: Relay | None = None
+        self._has_standin = False
 
     async def run(self) -> None:
         self._state.guards.add(self._guard)
@@ -98,7 +99,6 @@ class _Request:
         exchange.model, exchange.stream = asked.model, asked.stream
 
         self._guard.watch(self._receive)
-        self._guard.start_first_byte(self._settings.config.timeouts.first_byte_s)
         await self._serve(asked)
 
     async def _serve(self, asked: Asked) -> None:
@@ -111,11 +111,13 @@ class _Request:
             exchange.notices = (*named.headers, *job.notices)
             if model is not named.model:
                 exchange.notices += ((b"x-fallback-model", model.name.encode()),)
+            self._guard.start_first_byte(settings.config.timeouts.first_byte_s)
+            self._has_standin = model is not line[-1]
             try:
                 async with self._gate.admit(job, exchange):
                     return await self._relay_from(self._state.fleet.serving(job), job)
             except Unavailable:
-                if model is line[-1]:
+                if not self._has_standin:
                     raise
 
     async def _relay_from(self, engines: list[Engine], job: Job) -> None:
@@ -159,6 +161,8 @@ class _Request:
                 await relay.run(chunk)
             elif response.status < 400:
                 raise ApiError(502, "bad_gateway", f"The engine answered {response.status}, a redirect.")
+            elif response.status == 503 and self._has_standin:
+                raise Unavailable("engine_full", "The engine takes no more requests.", retry_after_s=1)
             else:
                 await relay.refuse(chunk)
         finally:
@@ -191,5 +195,5 @@ class _Request:
 
 async def refuse(send: Send, error: ApiError, exchange: Exchange) -> None:
     """Answer with an error, in the dialect of the exchange."""
-    headers = [(b"x-request-id", exchange.request_id.encode()), *error.headers, *exchange.notices]
+    headers = [*exchange.headers(), *error.headers]
     await send_json(send, error.status, exchange.dialect.error_body(error, exchange.request_id), headers)

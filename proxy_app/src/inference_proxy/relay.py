@@ -9,7 +9,7 @@ import msgspec
 from starlette.types import Send
 
 from .account import Exchange
-from .errors import ApiError, Header, send_json
+from .errors import ApiError, send_json
 from .guard import Guard
 from .upstream import EngineLost
 
@@ -22,7 +22,7 @@ _FAREWELL_S = 5.0
 # Headers of an answer that belong to one connection, or that the server in front writes itself.
 _NOT_PASSED_ON = frozenset(
     {"connection", "date", "keep-alive", "proxy-authenticate", "proxy-connection", "server", "te", "trailer",
-     "transfer-encoding", "upgrade", "x-request-id"}
+     "transfer-encoding", "upgrade", "x-request-id", "request-id"}
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -84,10 +84,7 @@ class Relay:
             chunk = await self._read()
             body += chunk
         status = self._response.status
-        headers: list[Header] = [
-            (b"x-request-id", self._exchange.request_id.encode()),
-            *self._exchange.notices,
-        ]
+        headers = self._exchange.headers()
         retry_after = self._response.headers.get("retry-after", "1" if status == 503 else None)
         if retry_after is not None:
             headers.append((b"retry-after", retry_after.encode("latin-1")))
@@ -119,10 +116,7 @@ class Relay:
             self._response.close()
 
     async def _start(self) -> None:
-        headers: list[Header] = [
-            (b"x-request-id", self._exchange.request_id.encode()),
-            *self._exchange.notices,
-        ]
+        headers = self._exchange.headers()
         named = {name.strip().lower() for name in self._response.headers.get("connection", "").split(",")}
         for name, value in self._response.raw_headers:
             lower = name.decode("latin-1").lower()
