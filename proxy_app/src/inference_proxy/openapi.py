@@ -52,7 +52,7 @@ def document(endpoints: Endpoints) -> dict[str, Any]:
             }
         },
         "paths": {path: _path(path, endpoint) for path, endpoint in endpoints.items()}
-        | {f"{path}/{{model}}": _one_model(endpoint) for path, endpoint in endpoints.models()},
+        | {f"{path}/{{model}}": _one_model(path, endpoint) for path, endpoint in endpoints.models()},
     }
 
 
@@ -91,6 +91,6 @@ def _body(endpoint: Endpoint) -> dict[str, Any]:
     return {"type": "object", "required": required, "properties": properties}
 
 
-def _one_model(endpoint: Endpoint) -> dict[str, Any]:
+def _one_model(path: str, endpoint: Endpoint) -> dict[str, Any]:
     name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    return {"parameters": [name], "get": _operation("/model", "GET", endpoint)}
+    return {"parameters": [name], "get": _operation(f"{path}/model", "GET", endpoint)}
