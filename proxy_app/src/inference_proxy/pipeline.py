@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from .account import Exchange, account
@@ -19,6 +18,8 @@ from .route import Engine, choose
 from .state import State
 from .upstream import EngineLost, Upstream
 from .validate import Asked, ClientGone, read_body, validate
+
+RawHeaders = list[tuple[bytes, bytes]]
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,11 @@ class _Request:
         self._settings = pipeline.state.settings
         self._endpoint = endpoint
         self._exchange = exchange
-        self._headers = Headers(scope=scope)
-        self._raw_headers = scope["headers"]
+        self._raw_headers: RawHeaders = scope["headers"]
+        # Looked up often: Starlette's Headers searches the list each time. Of two the first counts, as there.
+        self._headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(self._raw_headers)
+        }
         self._receive = receive
         self._send = send
         self._guard = Guard(self._settings.config.timeouts)
@@ -171,7 +175,7 @@ class _Request:
     def _why(self, reason: Reason) -> ApiError:
         if reason is Reason.SHUTDOWN:
             return Unavailable(reason.value, "The service is restarting.", retry_after_s=1)
-        if self._exchange.engine is None:
+        if self._exchange.model is None:
             return ApiError(408, "request_timeout", "The request did not arrive in time.")
         what = {
             Reason.FIRST_BYTE: "The engine did not begin its answer in time.",

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from .authenticate import Key
@@ -75,7 +74,7 @@ async def read_body(receive: Receive, declared: str | None, limit: int) -> bytes
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def validate(endpoint: Endpoint, key: Key, headers: Headers, body: bytes) -> Asked:
+def validate(endpoint: Endpoint, key: Key, headers: Mapping[str, str], body: bytes) -> Asked:
     """Check the fields that the proxy acts on, and no others. Raises ApiError 400, 415, naming the field."""
     if endpoint.body is BodyKind.MULTIPART:
         form = Form(headers.get("content-type", ""), body)
@@ -154,7 +153,7 @@ class _Values:
         return value
 
 
-def check_is_json(headers: Headers) -> None:
+def check_is_json(headers: Mapping[str, str]) -> None:
     """Raises ApiError 415. No content type at all is taken for JSON, which is all that could be meant."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("", "application/json"):
