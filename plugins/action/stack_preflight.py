@@ -19,6 +19,14 @@ TIERS = {"vllm": "vllm", "proxy": "proxy", "nginx": "nginx_certbot"}  # group: r
 ROLES = [*TIERS.values(), "nvidia_drivers"]
 KEY_LENGTH_MIN = 32
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What each type of an argument spec is in Python; of the others (str, path, raw) any value has a sensible text.
+TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "list": ((list,), "a list"),
+    "dict": ((Mapping,), "a dictionary"),
+}
 ENGINE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
@@ -130,6 +138,35 @@ def check_variable_names(inventory: Inventory, options: Mapping[str, Mapping[str
         close = difflib.get_close_matches(name, options[role], n=1)
         hint = f"did you mean {close[0]}?" if close else f"roles/{role}/README.md lists the role's variables"
         yield f"unknown variable {name} (set for {', '.join(hosts)}): {hint}"
+
+
+def check_types(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A value has its variable's type: text that looks like a number would fail in the middle of a roll."""
+    specs = {name: spec.get("type", "str") for variables in options.values() for name, spec in variables.items()}
+    wrong: dict[str, list[str]] = defaultdict(list)
+    for host in inventory.hosts():
+        for name in sorted(specs.keys() & set(inventory.names(host))):
+            if problem := _type_problem(name, inventory.get(host, name), specs[name]):
+                wrong[problem].append(host)
+    for problem, hosts in wrong.items():
+        yield f"{problem} (set for {', '.join(hosts)})"
+
+
+def _type_problem(name: str, value: Any, wanted: str) -> str:
+    if value is None or wanted not in TYPES:
+        return ""
+    types, noun = TYPES[wanted]
+    # To Python a bool is an int.
+    if isinstance(value, types) and (wanted == "bool") == isinstance(value, bool):
+        return ""
+    if wanted in ("list", "dict"):
+        return f"{name} is not {noun}"  # without the value, in which there may be a key
+    problem = f"{name} is {value!r}, but must be {noun}"
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9.]+|true|false", value.lower()):
+        problem += (
+            f"""; on the command line write -e '{{"{name}": {value.lower()}}}', since name=value is always text"""
+        )
+    return problem
 
 
 def check_engines(inventory: Inventory, _: Any) -> Iterator[str]:
@@ -306,6 +343,7 @@ def _choices(served: set[str], wanted: str) -> str:
 CHECKS = [
     check_groups,
     check_variable_names,
+    check_types,
     check_engines,
     check_ports,
     check_keys,

@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import json
+import socket
+import ssl
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +56,12 @@ class Call:
     def break_off(self) -> None:
         self.writer.transport.abort()
 
+    def reset(self) -> None:
+        """Break off as a host does that has lost its memory: RST instead of FIN."""
+        connection = self.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
 
 Script = Callable[[Call], Awaitable[None]]
 
@@ -78,7 +87,8 @@ async def stream(call: Call) -> None:
 class Engine:
     """Serves `script` on every path but /v1/models, which it answers by `models`."""
 
-    def __init__(self, *models: str) -> None:
+    def __init__(self, *models: str, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        self._host, self._tls = host, tls
         self.script: Script = complete
         self.cards: list[dict[str, Any]] = [
             {"id": model, "object": "model", "created": 7, "owned_by": "vllm", "root": "/srv/secret"}
@@ -88,16 +98,18 @@ class Engine:
         self.calls: list[Call] = []
         self.arrived: asyncio.Queue[Call] = asyncio.Queue()
         self.polled: asyncio.Queue[Call] = asyncio.Queue()
+        self.hung_up: asyncio.Queue[None] = asyncio.Queue()  # one entry for each connection that has ended
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._connected, self._host, self.port, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -128,6 +140,7 @@ class Engine:
             pass
         finally:
             writer.transport.abort()
+            self.hung_up.put_nowait(None)
 
     async def _serve(
         self, head: bytes, nth: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

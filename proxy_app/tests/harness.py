@@ -30,8 +30,8 @@ KEYS = [
 
 
 @contextlib.asynccontextmanager
-async def running_engine(*models: str) -> AsyncIterator[Engine]:
-    engine = Engine(*models)
+async def running_engine(*models: str, **options: Any) -> AsyncIterator[Engine]:
+    engine = Engine(*models, **options)
     await engine.start()
     try:
         yield engine

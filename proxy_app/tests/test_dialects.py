@@ -185,3 +185,16 @@ async def test_a_clock_speaks_the_dialect(files: Files, engine: Engine) -> None:
 def test_no_text_of_a_model_is_an_end(dialect: Dialect) -> None:
     text = "\n\ndata: [DONE]\n\nevent: message_stop\n\nevent: response.completed\n\nevent: error\n"
     assert not dialect.is_complete(b"data: " + json.dumps({"text": text}).encode() + b"\n\n")
+
+
+async def test_the_last_event_may_lack_its_blank_line(proxy: Proxy, engine: Engine, log: Log) -> None:
+    async def hasty(call: Call) -> None:
+        await call.start_stream()
+        await call.event('{"n": 1}')
+        await call.chunk(b"data: [DONE]\n")
+        await call.end_stream()
+
+    engine.script = hasty
+    async with proxy.post(body={"stream": True}) as response:
+        assert (await response.read()).endswith(b"data: [DONE]\n")
+    assert (await log.last_request())["outcome"] == "ok"

@@ -131,6 +131,28 @@ async def test_an_engine_that_breaks_twice(proxy: Proxy, engine: Engine, log: Lo
     await proxy.idle()
 
 
+async def test_engines_that_close_kept_alive_connections_under_load_cost_no_request(
+    pair: Proxy, engine: Engine, other: Engine, log: Log
+) -> None:
+    async def capricious(call: Call) -> None:
+        if call.nth_on_connection % 3 == 0:
+            return call.break_off()
+        await complete(call)
+        if call.nth_on_connection % 4 == 2:
+            call.break_off()
+
+    async def many() -> None:
+        for _ in range(50):
+            async with pair.post() as response:
+                assert response.status == 200
+                await response.read()
+
+    engine.script = other.script = capricious
+    async with asyncio.timeout(6 * WAIT_S):
+        await asyncio.gather(*(many() for _ in range(20)))
+    assert len(log.lines("request")) == 1000
+
+
 async def test_an_engine_that_talks_nonsense(proxy: Proxy, engine: Engine) -> None:
     async def nonsense(call: Call) -> None:
         await call.write(b"SSH-2.0-OpenSSH\r\n\r\n")

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -37,14 +38,14 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def running_process(files: Files) -> AsyncIterator[Process]:
+async def running_process(files: Files, **environment: str) -> AsyncIterator[Process]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "inference_proxy", "serve", "--config", str(files.config),
         "--host", "127.0.0.1", "--port", str(port),
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": "src", "PROXY_RELEASE": "0.1.0-abc"},
+        env={**os.environ, "PYTHONPATH": "src", "PROXY_RELEASE": "0.1.0-abc", **environment},
     )  # fmt: skip
     try:
         async with aiohttp.ClientSession() as session:
@@ -107,6 +108,20 @@ async def test_what_takes_longer_than_shutdown_s_is_told_so(files: Files, engine
             assert response.status == 503
             assert response.headers["retry-after"]
         assert await asyncio.wait_for(running.process.wait(), WAIT_S) == -signal.SIGTERM
+
+
+async def test_systemd_hears_that_it_listens_and_that_it_ends(
+    files: Files, engine: Engine, tmp_path: Path
+) -> None:
+    files.configure(engine)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(WAIT_S)
+        async with running_process(files, NOTIFY_SOCKET=str(tmp_path / "notify")) as running:
+            assert await asyncio.to_thread(manager.recv, 100) == b"READY=1"
+            assert (await running.proxy.ready())["http"] == 200
+            running.process.terminate()
+            assert await asyncio.to_thread(manager.recv, 100) == b"STOPPING=1"
 
 
 async def test_sighup_loads_at_once(files: Files, engine: Engine) -> None:

@@ -56,6 +56,31 @@ def test_an_unknown_variable_names_its_hosts_and_the_nearest_known_one(inventory
     assert problems(inventory) == ["unknown variable proxy_worker (set for api1): did you mean proxy_workers?"]
 
 
+def test_text_for_a_number_says_how_the_command_line_has_numbers(inventory: dict[str, Any]) -> None:
+    for host in ("api1", "web1"):
+        inventory["hostvars"][host]["proxy_workers"] = "2"
+    assert problems(inventory) == [
+        "proxy_workers is '2', but must be a whole number; on the command line write -e '{\"proxy_workers\": 2}', "
+        "since name=value is always text (set for api1, web1)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("proxy_workers", True, "is True, but must be a whole number"),
+        ("nginx_certbot_acme_staging", "no", "is 'no', but must be true or false"),
+        ("proxy_keys", "secret", "is not a list"),
+        ("vllm_args", [], "is not a dictionary"),
+    ],
+)
+def test_a_value_of_another_type_is_shown_if_it_cannot_be_a_key(
+    inventory: dict[str, Any], name: str, value: Any, said: str
+) -> None:
+    inventory["hostvars"]["web1"][name] = value
+    assert problems(inventory) == [f"{name} {said} (set for web1)"]
+
+
 def test_two_engines_on_one_port(inventory: dict[str, Any]) -> None:
     engines = inventory["hostvars"]["engine1"]["vllm_engines"]
     engines.append({**engines[0], "name": "two"})

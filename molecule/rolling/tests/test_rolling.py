@@ -85,7 +85,7 @@ def test_an_engine_setting_rolls_through_the_engines(load: Load) -> None:
 
 def test_a_proxy_setting_is_taken_up_without_a_restart(load: Load) -> None:
     before = {host: main_pids(host, "proxy@*") for host in PROXIES}
-    playbook("proxy", "-e", "proxy_connect_timeout_s=4")
+    playbook("proxy", "-e", '{"proxy_connect_timeout_s": 4}')
     assert {host: main_pids(host, "proxy@*") for host in PROXIES} == before
     for host in PROXIES:
         assert "connect_s: 4" in ssh(host, "cat /etc/proxy/config.yml")
@@ -94,7 +94,7 @@ def test_a_proxy_setting_is_taken_up_without_a_restart(load: Load) -> None:
 
 def test_an_nginx_setting_is_taken_up_by_a_reload(load: Load) -> None:
     before = main_pids("web1", "nginx.service")
-    playbook("nginx", "-e", "nginx_certbot_short_timeout_s=45")
+    playbook("nginx", "-e", '{"nginx_certbot_short_timeout_s": 45}')
     assert main_pids("web1", "nginx.service") == before
     assert "45s" in ssh("web1", "nginx -T 2>/dev/null")
 
@@ -119,7 +119,7 @@ def test_a_bad_release_is_rolled_back_and_goes_no_further(load: Load, tmp_path: 
     done = playbook(
         "proxy",
         "-e",
-        f"proxy_source_dir={release(tmp_path, '0.3.0', broken=True)} proxy_start_timeout_s=20",
+        f"proxy_source_dir={release(tmp_path, '0.3.0', broken=True)}",
         check=False,
     )
 

@@ -15,6 +15,7 @@ from .guard import Guard, Interrupted, Reason
 from .outgoing import Job, prepare
 from .relay import Relay
 from .route import Engine, choose
+from .server_protocol import chunk_writer
 from .state import State
 from .upstream import EngineLost, Upstream
 from .validate import Asked, ClientGone, read_body, validate
@@ -64,6 +65,7 @@ class _Request:
         }
         self._receive = receive
         self._send = send
+        self._write = chunk_writer(scope)
         self._guard = Guard(self._settings.config.timeouts)
         self._relay: Relay | None = None
         self._has_standin = False
@@ -135,7 +137,7 @@ class _Request:
             self._exchange.engine = engine.id
             try:
                 with engine.occupied():
-                    return await self._attempt(engine, job, fresh=last)
+                    return await self._attempt(engine, job)
             except EngineLost as lost:
                 log.warning("request %s: engine %s lost: %s", self._exchange.request_id, engine.id, lost)
                 if self._relay is not None and self._relay.started:
@@ -146,31 +148,31 @@ class _Request:
                     raise ApiError(502, "engine_unreachable", "The engine could not be reached.") from lost
             tried = engine
 
-    async def _attempt(self, engine: Engine, job: Job, *, fresh: bool) -> None:
+    async def _attempt(self, engine: Engine, job: Job) -> None:
         exchange, timeouts = self._exchange, self._settings.config.timeouts
-        response = await self._upstream.post(
+        answer = await self._upstream.request(
             engine,
+            "POST",
             self._endpoint.upstream_path,
-            job.body,
             job.headers,
+            job.body,
             connect_s=timeouts.connect_s,
-            fresh=fresh,
         )
-        relay = self._relay = Relay(response, exchange, self._guard, self._send)
+        relay = self._relay = Relay(answer, exchange, self._guard, self._send, self._write)
         try:
             chunk = await relay.first_chunk()
             self._guard.first_byte_came()
             exchange.first_byte = time.perf_counter()
-            if response.status < 300:
+            if answer.status < 300:
                 await relay.run(chunk)
-            elif response.status < 400:
-                raise ApiError(502, "bad_gateway", f"The engine answered {response.status}, a redirect.")
-            elif response.status == 503 and self._has_standin:
+            elif answer.status < 400:
+                raise ApiError(502, "bad_gateway", f"The engine answered {answer.status}, a redirect.")
+            elif answer.status == 503 and self._has_standin:
                 raise Unavailable("engine_full", "The engine takes no more requests.", retry_after_s=1)
             else:
                 await relay.refuse(chunk)
         finally:
-            relay.close()
+            answer.close()
 
     def _why(self, reason: Reason) -> ApiError:
         if reason is Reason.SHUTDOWN:

@@ -4,11 +4,10 @@ import asyncio
 import logging
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from .route import Engine, Fleet
-from .upstream import Upstream
+from .upstream import EngineLost, Upstream
 
 _INTERVAL_S = 2.0
 _TIMEOUT_S = 2.0
@@ -67,7 +66,7 @@ class Poller:
             silences += 1
             engine.reachable = engine.reachable and silences < _SILENCES
             why = f"no answer within {_TIMEOUT_S} s, {silences} times"
-        except (aiohttp.ClientError, OSError, ValueError, msgspec.MsgspecError) as error:
+        except (EngineLost, ValueError, msgspec.MsgspecError) as error:
             engine.reachable = False
             why = f"{type(error).__name__}: {error}"
         if engine.reachable != before:

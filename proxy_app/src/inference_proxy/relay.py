@@ -4,14 +4,14 @@ import asyncio
 import logging
 from typing import Any
 
-import aiohttp
 import msgspec
 from starlette.types import Send
 
 from .account import Exchange
 from .errors import ApiError, send_json
 from .guard import Guard
-from .upstream import EngineLost
+from .server_protocol import ChunkWriter
+from .upstream import Answer, EngineLost
 
 # An event that is longer than this is passed on in pieces rather than kept.
 _EVENT_LIMIT = 256 * 1024
@@ -21,9 +21,11 @@ _FAREWELL_S = 5.0
 
 # Headers of an answer that belong to one connection, or that the server in front writes itself.
 _NOT_PASSED_ON = frozenset(
-    {"connection", "date", "keep-alive", "proxy-authenticate", "proxy-connection", "server", "te", "trailer",
-     "transfer-encoding", "upgrade", "x-request-id", "request-id"}
+    {b"connection", b"date", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"server", b"te",
+     b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id", b"request-id"}
 )  # fmt: skip
+
+_STOPPING = "it dropped the request because it is stopping"
 
 log = logging.getLogger(__name__)
 
@@ -36,21 +38,23 @@ class Relay:
     """
 
     def __init__(
-        self, response: aiohttp.ClientResponse, exchange: Exchange, guard: Guard, send: Send
+        self, answer: Answer, exchange: Exchange, guard: Guard, send: Send, write: ChunkWriter | None
     ) -> None:
-        self._response = response
+        self._answer = answer
         self._exchange = exchange
         self._guard = guard
         self._send = send
+        self._write = write
         self._held = b""
         self.started = False
-        self.is_events = response.content_type == "text/event-stream"
+        media_type, _, _ = (answer.header(b"content-type") or b"").partition(b";")
+        self.is_events = media_type.strip().lower() == b"text/event-stream"
 
     async def first_chunk(self) -> bytes:
         """Wait for the engine's first byte. Raises EngineLost."""
-        chunk = await self._read()
-        if self._response.status < 400 and self._exchange.dialect.is_aborted(chunk):
-            raise EngineLost("it dropped the request because it is stopping")
+        chunk = await self._answer.read()
+        if self._answer.status < 400 and self._exchange.dialect.is_aborted(chunk):
+            raise EngineLost(_STOPPING)
         return chunk
 
     async def run(self, chunk: bytes) -> None:
@@ -60,34 +64,52 @@ class Relay:
         stops its own stream and fills no memory.
         """
         exchange, guard = self._exchange, self._guard
+        take = self._take if self.is_events and self._write is not None else None
         await self._start()
         while chunk:
             if self.is_events:
-                if exchange.dialect.is_aborted(chunk):
-                    raise EngineLost("it dropped the request because it is stopping")
                 chunk = self._whole_events(chunk)
+                if exchange.dialect.is_aborted(chunk):
+                    raise EngineLost(_STOPPING)
             if chunk:
                 exchange.tail.append(chunk)
                 guard.reading_since = None
                 exchange.bytes_out += len(chunk)
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
             guard.reading_since = guard.now()
-            chunk = await self._read()
-        if self.is_events and not exchange.dialect.is_complete(b"".join(exchange.tail)):
+            chunk = await self._answer.read(take)
+        if self.is_events and not exchange.dialect.is_complete(b"".join((*exchange.tail, self._held))):
             raise EngineLost("its stream ended before its last event")
+        exchange.bytes_out += len(self._held)
         await self._send({"type": "http.response.body", "body": self._held})
+
+    def _take(self, chunk: bytes) -> bool:
+        """The short way of a chunk, from the engine's socket to the client's without a switch of tasks, while
+        `run` waits for the next one. Whatever is out of the ordinary is left for `run`."""
+        assert self._write is not None
+        if (
+            self._held
+            or not chunk.endswith(b"\n\n")
+            or self._exchange.dialect.is_aborted(chunk)
+            or not self._write(chunk)
+        ):
+            return False
+        self._exchange.tail.append(chunk)
+        self._exchange.bytes_out += len(chunk)
+        self._guard.reading_since = self._guard.now()
+        return True
 
     async def refuse(self, chunk: bytes) -> None:
         """Pass on an answer of 4xx or 5xx, in our one shape whatever its own. Raises EngineLost."""
         body = chunk
         while chunk and len(body) <= _ERROR_BODY_LIMIT:
-            chunk = await self._read()
+            chunk = await self._answer.read()
             body += chunk
-        status = self._response.status
+        status = self._answer.status
         headers = self._exchange.headers()
-        retry_after = self._response.headers.get("retry-after", "1" if status == 503 else None)
+        retry_after = self._answer.header(b"retry-after") or (b"1" if status == 503 else None)
         if retry_after is not None:
-            headers.append((b"retry-after", retry_after.encode("latin-1")))
+            headers.append((b"retry-after", retry_after))
         body = self._exchange.dialect.error_body(read_error(status, body), self._exchange.request_id)
         self._exchange.bytes_out = len(body)
         self._exchange.status = status
@@ -107,36 +129,21 @@ class Relay:
         except TimeoutError:
             log.warning("request %s: its client does not read", self._exchange.request_id)
 
-    def close(self) -> None:
-        """Give the connection back if the answer was read to its end; otherwise close it, by which the engine
-        learns to stop generating."""
-        if self._response.content.is_eof() and self._response.content.exception() is None:
-            self._response.release()
-        else:
-            self._response.close()
-
     async def _start(self) -> None:
+        answer = self._answer
         headers = self._exchange.headers()
-        named = {name.strip().lower() for name in self._response.headers.get("connection", "").split(",")}
-        for name, value in self._response.raw_headers:
-            lower = name.decode("latin-1").lower()
-            if lower not in _NOT_PASSED_ON and lower not in named:
-                headers.append((name, value))
+        named = {name.strip().lower() for name in (answer.header(b"connection") or b"").split(b",")}
+        headers += [
+            header for header in answer.headers if header[0] not in _NOT_PASSED_ON and header[0] not in named
+        ]
         if self.is_events:
             # Said in the answer itself, so that it holds for whatever stands in front of us.
             headers.append((b"x-accel-buffering", b"no"))
-            if "cache-control" not in self._response.headers:
+            if answer.header(b"cache-control") is None:
                 headers.append((b"cache-control", b"no-cache"))
-        self._exchange.status = self._response.status
+        self._exchange.status = answer.status
         self.started = True
-        await self._send({"type": "http.response.start", "status": self._response.status, "headers": headers})
-
-    async def _read(self) -> bytes:
-        """All that has come since the last read, in one piece; b"" at the end. Raises EngineLost."""
-        try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            raise EngineLost(f"{type(error).__name__}: {error}") from error
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
 
     def _whole_events(self, chunk: bytes) -> bytes:
         """Keep the beginning of an unfinished event for the next time. So an error event never lands in the

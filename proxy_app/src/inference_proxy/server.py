@@ -7,7 +7,9 @@ from pathlib import Path
 import uvicorn
 
 from .app import Proxy
+from .server_protocol import Protocol
 from .state import Settings, State
+from .systemd import notify
 
 # How long /health/ready says 503 while connections are still accepted, so that its watchers turn away first.
 _NOTICE_S = 0.5
@@ -22,9 +24,16 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._state = state
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then tell systemd: one that dies before that has failed to start."""
+        await super().startup(sockets)
+        if self.started:
+            notify("READY=1")
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Say so, then accept nothing new, let requests finish for shutdown_s, end the rest with an error."""
         self._state.stopping = True
+        notify("STOPPING=1")
         await asyncio.sleep(_NOTICE_S)
         patience_s = self._state.settings.config.shutdown_s
         ending = asyncio.get_running_loop().call_later(patience_s, self._state.interrupt_all)
@@ -43,7 +52,7 @@ def make_server(config_path: Path, host: str, port: int) -> Server:
         host=host,
         port=port,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -1,0 +1,203 @@
+"""An engine's answer while it arrives: parsed by httptools, held back when its reader is slow."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httptools
+
+# Unread body that stops the reading of more. One read of the event loop (256 KiB) may come on top.
+_UNREAD_LIMIT = 64 * 1024
+# Headers, interim answers and trailers together; also anything that goes on without yielding a byte of body.
+_HEAD_LIMIT = 64 * 1024
+
+
+class EngineLost(Exception):
+    """The engine could not be reached, its connection broke, or what it said is not HTTP."""
+
+
+class Answer:
+    """One answer, owned by whoever asked for it and closed by that owner, once it is done with it.
+
+    `status` (200 to 599) and `headers` (names in lower case, in their order) are known from the start; the
+    body comes from `read()`. `complete` tells that its last byte has arrived, read or not.
+    """
+
+    def __init__(self, transport: asyncio.Transport, method: str, release: Callable[[bool], None]) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.began = False
+        self.complete = False
+        self._transport = transport
+        self._release: Callable[[bool], None] | None = release
+        self._is_head = method == "HEAD"
+        # Holds methods of this object, so close() drops it: answers must not wait for the cycle collector.
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._parts: list[bytes] = []
+        self._unread = 0
+        self._head_size = 0
+        self._bodiless = 0
+        self._keep_alive = False
+        self._ends_with_connection = False
+        self._paused = False
+        self._error: EngineLost | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[bytes], bool] | None = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of that name (in lower case)."""
+        return next((value for known, value in self.headers if known == name), None)
+
+    async def head(self) -> None:
+        """Wait for status and headers. Raises EngineLost."""
+        while not self.status:
+            if self._error is not None:
+                raise self._error
+            await self._wait(None)
+
+    async def read(self, take: Callable[[bytes], bool] | None = None) -> bytes:
+        """All that has come since the last read, in one piece; b"" at the end. Raises EngineLost.
+
+        `take` spares a switch of tasks for each piece: what arrives while this waits is offered to it from
+        within the event loop's callback, and only what it refuses (by False) is returned. It must not raise.
+        """
+        while not self._parts:
+            if self._error is not None:
+                raise self._error
+            if self.complete:
+                return b""
+            await self._wait(take)
+        piece = self._unread_piece()
+        self._forget_unread()
+        self._resume()
+        return piece
+
+    def close(self) -> None:
+        """Give the connection back if the answer has come to its end; otherwise break it off, by which the
+        engine learns to stop generating. Only the first call counts: the connection may be another's by then.
+        """
+        if self._release is None:
+            return
+        release, self._release = self._release, None
+        self._parser = None
+        self._resume()
+        release(self.complete and self._keep_alive and self._error is None)
+
+    # What the connection calls.
+
+    def feed(self, data: bytes) -> None:
+        self.began = True
+        before = self._unread
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(f"its answer is not HTTP/1.1: {error}")
+        if self._unread != before:
+            self._bodiless = 0
+        else:
+            self._bodiless += len(data)
+            if self._bodiless > _HEAD_LIMIT:
+                self._fail(f"its answer has more than {_HEAD_LIMIT} bytes without content")
+        if self._error is None:
+            self._deliver()
+
+    def lost(self, error: Exception | None) -> None:
+        """The connection has ended, which completes an answer of undeclared length and breaks any other."""
+        if self.complete:
+            return
+        if self._ends_with_connection and error is None:
+            self.complete = True
+            self._wake()
+        else:
+            when = "in the middle of its answer" if self.status else "before it answered"
+            self._fail(f"it closed the connection {when}" + (f": {error}" if error else ""))
+
+    # What the parser calls.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_size += len(name) + len(value)
+        if self._head_size > _HEAD_LIMIT:
+            self._fail(f"its headers take more than {_HEAD_LIMIT} bytes")
+        elif not self.status:
+            self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if self.complete:
+            self._keep_alive = False
+            return
+        if 100 <= status < 200 and status != 101:
+            self.headers.clear()
+            return
+        if not 200 <= status < 600:
+            return self._fail(f"its answer has the status {status}")
+        framed = False
+        for name, value in self.headers:
+            if name == b"content-length" or name == b"transfer-encoding":
+                # Anything but one length or one plain `chunked` is what request smuggling is made of.
+                if framed or (name == b"transfer-encoding" and value.lower() != b"chunked"):
+                    return self._fail("the length of its answer is declared in an unclear way")
+                framed = True
+        self.status = status
+        self._ends_with_connection = not framed
+        # To what a HEAD was answered the parser expects a body, so it cannot tell whether more came.
+        self._keep_alive = not self._is_head and self._parser.should_keep_alive()
+        self.complete = self._is_head
+
+    def on_body(self, body: bytes) -> None:
+        if self.complete:
+            self._keep_alive = False
+        else:
+            self._parts.append(body)
+            self._unread += len(body)
+
+    def on_message_complete(self) -> None:
+        if self.status:
+            self.complete = True
+
+    # Between them.
+
+    def _fail(self, why: str) -> None:
+        """After the end of an answer this only spoils its connection: the answer itself is good."""
+        self._keep_alive = False
+        if self._error is None and not self.complete:
+            self._error = EngineLost(why)
+            self._transport.abort()
+            self._wake()
+
+    def _deliver(self) -> None:
+        if self._waiter is None:
+            if self._unread > _UNREAD_LIMIT and not self._paused and not self.complete:
+                self._paused = True
+                self._transport.pause_reading()
+        elif self._take is not None and self._parts and self._take(self._unread_piece()):
+            self._forget_unread()
+            if self.complete:
+                self._wake()
+        elif self.status:
+            self._wake()
+
+    def _resume(self) -> None:
+        if self._paused and not self._transport.is_closing():
+            self._transport.resume_reading()
+        self._paused = False
+
+    def _unread_piece(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def _forget_unread(self) -> None:
+        self._parts.clear()
+        self._unread = 0
+
+    async def _wait(self, take: Callable[[bytes], bool] | None) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._take = take
+        try:
+            await self._waiter
+        finally:
+            self._waiter = self._take = None
+
+    def _wake(self) -> None:
+        waiter, self._waiter, self._take = self._waiter, None, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

@@ -1,0 +1,50 @@
+"""The head of a request to an engine: the only place where text becomes HTTP on that side."""
+
+import re
+from collections.abc import Mapping
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_TARGET = re.compile(r"/[!-~]*")
+# RFC 9110, 5.5, without the obsolete folding: a control character could end the header and begin another.
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+# They say where this message ends and how its connection is used, which the client alone knows.
+_OWN = frozenset(
+    {"accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection",
+     "te", "trailer", "transfer-encoding", "upgrade", "user-agent"}
+)  # fmt: skip
+_BODILESS = frozenset({"GET", "HEAD"})
+
+
+def request_head(
+    method: str, host: str, target: str, headers: Mapping[str, str], length: int, *, close: bool = False
+) -> bytes:
+    """Request line and headers for a body of `length` bytes, up to and with the empty line.
+
+    `target` is path and query, as they go on the wire. Names of headers may have any case. Raises ValueError
+    for whatever could be read as more than one request, or as one of another length: nothing is repaired.
+    """
+    if not _TOKEN.fullmatch(method):
+        raise ValueError(f"method {method!r}: letters only, such as POST")
+    if not _TARGET.fullmatch(target):
+        raise ValueError(
+            f"path {target!r}: it must begin with / and hold neither spaces nor control characters"
+        )
+    # Bytes of an answer pass through as they are, so an engine must not be invited to compress them.
+    lines = [
+        f"{method} {target} HTTP/1.1",
+        f"host: {host}",
+        "accept-encoding: identity",
+        "user-agent: ec2-inference-proxy",
+    ]
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(name) or name.lower() in _OWN:
+            raise ValueError(f"header {name!r}: not a name that a request to an engine may carry")
+        if not _VALUE.fullmatch(value):
+            raise ValueError(f"header {name!r}: its value holds control characters, or others beyond latin-1")
+        lines.append(f"{name}: {value}")
+    if length or method not in _BODILESS:
+        lines.append(f"content-length: {length}")
+    if close:
+        lines.append("connection: close")
+    lines.append("\r\n")
+    return "\r\n".join(lines).encode("latin-1")
