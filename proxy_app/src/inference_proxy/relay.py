@@ -8,7 +8,7 @@ import msgspec
 from starlette.types import Send
 
 from .account import Exchange
-from .errors import ApiError, Header, send_json
+from .errors import ApiError, send_json
 from .guard import Guard
 from .server_protocol import Client
 from .upstream import Answer, EngineLost
@@ -22,7 +22,7 @@ _FAREWELL_S = 5.0
 # Headers of an answer that belong to one connection, or that the server in front writes itself.
 _NOT_PASSED_ON = frozenset(
     {b"connection", b"date", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"server", b"te",
-     b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id"}
+     b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id", b"request-id"}
 )  # fmt: skip
 
 _STOPPING = "it dropped the request because it is stopping"
@@ -83,7 +83,7 @@ class Relay:
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
             guard.reading_since = guard.now()
             chunk = await self._answer.read(take)
-        if self.is_events and not exchange.dialect.is_complete(b"".join(exchange.tail)):
+        if self.is_events and not exchange.dialect.is_complete(b"".join((*exchange.tail, self._held))):
             raise EngineLost("its stream ended before its last event")
         exchange.bytes_out += len(self._held)
         await self._send({"type": "http.response.body", "body": self._held})
@@ -111,10 +111,7 @@ class Relay:
             chunk = await self._answer.read()
             body += chunk
         status = self._answer.status
-        headers: list[Header] = [
-            (b"x-request-id", self._exchange.request_id.encode()),
-            *self._exchange.notices,
-        ]
+        headers = self._exchange.headers()
         retry_after = self._answer.header(b"retry-after") or (b"1" if status == 503 else None)
         if retry_after is not None:
             headers.append((b"retry-after", retry_after))
@@ -139,10 +136,7 @@ class Relay:
 
     async def _start(self) -> None:
         answer = self._answer
-        headers: list[Header] = [
-            (b"x-request-id", self._exchange.request_id.encode()),
-            *self._exchange.notices,
-        ]
+        headers = self._exchange.headers()
         unwanted = _NOT_PASSED_ON
         if connection := answer.header(b"connection"):
             unwanted |= {name.strip().lower() for name in connection.split(b",")}
