@@ -11,8 +11,8 @@ import httpx2
 from openai import OpenAI
 from stack import MODEL, openai_client
 
-# As many tokens as take the lab's engine a second or more: a restart without a drain would cut a stream.
-STREAM_TOKENS, JSON_TOKENS = 120, 20
+# As many tokens as take the lab's engine about a second: a restart without a drain would cut a stream.
+STREAM_TOKENS, JSON_TOKENS = 80, 20
 # Between two requests of one client. An engine that generates fills a core and a half, and two cores are all that the roll,
 # which is what is watched, and the load have.
 PAUSE_S = 4.0
