@@ -120,11 +120,12 @@ class Proxy:
     async def _answer_ourselves(self, request: Request) -> Response:
         """Endpoints for which no engine is asked."""
         endpoint: Endpoint = request.scope["row"]
-        key = authenticate(request.scope["headers"], self.state.settings.keys)
+        settings = self.state.settings
+        key = authenticate(request.scope, settings.keys, settings.config.trusted_proxies)
         request.scope["exchange"].key = key.name
         if endpoint.answer is not None:
             return _fixed(endpoint.answer)
-        fleet, catalogue = self.state.fleet, self.state.settings.catalogue
+        fleet, catalogue = self.state.fleet, settings.catalogue
         if name := model_of(request.scope["path"]):
             return JSONResponse(find_model(name, fleet, catalogue, key))
         return JSONResponse({"object": "list", "data": list_models(fleet, catalogue, key)})

@@ -58,7 +58,7 @@ class _Request:
         self._endpoint = endpoint
         self._exchange = exchange
         self._headers = Headers(scope=scope)
-        self._raw_headers = scope["headers"]
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._write = chunk_writer(scope)
@@ -92,7 +92,7 @@ class _Request:
     async def _steps(self) -> None:
         exchange, endpoint = self._exchange, self._endpoint
 
-        key = authenticate(self._raw_headers, self._settings.keys)
+        key = authenticate(self._scope, self._settings.keys, self._settings.config.trusted_proxies)
         exchange.key = key.name
 
         body = await read_body(self._receive, self._headers.get("content-length"), endpoint.body_limit_bytes)

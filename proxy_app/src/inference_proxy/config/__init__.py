@@ -4,6 +4,8 @@ from .catalogue import DeprecatedName, ModelConfig
 from .engines import EngineConfig
 from .files import Config, list_drained, load_config, load_keys
 from .keys import KeyConfig
+from .limits import KeyLimits, Limits
+from .networks import IpAddress, IpNetwork
 from .paths import Answer, CustomEndpoint, EndpointClass
 from .priorities import PriorityClass
 from .timeouts import Timeouts
@@ -17,7 +19,11 @@ __all__ = [
     "DeprecatedName",
     "EndpointClass",
     "EngineConfig",
+    "IpAddress",
+    "IpNetwork",
     "KeyConfig",
+    "KeyLimits",
+    "Limits",
     "ModelConfig",
     "PriorityClass",
     "Timeouts",

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationE
 from .catalogue import ModelConfig, check_names
 from .engines import EngineConfig
 from .keys import KeyConfig, KeyFile
+from .networks import Network
 from .paths import CustomEndpoint, Version
 from .priorities import DEFAULT_PRIORITIES, PriorityClass
 from .timeouts import Timeouts
@@ -30,6 +31,11 @@ class Config(Strict):
     isolate_prefix_cache: bool = Field(
         default=True,
         description="Tenants do not share the engines' prefix cache (a `cache_salt` for each owner).",
+    )
+    trusted_proxies: tuple[Network, ...] = Field(
+        default=(),
+        description="Peers, such as nginx, that are believed when they tell a client's address "
+        "(X-Forwarded-For, X-Real-IP).",
     )
     api_versions: tuple[Version, ...] = Field(
         default=("v1",), min_length=1, description="Prefixes of the API's paths."
