@@ -13,6 +13,7 @@ from .authenticate import authenticate
 from .endpoints import Endpoint
 from .errors import ApiError, Unavailable, send_json
 from .guard import Guard, Interrupted, Reason
+from .limits import Limits
 from .outgoing import Job, prepare
 from .relay import Relay
 from .route import Engine, choose
@@ -30,10 +31,10 @@ _CLIENT_GONE = 499
 class Pipeline:
     """A plain ASGI callable: neither Starlette's router nor any middleware stands around it."""
 
-    def __init__(self, state: State, upstream: Upstream) -> None:
+    def __init__(self, state: State, upstream: Upstream, limits: Limits) -> None:
         self.state = state
         self.upstream = upstream
-        self.gate = Gate()
+        self.gate = Gate(limits)
 
     async def __call__(
         self, endpoint: Endpoint, exchange: Exchange, scope: Scope, receive: Receive, send: Send
@@ -152,7 +153,9 @@ class _Request:
             job.body,
             connect_s=timeouts.connect_s,
         )
-        relay = self._relay = Relay(answer, exchange, self._guard, self._send, self._write)
+        relay = self._relay = Relay(
+            answer, exchange, self._guard, self._send, self._write, hides_usage=job.hides_usage
+        )
         try:
             chunk = await relay.first_chunk()
             self._guard.first_byte_came()

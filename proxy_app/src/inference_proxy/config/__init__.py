@@ -4,7 +4,7 @@ from .catalogue import DeprecatedName, ModelConfig
 from .engines import EngineConfig
 from .files import Config, list_drained, load_config, load_keys
 from .keys import KeyConfig
-from .limits import KeyLimits, Limits
+from .limits import KeyLimits, Limits, LimitsConfig, StoreConfig
 from .networks import IpAddress, IpNetwork
 from .paths import Answer, CustomEndpoint, EndpointClass
 from .priorities import PriorityClass
@@ -24,8 +24,10 @@ __all__ = [
     "KeyConfig",
     "KeyLimits",
     "Limits",
+    "LimitsConfig",
     "ModelConfig",
     "PriorityClass",
+    "StoreConfig",
     "Timeouts",
     "list_drained",
     "load_config",

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationE
 from .catalogue import ModelConfig, check_names
 from .engines import EngineConfig
 from .keys import KeyConfig, KeyFile
+from .limits import LimitsConfig
 from .networks import Network
 from .paths import CustomEndpoint, Version
 from .priorities import DEFAULT_PRIORITIES, PriorityClass
@@ -27,6 +28,7 @@ class Config(Strict):
         default=900, description="Seconds that requests may go on after SIGTERM."
     )
     models: tuple[ModelConfig, ...] = ()
+    limits: LimitsConfig = LimitsConfig()
     priorities: dict[Name, PriorityClass] = DEFAULT_PRIORITIES
     isolate_prefix_cache: bool = Field(
         default=True,
@@ -50,7 +52,10 @@ class Config(Strict):
         refuse_doubles("custom endpoint", [custom.path for custom in self.custom_endpoints])
         if "default" not in self.priorities:
             raise ValueError("priorities lacks 'default', the class of keys that name none")
-        check_names(self.models, frozenset(name for engine in self.engines for name in engine.models))
+        served = frozenset(name for engine in self.engines for name in engine.models)
+        check_names(self.models, served)
+        if strays := sorted(self.limits.models.keys() - served):
+            raise ValueError(f"limits.models names {', '.join(strays)}, which no engine serves")
         return self
 
 
