@@ -50,15 +50,15 @@ def now_or_never(coroutine: Any) -> Any:
 
 
 def window(limit: int, cost: int = 1, counter: str = "w") -> Claim:
-    return Claim(counter, Kind.WINDOW, limit, cost)
+    return Claim(f"inference-proxy:{counter}", Kind.WINDOW, limit, cost)
 
 
 def period(limit: int, cost: int = 1) -> Claim:
-    return Claim("p", Kind.PERIOD, limit, cost, MIDNIGHT_MS)
+    return Claim("inference-proxy:p", Kind.PERIOD, limit, cost, MIDNIGHT_MS)
 
 
 def places(limit: int) -> Claim:
-    return Claim("c", Kind.PLACES, limit, 1)
+    return Claim("inference-proxy:c", Kind.PLACES, limit, 1)
 
 
 steps = st.lists(st.tuples(st.floats(0, 40), st.integers(1, 12)), max_size=60)
@@ -181,7 +181,7 @@ def test_a_store_keeps_nothing_of_what_is_over() -> None:
 @pytest.fixture
 def clock_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripts that read the time from a key, where the test has put it."""
-    clock = "local now = tonumber(redis.call('GET', 'now'))"
+    clock = "local now = tonumber(redis.call('GET', 'inference-proxy:now'))"
     for name in ("RESERVE", "SETTLE", "RENEW"):
         script = getattr(scripts, name)
         assert script.count(scripts.NOW) == 1
@@ -223,11 +223,11 @@ def test_the_shared_store_counts_as_the_local_one_does(
             local, time = make_local()
             running: list[tuple[list[Claim], str, Decision]] = []
             await server.ask("FLUSHDB")
-            await server.ask("SET", "now", str(int(time.s * 1000)))
+            await server.ask("SET", "inference-proxy:now", str(int(time.s * 1000)))
             for number, (what, *arguments) in enumerate(operations):
                 if what == "wait":
                     time.s = (int(time.s * 1000) + arguments[0]) / 1000
-                    await server.ask("SET", "now", str(int(time.s * 1000)))
+                    await server.ask("SET", "inference-proxy:now", str(int(time.s * 1000)))
                 elif what == "reserve":
                     decision = await local.reserve(arguments[0], str(number))
                     assert await store.reserve(arguments[0], str(number)) == decision
