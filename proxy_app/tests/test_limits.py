@@ -11,17 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from inference_proxy.account import Exchange
+from inference_proxy.account import Exchange, usage
 from inference_proxy.authenticate import KeyRing
 from inference_proxy.config import Config, EndpointClass, KeyConfig, LimitsConfig, ModelConfig
 from inference_proxy.endpoints import Endpoints
 from inference_proxy.errors import ApiError, Unavailable
 from inference_proxy.limits import scripts
-from inference_proxy.limits.claims import changes, claims, used_tokens
+from inference_proxy.limits.claims import Taken, changes, claims, used_tokens
+from inference_proxy.limits.hold import _part as part_of
 from inference_proxy.limits.local import LocalStore
 from inference_proxy.limits.shared import SharedStore
 from inference_proxy.limits.store import SLOT_MS, SLOTS, Claim, Decision, Kind
 from inference_proxy.outgoing import Job, prepare
+from inference_proxy.usage_event import split
 from inference_proxy.validate import validate
 from store_server import Valkey
 
@@ -357,3 +359,27 @@ def test_who_is_turned_away_for_our_sake_has_taken_nothing() -> None:
     away = Unavailable("queue_full", "", retry_after_s=1)
     assert changes(taken, job(), Exchange("r", "POST", "/"), away) == [-1, -20]
     assert changes(taken, job(), Exchange("r", "POST", "/"), asyncio.CancelledError()) == [0, -20]
+
+
+@given(st.integers(1, 10**6), st.integers(1, 64), st.integers(1, 10**6))
+def test_the_parts_of_a_limit_are_no_more_than_the_whole(limit: int, workers: int, cost: int) -> None:
+    taken = [Taken(window(limit, cost), "tokens_per_minute", None, tokens=True)]
+    (part,) = part_of(taken, workers)
+    assert part.claim.limit * workers <= max(limit, workers)
+    assert (part.claim.cost <= part.claim.limit) == (cost <= limit), "who fits the whole fits a part"
+
+
+others = st.lists(
+    st.sampled_from([b'data: {"choices":[{"text":"x"}]}', b": ping", b"data: [DONE]"]), max_size=6
+)
+
+
+@given(others, others)
+def test_only_the_event_of_usage_is_kept_from_a_client(before: list[bytes], after: list[bytes]) -> None:
+    event = b'data: {"choices": [ ],"usage": {"prompt_tokens":3,"completion_tokens":5}}'
+    chunk = b"\n\n".join([*before, event, *after, b""])
+    kept, hidden = split(chunk)
+    assert kept == b"\n\n".join([*before, *after, b""])
+    assert usage(hidden) == (3, 5)
+    quoted = json.dumps({"choices": [{"text": '"choices":[],"usage":{}'}]}).encode() + b"\n\n"
+    assert split(quoted) == (quoted, b"")
