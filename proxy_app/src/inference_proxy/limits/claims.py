@@ -1,7 +1,8 @@
 """What a request takes from which counters, and what it turned out to have used."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 from urllib.parse import quote
 
 import msgspec
@@ -57,7 +58,7 @@ def _of(
             if field == "tokens_per_minute":
                 claim = Claim(f"{scope}:{field}", Kind.WINDOW, limit, cost)
             else:
-                period, ends = _day(now) if field == "tokens_per_day" else _month(now)
+                period, ends = (_day if field == "tokens_per_day" else _month)(now.date())
                 claim = Claim(f"{scope}:{field}:{period}", Kind.PERIOD, limit, cost, ends)
             yield Taken(claim, field, model, tokens=True)
 
@@ -66,18 +67,19 @@ _REQUESTS = ("requests_per_minute", "concurrent_requests")
 _TOKENS = ("tokens_per_minute", "tokens_per_day", "tokens_per_month")
 
 
-def _day(now: datetime) -> tuple[str, int]:
-    start = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    return f"{now:%Y-%m-%d}", _milliseconds(start + timedelta(days=1))
+# The same all day, and for every request.
+@lru_cache(maxsize=2)
+def _day(day: date) -> tuple[str, int]:
+    return f"{day:%Y-%m-%d}", _start_ms(day + timedelta(days=1))
 
 
-def _month(now: datetime) -> tuple[str, int]:
-    later = now.replace(day=1) + timedelta(days=31)
-    return f"{now:%Y-%m}", _milliseconds(datetime(later.year, later.month, 1, tzinfo=UTC))
+@lru_cache(maxsize=2)
+def _month(day: date) -> tuple[str, int]:
+    return f"{day:%Y-%m}", _start_ms((day.replace(day=1) + timedelta(days=31)).replace(day=1))
 
 
-def _milliseconds(when: datetime) -> int:
-    return int(when.timestamp()) * 1000
+def _start_ms(day: date) -> int:
+    return int(datetime.combine(day, time(), UTC).timestamp()) * 1000
 
 
 def reserved_tokens(job: Job, config: LimitsConfig, limit: int) -> int:
