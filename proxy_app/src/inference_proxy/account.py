@@ -41,6 +41,14 @@ class Exchange(msgspec.Struct):
     # The last chunks by reference: finding usage costs nothing until the end.
     tail: deque[bytes] = msgspec.field(default_factory=lambda: deque(maxlen=_TAIL_CHUNKS))
 
+    def headers(self) -> list[Header]:
+        """What each answer says besides its own: the request's id, by the names that clients look for."""
+        request_id = self.request_id.encode()
+        headers = [(b"x-request-id", request_id), *self.notices]
+        if self.dialect is Dialect.MESSAGES:
+            headers.append((b"request-id", request_id))
+        return headers
+
     def usage(self) -> tuple[int | None, int | None]:
         """Tokens of prompt and completion as the engine counted them, once its answer is complete."""
         return usage(b"".join(self.tail)[-_TAIL_BYTES:])

@@ -18,13 +18,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from . import __version__
+from . import __version__, openapi
 from .account import Exchange, account
 from .authenticate import authenticate
 from .catalogue import find_model, list_models
 from .config import Answer, EndpointClass
 from .dialects import Dialect
-from .endpoints import Endpoint, model_of
+from .endpoints import OPENAPI, Endpoint, model_of
 from .errors import ApiError
 from .limits import Limits
 from .pipeline import Pipeline, refuse
@@ -132,6 +132,8 @@ class Proxy:
         request.scope["exchange"].key = key.name
         if endpoint.answer is not None:
             return _fixed(endpoint.answer)
+        if endpoint.path == OPENAPI.path:
+            return JSONResponse(openapi.document(settings.endpoints))
         fleet, catalogue = self.state.fleet, settings.catalogue
         if name := model_of(request.scope["path"]):
             return JSONResponse(find_model(name, fleet, catalogue, key))
