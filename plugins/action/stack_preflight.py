@@ -18,6 +18,8 @@ from ansible.plugins.action import ActionBase
 TIERS = {"vllm": "vllm", "proxy": "proxy", "nginx": "nginx_certbot"}  # group: role
 ROLES = [*TIERS.values(), "nvidia_drivers"]
 KEY_LENGTH_MIN = 32
+LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "tokens_per_day", "tokens_per_month")
+UTC_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(Z|\+00:00)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # What each type of an argument spec is in Python; of the others (str, path, raw) any value has a sensible text.
 TYPES: dict[str, tuple[tuple[type, ...], str]] = {
@@ -211,6 +213,10 @@ def check_ports(inventory: Inventory, _: Any) -> Iterator[str]:
                 # 0 means one per core, at most four: room for all four is kept.
                 for port in range(first, first + (workers or 4)):
                     users[port].append(f"proxy worker {port - first + 1}")
+            if host == inventory.get(host, "proxy_store_host"):
+                store_port = inventory.get(host, "proxy_store_port")
+                if isinstance(store_port, int):
+                    users[store_port].append("the store of limits")
         if host in inventory.group("vllm"):
             for engine in inventory.engines(host):
                 if str(engine.get("port", "")).isdigit():
@@ -296,9 +302,98 @@ def _key_problems(host: str, keys: Any, served: set[str], classes: Any) -> Itera
         for model in key.get("models") or []:
             if model not in served:
                 yield f"key {name!r} allows model {model!r}, which no engine serves: {_choices(served, str(model))}"
+        expires = key.get("expires")
+        if expires and not UTC_MOMENT.fullmatch(str(expires)):
+            yield f"key {name!r}: expires is {str(expires)!r}, not a moment in UTC: write it as 2027-01-31T00:00:00Z"
+        for network in key.get("cidrs") or []:
+            try:
+                ipaddress.ip_network(str(network))
+            except ValueError as error:
+                yield f"key {name!r}: {network!r} in cidrs is not a network ({error}): write one such as 203.0.113.0/24"
+        yield from _limit_problems(f"key {name!r}: limits", key.get("limits"), served)
         priority = key.get("priority") or "default"
         if isinstance(classes, Mapping) and priority not in classes:
             yield f"key {name!r} has priority {priority!r}, which proxy_priorities lacks: it has {', '.join(classes)}"
+
+
+def _limit_problems(where: str, limits: Any, served: set[str]) -> Iterator[str]:
+    """Of a dictionary of limits with those of single models under `models`."""
+    if not limits:
+        return
+    if not isinstance(limits, Mapping):
+        yield f"{where} is not a dictionary of {', '.join(LIMITS)}"
+        return
+    of_models = limits.get("models") or {}
+    if not isinstance(of_models, Mapping):
+        yield f"{where}.models is not a dictionary of models, each with its limits"
+        of_models = {}
+    for model in of_models:
+        if model not in served:
+            yield f"{where} names model {model!r}, which no engine serves: {_choices(served, str(model))}"
+    sections = [(where, {name: value for name, value in limits.items() if name != "models"})]
+    sections += [(f"{where} of model {model!r}", found or {}) for model, found in of_models.items()]
+    for section, found in sections:
+        if not isinstance(found, Mapping):
+            yield f"{section} is not a dictionary of {', '.join(LIMITS)}"
+            continue
+        for name, value in found.items():
+            if name not in LIMITS:
+                close = difflib.get_close_matches(str(name), LIMITS, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(LIMITS)}"
+                yield f"{section}: unknown limit {name!r}: {hint}"
+            elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                yield f"{section}: {name} is {value!r}, but must be a whole number above 0; leave it out for no limit"
+
+
+def check_limits(inventory: Inventory, _: Any) -> Iterator[str]:
+    """Limits are counted in one place, which exists and cannot be entered by a guess."""
+    hosts = inventory.group("proxy")
+    served = {
+        str(engine.get("served_model_name")) for host in inventory.group("vllm") for engine in inventory.engines(host)
+    }
+    told: set[str] = set()
+    for host in hosts:
+        for problem in _store_problems(inventory, host, hosts, served):
+            if problem not in told:
+                told.add(problem)
+                yield problem
+
+
+def _store_problems(inventory: Inventory, host: str, hosts: list[str], served: set[str]) -> Iterator[str]:
+    names = (
+        "proxy_limits",
+        "proxy_keys",
+        "proxy_workers",
+        "proxy_store_host",
+        "proxy_store_url",
+        "proxy_store_password",
+    )
+    general, keys, workers, store_host, url, password = (inventory.get(host, name) for name in names)
+    general = general if isinstance(general, Mapping) else {}
+    general_limits = {**(general.get("default") or {}), "models": general.get("models")}
+    yield from _limit_problems("proxy_limits", general_limits, served)
+    limited = bool(general.get("default") or general.get("models")) or any(
+        isinstance(key, Mapping) and key.get("limits") for key in (keys if isinstance(keys, list) else [])
+    )
+    # Of 0, one for each core, only the host itself knows how many they are: the role asks it.
+    several = len(hosts) > 1 or (isinstance(workers, int) and workers > 1)
+    if limited and several and not store_host and not url:
+        yield (
+            "limits (proxy_limits, proxy_keys[].limits) would be multiplied by the number of workers, each of which would "
+            "count by itself: set proxy_store_host to a host of the group proxy, or proxy_store_url to a Redis or Valkey"
+            + ("" if len(hosts) > 1 else ", or proxy_workers to 1")
+        )
+    if store_host and url:
+        yield "proxy_store_host and proxy_store_url: give one of them, the host on which the role runs a store or the address of one"
+    if store_host and store_host not in hosts:
+        yield f"proxy_store_host is {store_host!r}, which is not in the group proxy: name one of {', '.join(hosts)}"
+    if store_host and len(str(password or "")) < KEY_LENGTH_MIN:
+        yield (
+            f"proxy_store_password has {len(str(password or ''))} characters and can be guessed: use at least {KEY_LENGTH_MIN}, "
+            "from `openssl rand -hex 32`, kept in the vault"
+        )
+    if url and not re.fullmatch(r"rediss?://[^/@?#\s]+(/\d*)?", str(url)):
+        yield "proxy_store_url: write redis://host:port/database, or rediss:// for TLS; proxy_store_username and proxy_store_password have the credentials"
 
 
 def check_domain(inventory: Inventory, _: Any) -> Iterator[str]:
@@ -347,6 +442,7 @@ CHECKS = [
     check_engines,
     check_ports,
     check_keys,
+    check_limits,
     check_models,
     check_domain,
     check_readable,

@@ -5,19 +5,35 @@ from pathlib import Path
 
 import yaml
 
-from inference_proxy.config import Config
+from inference_proxy.config import Config, KeyConfig, Limits, LimitsConfig
 from inference_proxy.endpoints import TABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+# In their order: config.yml, the keys file, section `limits`.
+CONFIG, KEYS, LIMITS = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_configuration_is_a_good_one() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    document = yaml.safe_load(block)
+    document = yaml.safe_load(CONFIG)
     document["engines"].append({"id": "engine2:small", "url": "http://10.0.0.6:8000", "models": ["qwen3-4b"]})
     Config.model_validate(document)
     assert set(document) == set(Config.model_fields), "every section is shown"
+
+
+def test_the_key_is_a_good_one() -> None:
+    (key,) = yaml.safe_load(KEYS)
+    KeyConfig.model_validate(key | {"sha256": "0" * 64})
+    assert set(key) == set(KeyConfig.model_fields)
+
+
+def test_the_limits_are_good_ones() -> None:
+    limits = yaml.safe_load(LIMITS)["limits"]
+    LimitsConfig.model_validate(limits)
+    assert set(limits) == set(LimitsConfig.model_fields)
+    assert set(limits["default"]) == set(Limits.model_fields)
+    for name in Limits.model_fields:
+        assert f"`{name}_exceeded`" in README
 
 
 def test_every_endpoint_is_listed() -> None:
@@ -26,7 +42,7 @@ def test_every_endpoint_is_listed() -> None:
 
 
 def test_every_error_code_is_listed() -> None:
-    sources = "".join(path.read_text() for path in (ROOT / "src/inference_proxy").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "src/inference_proxy").rglob("*.py"))
     codes = set(
         re.findall(
             r'(?:ApiError\(\s*\d+,|Unavailable\(|_unauthorized\(|wrong\(\s*\S+,)\s*"([a-z_]+)"', sources

@@ -185,3 +185,103 @@ def test_all_problems_are_in_one_report(inventory: dict[str, Any]) -> None:
     found = problems(inventory)
     assert len(found) == 3
     assert preflight.report(found).startswith("3 problems in the inventory; nothing was changed:\n  - ")
+
+
+SECRET = "p" * 32
+
+
+def proxy(inventory: dict[str, Any], **changes: Any) -> None:
+    inventory["hostvars"]["api1"].update(changes)
+
+
+def limited(**limits: Any) -> list[dict[str, Any]]:
+    return [{"name": "alice", "key": "k" * 32, "limits": limits}]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"proxy_keys": limited(requests_per_minute=9)},
+        {"proxy_limits": {"default": {"tokens_per_day": 9}}},
+        {"proxy_limits": {"models": {"m": {"tokens_per_day": 9}}}},
+    ],
+)
+def test_limits_of_several_workers_need_a_store(inventory: dict[str, Any], limits: dict[str, Any]) -> None:
+    proxy(inventory, proxy_workers=1, **limits)
+    assert problems(inventory) == []
+    proxy(inventory, proxy_workers=2)
+    (problem,) = problems(inventory)
+    assert "multiplied by the number of workers" in problem
+    assert "proxy_store_host" in problem
+    proxy(inventory, proxy_store_host="api1", proxy_store_password=SECRET)
+    assert problems(inventory) == []
+    proxy(inventory, proxy_store_host="", proxy_store_url="rediss://cache.example.com:6379/0")
+    assert problems(inventory) == []
+
+
+def test_limits_on_several_hosts_need_a_store_said_once(inventory: dict[str, Any]) -> None:
+    proxy(inventory, proxy_workers=1, proxy_keys=limited(requests_per_minute=9))
+    inventory["groups"]["proxy"].append("api2")
+    inventory["hostvars"]["api2"] = inventory["hostvars"]["api1"] | {"stack_address": "10.0.0.9"}
+    (problem,) = problems(inventory)
+    assert "multiplied by the number of workers" in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"proxy_store_host": "web1", "proxy_store_password": SECRET}, "not in the group proxy: name one of api1"),
+        ({"proxy_store_host": "api1"}, "proxy_store_password has 0 characters"),
+        (
+            {"proxy_store_host": "api1", "proxy_store_password": SECRET, "proxy_store_port": 9000},
+            "port 9000 is used by",
+        ),
+        (
+            {"proxy_store_host": "api1", "proxy_store_password": SECRET, "proxy_store_url": "redis://x"},
+            "give one of them",
+        ),
+        ({"proxy_store_url": "redis://:secret@x:1"}, "write redis://host:port/database"),
+        (
+            {"proxy_limits": {"default": {"tokens_per_hour": 1}}},
+            "proxy_limits: unknown limit 'tokens_per_hour': did you",
+        ),
+        ({"proxy_limits": {"models": {"n": {}}}}, "names model 'n', which no engine serves: the engines serve m"),
+        (
+            {"proxy_limits": {"models": {"m": {"tokens_per_day": "9"}}}},
+            "of model 'm': tokens_per_day is '9', but must be",
+        ),
+    ],
+)
+def test_a_store_or_limits_that_cannot_be(inventory: dict[str, Any], changes: dict[str, Any], said: str) -> None:
+    proxy(inventory, proxy_workers=1, **changes)
+    (problem,) = problems(inventory)
+    assert said in problem
+    assert "secret" not in problem
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"expires": "2027-01-31"}, "not a moment in UTC: write it as 2027-01-31T00:00:00Z"),
+        ({"expires": "2027-01-31T00:00:00+02:00"}, "not a moment in UTC"),
+        ({"cidrs": ["10.0.0.1/8"]}, "'10.0.0.1/8' in cidrs is not a network"),
+        ({"limits": {"requests_per_minute": 0}}, "requests_per_minute is 0, but must be a whole number above 0"),
+        ({"limits": [1]}, "limits is not a dictionary"),
+    ],
+)
+def test_fields_of_a_key(inventory: dict[str, Any], fields: dict[str, Any], said: str) -> None:
+    proxy(inventory, proxy_workers=1, proxy_keys=[{"name": "alice", "key": "k" * 32, **fields}])
+    (problem,) = problems(inventory)
+    assert said in problem
+
+
+def test_a_key_with_all_its_fields_is_good(inventory: dict[str, Any]) -> None:
+    fields = {
+        "owner": "team",
+        "priority": "batch",
+        "expires": "2027-01-31T00:00:00Z",
+        "cidrs": ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7"],
+        "limits": {"requests_per_minute": 1, "models": {"m": {"tokens_per_month": 5}}},
+    }
+    proxy(inventory, proxy_workers=1, proxy_keys=[{"name": "alice", "key": "k" * 32, **fields}])
+    assert problems(inventory) == []

@@ -26,6 +26,7 @@ from .config import Answer, EndpointClass
 from .dialects import Dialect
 from .endpoints import OPENAPI, Endpoint, model_of
 from .errors import ApiError
+from .limits import Limits
 from .pipeline import Pipeline, refuse
 from .poller import Poller
 from .reload import Watcher
@@ -44,6 +45,7 @@ class Proxy:
         self.state = state
         self._config_path = config_path
         self._pipeline: Pipeline | None = None
+        self._limits = Limits(lambda: state.settings.config.limits)
         self._starlette = Starlette(
             routes=[
                 Route("/health/live", self._live),
@@ -101,14 +103,19 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        async with Upstream() as upstream:
+        async with Upstream() as upstream, self._limits as limits:
             poller = Poller(self.state.fleet, upstream)
             await poller.start()
-            watcher = Watcher(self._config_path, self.state, poller.follow)
+
+            def follow() -> None:
+                poller.follow()
+                limits.follow()
+
+            watcher = Watcher(self._config_path, self.state, follow)
             watching = asyncio.create_task(watcher.run())
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, watcher.poke)
-            self._pipeline = Pipeline(self.state, upstream)
+            self._pipeline = Pipeline(self.state, upstream, limits)
             try:
                 yield
             finally:
@@ -120,13 +127,14 @@ class Proxy:
     async def _answer_ourselves(self, request: Request) -> Response:
         """Endpoints for which no engine is asked."""
         endpoint: Endpoint = request.scope["row"]
-        key = authenticate(request.scope["headers"], self.state.settings.keys)
+        settings = self.state.settings
+        key = authenticate(request.scope, settings.keys, settings.config.trusted_proxies)
         request.scope["exchange"].key = key.name
         if endpoint.answer is not None:
             return _fixed(endpoint.answer)
         if endpoint.path == OPENAPI.path:
-            return JSONResponse(openapi.document(self.state.settings.endpoints))
-        fleet, catalogue = self.state.fleet, self.state.settings.catalogue
+            return JSONResponse(openapi.document(settings.endpoints))
+        fleet, catalogue = self.state.fleet, settings.catalogue
         if name := model_of(request.scope["path"]):
             return JSONResponse(find_model(name, fleet, catalogue, key))
         return JSONResponse({"object": "list", "data": list_models(fleet, catalogue, key)})
@@ -144,6 +152,7 @@ class Proxy:
                 "release": _release(),
                 "in_flight": len(state.guards),
                 "config_error": state.config_error,
+                "limits_store_away": self._limits.store_away,
                 "engines": [
                     {
                         "id": engine.id,

@@ -3,16 +3,23 @@
 import base64
 import hashlib
 import hmac
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .config import KeyConfig
+from starlette.types import Scope
+
+from .client_address import client_address, within
+from .config import IpNetwork, KeyConfig, KeyLimits
 from .errors import ApiError
+
+_UNLIMITED = KeyLimits()
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """`owner` is the tenant, who may have several keys; `priority` names a class of the configuration."""
+    """`owner` is the tenant, who may have several keys; `priority` names a class of the configuration;
+    `expires` is a time as time.time() has it, None: never."""
 
     name: str
     sha256: str
@@ -20,6 +27,9 @@ class Key:
     owner: str
     priority: str
     cache_salt: str
+    limits: KeyLimits = _UNLIMITED
+    expires: float | None = None
+    cidrs: tuple[IpNetwork, ...] = ()
 
     def may_use(self, model: str) -> bool:
         return not self.models or model in self.models
@@ -36,15 +46,30 @@ class KeyRing:
         self._by_digest = {key.sha256: _key(key, salts[key.owner or key.name]) for key in keys}
 
     def find(self, token: bytes) -> Key | None:
+        """The key of a token, or None: the same work for both, and nothing is remembered of either."""
         # The lookup's timing depends on a hash that no caller can steer; the comparison that decides is
         # constant in time.
         digest = hashlib.sha256(token).hexdigest()
-        key = self._by_digest.get(digest)
-        return key if key is not None and hmac.compare_digest(digest, key.sha256) else None
+        key = self._by_digest.get(digest, _NOBODY)
+        return key if hmac.compare_digest(digest, key.sha256) else None
+
+
+# Compared like any other, and no hash has such digits.
+_NOBODY = Key("", "-" * 64, frozenset(), "", "", "")
 
 
 def _key(key: KeyConfig, salt: str) -> Key:
-    return Key(key.name, key.sha256, frozenset(key.models), key.owner or key.name, key.priority, salt)
+    return Key(
+        name=key.name,
+        sha256=key.sha256,
+        models=frozenset(key.models),
+        owner=key.owner or key.name,
+        priority=key.priority,
+        cache_salt=salt,
+        limits=key.limits,
+        expires=None if key.expires is None else key.expires.timestamp(),
+        cidrs=key.cidrs,
+    )
 
 
 def cache_salt(owner: str, hashes: Sequence[str]) -> str:
@@ -55,8 +80,29 @@ def cache_salt(owner: str, hashes: Sequence[str]) -> str:
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
-def authenticate(headers: Iterable[tuple[bytes, bytes]], keys: KeyRing) -> Key:
-    """The key of a request, from `Authorization: Bearer`, or Anthropic's `x-api-key`. Raises ApiError 401."""
+def authenticate(scope: Scope, keys: KeyRing, trusted_proxies: Sequence[IpNetwork]) -> Key:
+    """The key of a request, from `Authorization: Bearer`, or Anthropic's `x-api-key`. Raises ApiError:
+    401 for one that is missing, unknown or expired; 403 for a client outside of the key's networks."""
+    token = _token(scope["headers"])
+    if not token:
+        raise _unauthorized("missing_api_key", "No API key: send it as 'Authorization: Bearer <key>'.")
+    key = keys.find(token)
+    if key is None:
+        raise _unauthorized("invalid_api_key", "The API key is not valid.")
+    if key.expires is not None and time.time() >= key.expires:
+        raise _unauthorized("expired_api_key", "The API key has expired: ask for a new one.")
+    if key.cidrs:
+        address = client_address(scope, trusted_proxies)
+        if address is None or not within(address, key.cidrs):
+            raise ApiError(
+                403,
+                "network_not_allowed",
+                f"The API key may not be used from {address or 'an unknown address'}.",
+            )
+    return key
+
+
+def _token(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     token = b""
     for name, value in headers:
         if name == b"authorization":
@@ -65,12 +111,7 @@ def authenticate(headers: Iterable[tuple[bytes, bytes]], keys: KeyRing) -> Key:
             break
         if name == b"x-api-key":
             token = value.strip()
-    if not token:
-        raise _unauthorized("missing_api_key", "No API key: send it as 'Authorization: Bearer <key>'.")
-    key = keys.find(token)
-    if key is None:
-        raise _unauthorized("invalid_api_key", "The API key is not valid.")
-    return key
+    return token
 
 
 def _unauthorized(code: str, message: str) -> ApiError:

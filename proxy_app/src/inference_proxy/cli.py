@@ -1,12 +1,14 @@
-"""The command line: `inference-proxy serve`, `check-config`, `check-keys`."""
+"""The command line: `inference-proxy serve`, `check-config`, `check-keys`, `keys`."""
 
 import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from . import __version__, logs
+from . import __version__, keys_file, logs
 from .config import ConfigError, load_config, load_keys
 from .server import make_server
 
@@ -16,8 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "serve":
             return _serve(options)
+        if options.command == "keys":
+            return _keys(options)
         load = load_config if options.command == "check-config" else load_keys
         load(options.path)
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return 2
@@ -31,6 +38,22 @@ def _serve(options: argparse.Namespace) -> int:
     logs.configure()
     server.run()
     return 0 if server.started else 1
+
+
+def _keys(options: argparse.Namespace) -> int:
+    if options.action == "hash":
+        print(keys_file.hash_of(sys.stdin.readline().rstrip("\r\n")))
+    elif options.action == "list":
+        print(*keys_file.table(load_keys(options.file), datetime.now(UTC)), sep="\n")
+    elif options.action == "revoke":
+        keys_file.revoke(options.file, options.name)
+    else:
+        fields: dict[str, Any] = {name: getattr(options, name) for name in _KEY_FIELDS}
+        print(keys_file.add(options.file, {name: value for name, value in fields.items() if value}))
+    return 0
+
+
+_KEY_FIELDS = ("name", "owner", "models", "priority", "expires", "cidrs")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,4 +74,42 @@ def _parser() -> argparse.ArgumentParser:
             name, help=f"check {what}; exit 2 and one line a problem if it cannot be used"
         )
         check.add_argument("path", type=Path)
+    _add_keys(
+        commands.add_parser("keys", help="make, hash, list and revoke keys; exit 2 if it cannot be done")
+    )
     return parser
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    new = actions.add_parser(
+        "new", help="make a key, put its hash into the file, and print the key, which is kept nowhere"
+    )
+    actions.add_parser(
+        "hash", help="read a key from standard input, and print the hash that a keys file has of it"
+    )
+    show = actions.add_parser("list", help="show the keys of a file")
+    revoke = actions.add_parser("revoke", help="take a key out of a file; workers refuse it within a second")
+    for action in (new, show, revoke):
+        action.add_argument("file", type=Path, help="path of keys.yml")
+    for action in (new, revoke):
+        action.add_argument("name", help="the key's own name")
+    new.add_argument("--owner", help="the tenant whose key it is; by default its name")
+    new.add_argument(
+        "--model",
+        action="append",
+        dest="models",
+        metavar="MODEL",
+        help="a model that it may use; all without one",
+    )
+    new.add_argument("--priority", help="a name in `priorities` of config.yml")
+    new.add_argument(
+        "--expires", help="moment, in UTC, from which it is not valid, such as 2027-01-31T00:00:00Z"
+    )
+    new.add_argument(
+        "--cidr",
+        action="append",
+        dest="cidrs",
+        metavar="NETWORK",
+        help="a network of its clients; all without one",
+    )

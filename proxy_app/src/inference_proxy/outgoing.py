@@ -8,6 +8,7 @@ from .body import rewrite
 from .config import Config, EndpointClass, ModelConfig
 from .endpoints import BodyKind
 from .errors import ApiError, Header
+from .usage_event import ask
 from .validate import Asked
 
 # By these an engine takes orders from whoever schedules it. A client that wrote them could overtake others,
@@ -27,6 +28,7 @@ class Job:
 
     `max_tokens` is the most that may be generated a choice, after the model's default and limit; None: as
     much as fits the model's context. `notices` are headers that tell the client what was changed.
+    `hides_usage`: the engine tells usage in an event that the client did not ask for.
     """
 
     asked: Asked
@@ -35,6 +37,7 @@ class Job:
     body: bytes
     headers: dict[str, str]
     notices: tuple[Header, ...]
+    hides_usage: bool = False
 
 
 def prepare(
@@ -52,6 +55,8 @@ def prepare(
     headers["content-type"] = "application/json"
     max_tokens = _max_tokens(asked, model)
     changes = _changes(asked, model, max_tokens)
+    for_usage = ask(asked, changes)
+    changes |= for_usage
     kind = asked.endpoint.kind
     if config.isolate_prefix_cache and kind in (EndpointClass.GENERATION, EndpointClass.POOLING):
         changes["cache_salt"] = asked.key.cache_salt
@@ -62,7 +67,7 @@ def prepare(
     notices: tuple[Header, ...] = ()
     if asked.max_tokens is not None and max_tokens != asked.max_tokens:
         notices = ((b"x-max-tokens", str(max_tokens).encode()),)
-    return Job(asked, model.name, max_tokens, body, headers, notices)
+    return Job(asked, model.name, max_tokens, body, headers, notices, hides_usage=bool(for_usage))
 
 
 def _max_tokens(asked: Asked, model: ModelConfig) -> int | None:

@@ -12,6 +12,7 @@ from .authenticate import authenticate
 from .endpoints import Endpoint
 from .errors import ApiError, Unavailable, send_json
 from .guard import Guard, Interrupted, Reason
+from .limits import Limits
 from .outgoing import Job, prepare
 from .relay import Relay
 from .route import Engine, choose
@@ -31,10 +32,10 @@ _CLIENT_GONE = 499
 class Pipeline:
     """A plain ASGI callable: neither Starlette's router nor any middleware stands around it."""
 
-    def __init__(self, state: State, upstream: Upstream) -> None:
+    def __init__(self, state: State, upstream: Upstream, limits: Limits) -> None:
         self.state = state
         self.upstream = upstream
-        self.gate = Gate()
+        self.gate = Gate(limits)
 
     async def __call__(
         self, endpoint: Endpoint, exchange: Exchange, scope: Scope, receive: Receive, send: Send
@@ -58,10 +59,10 @@ class _Request:
         self._settings = pipeline.state.settings
         self._endpoint = endpoint
         self._exchange = exchange
-        self._raw_headers: RawHeaders = scope["headers"]
+        self._scope = scope
         # Looked up often: Starlette's Headers searches the list each time. Of two the first counts, as there.
         self._headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(self._raw_headers)
+            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
         }
         self._receive = receive
         self._send = send
@@ -97,7 +98,7 @@ class _Request:
     async def _steps(self) -> None:
         exchange, endpoint = self._exchange, self._endpoint
 
-        key = authenticate(self._raw_headers, self._settings.keys)
+        key = authenticate(self._scope, self._settings.keys, self._settings.config.trusted_proxies)
         exchange.key = key.name
 
         body = await read_body(self._receive, self._headers.get("content-length"), endpoint.body_limit_bytes)
@@ -158,7 +159,9 @@ class _Request:
             job.body,
             connect_s=timeouts.connect_s,
         )
-        relay = self._relay = Relay(answer, exchange, self._guard, self._send, self._client)
+        relay = self._relay = Relay(
+            answer, exchange, self._guard, self._send, self._client, hides_usage=job.hides_usage
+        )
         try:
             chunk = await relay.first_chunk()
             self._guard.first_byte_came()

@@ -12,6 +12,7 @@ from .errors import ApiError, send_json
 from .guard import Guard
 from .server_protocol import Client
 from .upstream import Answer, EngineLost
+from .usage_event import MARK, split
 
 # An event that is longer than this is passed on in pieces rather than kept.
 _EVENT_LIMIT = 256 * 1024
@@ -38,13 +39,21 @@ class Relay:
     """
 
     def __init__(
-        self, answer: Answer, exchange: Exchange, guard: Guard, send: Send, client: Client | None
+        self,
+        answer: Answer,
+        exchange: Exchange,
+        guard: Guard,
+        send: Send,
+        client: Client | None,
+        *,
+        hides_usage: bool,
     ) -> None:
         self._answer = answer
         self._exchange = exchange
         self._guard = guard
         self._send = send
         self._client = client
+        self._hides_usage = hides_usage
         self._held = b""
         self.started = False
         media_type, _, _ = (answer.header(b"content-type") or b"").partition(b";")
@@ -71,6 +80,9 @@ class Relay:
                 chunk = self._whole_events(chunk)
                 if exchange.dialect.is_aborted(chunk):
                     raise EngineLost(_STOPPING)
+                if self._hides_usage and MARK in chunk:
+                    chunk, hidden = split(chunk)
+                    exchange.tail.append(hidden)
             elif self._answer.at_end:
                 # All of a small answer, in one write with its head.
                 exchange.tail.append(chunk)
@@ -96,6 +108,7 @@ class Relay:
             self._held
             or not chunk.endswith(b"\n\n")
             or self._exchange.dialect.is_aborted(chunk)
+            or (self._hides_usage and MARK in chunk)
             or not self._client.write(chunk)
         ):
             return False

@@ -4,6 +4,8 @@ from .catalogue import DeprecatedName, ModelConfig
 from .engines import EngineConfig
 from .files import Config, list_drained, load_config, load_keys
 from .keys import KeyConfig
+from .limits import KeyLimits, Limits, LimitsConfig, StoreConfig
+from .networks import IpAddress, IpNetwork
 from .paths import Answer, CustomEndpoint, EndpointClass
 from .priorities import PriorityClass
 from .timeouts import Timeouts
@@ -17,9 +19,15 @@ __all__ = [
     "DeprecatedName",
     "EndpointClass",
     "EngineConfig",
+    "IpAddress",
+    "IpNetwork",
     "KeyConfig",
+    "KeyLimits",
+    "Limits",
+    "LimitsConfig",
     "ModelConfig",
     "PriorityClass",
+    "StoreConfig",
     "Timeouts",
     "list_drained",
     "load_config",

@@ -10,6 +10,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationE
 from .catalogue import ModelConfig, check_names
 from .engines import EngineConfig
 from .keys import KeyConfig, KeyFile
+from .limits import LimitsConfig
+from .networks import Network
 from .paths import CustomEndpoint, Version
 from .priorities import DEFAULT_PRIORITIES, PriorityClass
 from .timeouts import Timeouts
@@ -30,12 +32,20 @@ class Config(Strict):
     models: tuple[ModelConfig, ...] = Field(
         default=(), description="What there is to be said of models besides their engines."
     )
+    limits: LimitsConfig = Field(
+        default=LimitsConfig(), description="Limits of keys, and where they are counted."
+    )
     priorities: dict[Name, PriorityClass] = Field(
         default=DEFAULT_PRIORITIES, description="Classes that keys belong to, by name; `default` is one."
     )
     isolate_prefix_cache: bool = Field(
         default=True,
         description="Tenants do not share the engines' prefix cache (a `cache_salt` for each owner).",
+    )
+    trusted_proxies: tuple[Network, ...] = Field(
+        default=(),
+        description="Peers, such as nginx, that are believed when they tell a client's address "
+        "(X-Forwarded-For, X-Real-IP).",
     )
     api_versions: tuple[Version, ...] = Field(
         default=("v1",), min_length=1, description="Prefixes of the API's paths."
@@ -50,7 +60,10 @@ class Config(Strict):
         refuse_doubles("custom endpoint", [custom.path for custom in self.custom_endpoints])
         if "default" not in self.priorities:
             raise ValueError("priorities lacks 'default', the class of keys that name none")
-        check_names(self.models, frozenset(name for engine in self.engines for name in engine.models))
+        served = frozenset(name for engine in self.engines for name in engine.models)
+        check_names(self.models, served)
+        if strays := sorted(self.limits.models.keys() - served):
+            raise ValueError(f"limits.models names {', '.join(strays)}, which no engine serves")
         return self
 
 

@@ -1,20 +1,40 @@
 """The keys file: a list of these."""
 
+from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
+from .limits import KeyLimits
+from .networks import Network
 from .types import Name, Strict, refuse_doubles
 
 
+def _in_utc(when: datetime) -> datetime:
+    if when.utcoffset():
+        raise ValueError("write it in UTC, such as 2027-01-31T00:00:00Z")
+    return when
+
+
 class KeyConfig(Strict):
-    name: Name = Field(description="The key's own name: what logs call it.")
+    name: Name = Field(
+        description="The key's own name: what logs call it, and under which its limits are counted."
+    )
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="Hash of the key, in hex.")
     owner: Name | None = Field(
         default=None, description="The tenant whose key it is; by default the key's name."
     )
     models: tuple[Name, ...] = Field(default=(), description="Models that it may use; all if empty.")
     priority: Name = Field(default="default", description="A name in `priorities` of config.yml.")
+    limits: KeyLimits = Field(
+        default=KeyLimits(), description="Its own limits; config.yml has those of keys that name none."
+    )
+    expires: Annotated[AwareDatetime, AfterValidator(_in_utc)] | None = Field(
+        default=None, description="Moment, in UTC, from which it is no longer valid."
+    )
+    cidrs: tuple[Network, ...] = Field(
+        default=(), description="Networks of the clients that may use it; all if empty."
+    )
 
 
 class KeyFile(Strict):

@@ -1,0 +1,77 @@
+"""Limits of a key, as keys.yml writes them, and section `limits` of config.yml: what holds for all keys."""
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+
+from .types import AbsolutePath, Name, Strict
+
+
+class Limits(Strict):
+    """Each is unlimited where it is not given. Minutes slide; days and months are those of UTC."""
+
+    requests_per_minute: PositiveInt | None = Field(default=None, description="Requests in any 60 seconds.")
+    tokens_per_minute: PositiveInt | None = Field(
+        default=None, description="Tokens, of prompts and answers, in any 60 seconds."
+    )
+    concurrent_requests: PositiveInt | None = Field(
+        default=None, description="Requests that wait or run at once."
+    )
+    tokens_per_day: PositiveInt | None = Field(default=None, description="Token budget of a day.")
+    tokens_per_month: PositiveInt | None = Field(default=None, description="Token budget of a month.")
+
+
+class KeyLimits(Limits):
+    """Of a key over all models, and of its use of single ones."""
+
+    models: dict[Name, Limits] = Field(default={}, description="Further limits of its use of a model.")
+
+
+def _store_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("write redis://host:port/database, or rediss:// for TLS")
+    if parts.username or parts.password:
+        raise ValueError("write no credentials into the url: username and password_file have them")
+    if not (parts.path.strip("/") or "0").isdigit():
+        raise ValueError("the path is the number of a database, such as /0")
+    return url
+
+
+class StoreConfig(Strict):
+    """The Redis or Valkey by which workers count together."""
+
+    url: Annotated[str, AfterValidator(_store_url)] = Field(
+        description="redis://host:port/database, or rediss:// for TLS."
+    )
+    username: Name | None = Field(default=None, description="User of its ACL, if it is not the default one.")
+    password_file: AbsolutePath | None = Field(
+        default=None, description="File with its password in one line, read at each connection."
+    )
+    timeout_s: PositiveFloat = Field(
+        default=0.5, description="Seconds until a store that does not answer counts as away."
+    )
+    fail_open: bool = Field(
+        default=True,
+        description="While it is away: true lets each worker count its part of the limits by itself, "
+        "false refuses limited keys with 503.",
+    )
+    workers: PositiveInt = Field(
+        description="Workers of all hosts, among whom the limits are divided while it is away."
+    )
+
+
+class LimitsConfig(Strict):
+    default: Limits = Field(default=Limits(), description="Limits of a key that does not name them itself.")
+    models: dict[Name, Limits] = Field(
+        default={}, description="Limits of a key's use of a model, where the key does not name them itself."
+    )
+    tokens_without_cap: PositiveInt = Field(
+        default=1024,
+        description="Tokens that are reserved for an answer to which neither the request nor its model sets "
+        "a cap.",
+    )
+    store: StoreConfig | None = Field(
+        default=None, description="Where workers count together; without it each counts by itself."
+    )

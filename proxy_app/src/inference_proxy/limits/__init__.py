@@ -1,0 +1,9 @@
+"""Limits of the caller: requests, tokens and budgets of a key, over all models and for each.
+
+`claims` says what a request takes from which counter, `store` what a store of counters can do, `local` and
+`shared` are the two that there are, `hold` is a request's way through them.
+"""
+
+from .hold import Hold, Limits
+
+__all__ = ["Hold", "Limits"]

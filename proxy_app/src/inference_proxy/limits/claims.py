@@ -1,0 +1,128 @@
+"""What a request takes from which counters, and what it turned out to have used."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
+from urllib.parse import quote
+
+import msgspec
+
+from ..account import Exchange
+from ..config import EndpointClass, LimitsConfig
+from ..config import Limits as Rates
+from ..errors import ApiError, Unavailable
+from ..outgoing import Job
+from .store import Claim, Kind
+
+_PREFIX = "inference-proxy"
+# As validate.py estimates a prompt.
+_BYTES_A_TOKEN = 4
+_NONE = Rates()
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A claim and the limit behind it: `field` is its name in the configuration, `model` None where it holds
+    for all of a key's models together, `tokens` whether it counts tokens."""
+
+    claim: Claim
+    field: str
+    model: str | None
+    tokens: bool
+
+
+def claims(job: Job, config: LimitsConfig, now: datetime) -> list[Taken]:
+    """All that the job takes, in the order in which a refusal names it."""
+    key = job.asked.key
+    # In a cluster all counters of a key lie on one node, as a script needs it.
+    base = f"{_PREFIX}:{{{quote(key.name, safe='')}}}"
+    taken = list(_of(key.limits, config.default, base, None, job, config, now))
+    own, general = key.limits.models.get(job.model), config.models.get(job.model)
+    if own or general:
+        scope = f"{base}:{quote(job.model, safe='')}"
+        taken += _of(own or _NONE, general or _NONE, scope, job.model, job, config, now)
+    return taken
+
+
+def _of(
+    own: Rates, general: Rates, scope: str, model: str | None, job: Job, config: LimitsConfig, now: datetime
+) -> Iterator[Taken]:
+    for field in _REQUESTS:
+        if limit := getattr(own, field) or getattr(general, field):
+            kind = Kind.WINDOW if field == "requests_per_minute" else Kind.PLACES
+            yield Taken(Claim(f"{scope}:{field}", kind, limit, 1), field, model, tokens=False)
+    if job.asked.endpoint.kind is EndpointClass.UTILITY:
+        return
+    for field in _TOKENS:
+        if limit := getattr(own, field) or getattr(general, field):
+            cost = reserved_tokens(job, config, limit)
+            if field == "tokens_per_minute":
+                claim = Claim(f"{scope}:{field}", Kind.WINDOW, limit, cost)
+            else:
+                period, ends = (_day if field == "tokens_per_day" else _month)(now.date())
+                claim = Claim(f"{scope}:{field}:{period}", Kind.PERIOD, limit, cost, ends)
+            yield Taken(claim, field, model, tokens=True)
+
+
+_REQUESTS = ("requests_per_minute", "concurrent_requests")
+_TOKENS = ("tokens_per_minute", "tokens_per_day", "tokens_per_month")
+
+
+# The same all day, and for every request.
+@lru_cache(maxsize=2)
+def _day(day: date) -> tuple[str, int]:
+    return f"{day:%Y-%m-%d}", _start_ms(day + timedelta(days=1))
+
+
+@lru_cache(maxsize=2)
+def _month(day: date) -> tuple[str, int]:
+    return f"{day:%Y-%m}", _start_ms((day.replace(day=1) + timedelta(days=31)).replace(day=1))
+
+
+def _start_ms(day: date) -> int:
+    return int(datetime.combine(day, time(), UTC).timestamp()) * 1000
+
+
+def reserved_tokens(job: Job, config: LimitsConfig, limit: int) -> int:
+    """The estimate of the prompt and the most that may be generated. Where nobody set a cap the configuration
+    has a guess, which is not held against a limit that is smaller than it."""
+    asked = job.asked
+    prompt = max(asked.prompt_tokens, 1)
+    if asked.endpoint.kind is EndpointClass.POOLING:
+        return prompt
+    if job.max_tokens is not None:
+        return prompt + job.max_tokens * asked.choices
+    return min(prompt + config.tokens_without_cap * asked.choices, max(limit, prompt))
+
+
+def used_tokens(job: Job, exchange: Exchange, error: BaseException | None) -> int:
+    """Tokens of prompt and answer: the engine's own numbers; where it told none, because it was cut off, the
+    estimate of the prompt and of what was relayed. None at all for a request that no engine began."""
+    prompt, completion = exchange.usage()
+    if prompt is None and completion is None and (exchange.engine is None or _refused(exchange, error)):
+        return 0
+    if job.asked.endpoint.kind is EndpointClass.POOLING:
+        completion = 0
+    elif completion is None or error is not None:
+        completion = max(completion or 0, relayed_tokens(exchange))
+    return (job.asked.prompt_tokens if prompt is None else prompt) + completion
+
+
+def _refused(exchange: Exchange, error: BaseException | None) -> bool:
+    return exchange.status >= 400 or (isinstance(error, ApiError) and exchange.first_byte is None)
+
+
+def relayed_tokens(exchange: Exchange) -> int:
+    """An estimate: an event of a stream has about one token, and its last events are as long as the others;
+    of any other body the bytes are divided as a prompt's are."""
+    tail = b"".join(exchange.tail)
+    events = tail.count(b"\n\n") if exchange.stream else 0
+    return exchange.bytes_out * events // len(tail) if events else exchange.bytes_out // _BYTES_A_TOKEN
+
+
+def changes(taken: Sequence[Taken], job: Job, exchange: Exchange, error: BaseException | None) -> list[int]:
+    """What each claim has to be changed by at the request's end. One that did not run for lack of our
+    capacity has taken nothing, not even a request."""
+    if isinstance(error, Unavailable):
+        return [-one.claim.cost for one in taken]
+    used = used_tokens(job, exchange, error)
+    return [used - one.claim.cost if one.tokens else 0 for one in taken]

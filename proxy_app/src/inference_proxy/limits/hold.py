@@ -1,0 +1,198 @@
+"""A request's way through the limits of its caller: taken before it runs, settled when it has ended."""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from types import TracebackType
+
+import msgspec
+
+from ..account import Exchange
+from ..config import LimitsConfig, StoreConfig
+from ..errors import ApiError, Header, Unavailable
+from ..outgoing import Job
+from .claims import Taken, changes, claims
+from .local import LocalStore
+from .shared import SharedStore
+from .store import Decision, Kind, Standing, Store, StoreAway
+
+
+class Limits:
+    """The limits of one worker's requests, as `async with`: counted here, or in the configured store."""
+
+    def __init__(self, config: Callable[[], LimitsConfig]) -> None:
+        self._config = config
+        self._local = LocalStore()
+        self._shared: SharedStore | None = None
+        self._follows: StoreConfig | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._leases = itertools.count(1)
+
+    async def __aenter__(self) -> "Limits":
+        self.follow()
+        if self._shared is not None:
+            # So that the first requests are counted where all the others will be.
+            await self._shared.ready()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shared is not None:
+            await self._shared.close()
+        await asyncio.gather(*self._closing)
+
+    @property
+    def store_away(self) -> bool:
+        """Whether a store is configured and does not answer."""
+        return self._shared is not None and self._shared.away
+
+    def follow(self) -> None:
+        """Take over another store, if the configuration names one. What the old one still has to settle is
+        lost: places there expire, and reservations stay as they are."""
+        config = self._config().store
+        if config == self._follows:
+            return
+        if self._shared is not None:
+            task = asyncio.create_task(self._shared.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        self._follows = config
+        self._shared = SharedStore(config) if config is not None else None
+
+    def hold(self, job: Job, exchange: Exchange) -> "Hold":
+        return Hold(self, job, exchange)
+
+    async def reserve(self, job: Job) -> "Reservation | None":
+        """None for a caller without limits. Raises ApiError 429; Unavailable when the store is away and the
+        configuration does not let requests pass without it."""
+        config = self._config()
+        taken = claims(job, config, datetime.fromtimestamp(time.time(), UTC))
+        if not taken:
+            return None
+        lease = str(next(self._leases))
+        if self._shared is None:
+            return await _reserve(self._local, taken, lease)
+        try:
+            return await _reserve(self._shared, taken, lease)
+        except StoreAway:
+            assert config.store is not None, "a shared store is a configured one"
+            if not config.store.fail_open:
+                raise Unavailable(
+                    "limits_unavailable", "The service cannot count requests at the moment.", retry_after_s=1
+                ) from None
+            return await _reserve(self._local, _part(taken, config.store.workers), lease)
+
+
+class Hold:
+    """One request's place under its caller's limits, as `async with`. Raises what Limits.reserve does."""
+
+    __slots__ = ("_exchange", "_job", "_limits", "_reservation")
+
+    def __init__(self, limits: Limits, job: Job, exchange: Exchange) -> None:
+        self._limits = limits
+        self._job = job
+        self._exchange = exchange
+        self._reservation: Reservation | None = None
+
+    async def __aenter__(self) -> None:
+        try:
+            self._reservation = await self._limits.reserve(self._job)
+        except Refused as refused:
+            self._exchange.notices += refused.standing
+            raise
+        if self._reservation is not None:
+            self._exchange.notices += self._reservation.headers
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._reservation is not None:
+            self._reservation.settle(self._job, self._exchange, error)
+
+
+class Reservation(msgspec.Struct, frozen=True):
+    store: Store
+    taken: Sequence[Taken]
+    lease: str
+    decision: Decision
+
+    @property
+    def headers(self) -> tuple[Header, ...]:
+        return _headers(self.taken, self.decision.standings)
+
+    def settle(self, job: Job, exchange: Exchange, error: BaseException | None) -> None:
+        by = changes(self.taken, job, exchange, error)
+        self.store.settle([one.claim for one in self.taken], self.lease, self.decision.slot, by)
+
+
+class Refused(ApiError):
+    """429: a limit of the caller's. `standing` are the headers that tell how all of them stand."""
+
+    def __init__(self, taken: Sequence[Taken], standings: Sequence[Standing]) -> None:
+        self.standing = _headers(taken, standings)
+        over = [(one, at) for one, at in zip(taken, standings, strict=True) if at.wait_ms]
+        one, _ = max(over, key=lambda pair: pair[1].wait_ms)
+        never = next((large for large, _ in over if large.claim.cost > large.claim.limit), None)
+        one = never or one
+        what, of = one.field.replace("_", " "), f" of model '{one.model}'" if one.model else ""
+        seconds = _seconds(max(at.wait_ms for _, at in over))
+        headers: list[Header] = [(b"retry-after", b"%d" % seconds)]
+        if never is not None:
+            code = "request_exceeds_limit"
+            message = (
+                f"This request may take {one.claim.cost} tokens, more than your key's limit of "
+                f"{one.claim.limit} {what}{of}: shorten the prompt or ask for fewer tokens."
+            )
+            # Clients of OpenAI's heed it: no waiting makes this one fit.
+            headers.append((b"x-should-retry", b"false"))
+        else:
+            code = f"{one.field}_exceeded"
+            message = (
+                f"Your key's limit of {one.claim.limit} {what}{of} is reached: try again in {seconds} s."
+            )
+        super().__init__(429, code, message, kind="rate_limit_error", headers=headers)
+
+
+async def _reserve(store: Store, taken: Sequence[Taken], lease: str) -> Reservation:
+    decision = await store.reserve([one.claim for one in taken], lease)
+    if not decision.granted:
+        raise Refused(taken, decision.standings)
+    return Reservation(store, taken, lease, decision)
+
+
+def _part(taken: Sequence[Taken], workers: int) -> list[Taken]:
+    """One worker's part of each limit; what is larger than that takes all of it, rather than never run."""
+    parts = []
+    for one in taken:
+        limit = max(one.claim.limit // workers, 1)
+        cost = min(one.claim.cost, limit) if one.claim.cost <= one.claim.limit else one.claim.cost
+        claim = msgspec.structs.replace(one.claim, limit=limit, cost=cost)
+        parts.append(msgspec.structs.replace(one, claim=claim))
+    return parts
+
+
+def _headers(taken: Sequence[Taken], standings: Sequence[Standing]) -> tuple[Header, ...]:
+    """OpenAI's headers, of the tightest limit of requests and the tightest of tokens; resets in seconds."""
+    headers: list[Header] = []
+    for what, tokens in ((b"requests", False), (b"tokens", True)):
+        known = [
+            (max(one.claim.limit - at.used, 0), one.claim.limit, at.reset_ms)
+            for one, at in zip(taken, standings, strict=True)
+            if one.tokens is tokens and one.claim.kind is not Kind.PLACES
+        ]
+        if known:
+            remaining, limit, reset_ms = min(known)
+            headers += [
+                (b"x-ratelimit-limit-" + what, b"%d" % limit),
+                (b"x-ratelimit-remaining-" + what, b"%d" % remaining),
+                (b"x-ratelimit-reset-" + what, b"%ds" % _seconds(reset_ms)),
+            ]
+    return tuple(headers)
+
+
+def _seconds(milliseconds: int) -> int:
+    return math.ceil(milliseconds / 1000)
