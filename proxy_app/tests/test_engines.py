@@ -195,7 +195,7 @@ async def test_an_engine_that_was_never_there(files: Files) -> None:
     await absent.stop()
     files.configure(absent)
     async with running_proxy(files) as proxy:
-        assert states(await proxy.ready()) == ["down"]
+        assert states(await proxy.ready()) == ["starting"]
         async with proxy.post() as response:
             await expect_error(response, 503, "model_unavailable")
 
@@ -238,7 +238,7 @@ async def test_the_first_byte_clock(files: Files, engine: Engine) -> None:
     engine.script = say_nothing
     files.configure(engine, timeouts={"first_byte_s": 0.1})
     async with running_proxy(files) as proxy:
-        async with proxy.post() as response:
+        async with proxy.post(body={"stream": True}) as response:
             await expect_error(response, 504, "first_byte_timeout")
         call = await engine.next_call()
         await asyncio.wait_for(call.client_gone.wait(), WAIT_S)
@@ -259,7 +259,7 @@ async def test_headers_do_not_stop_the_first_byte_clock(files: Files, engine: En
 
 async def test_the_total_clock(files: Files, engine: Engine) -> None:
     engine.script = say_nothing
-    files.configure(engine, timeouts={"total_s": 0.1})
+    files.configure(engine, timeouts={"total_s": {"generation": 0.1}})
     async with running_proxy(files) as proxy, proxy.post() as response:
         await expect_error(response, 504, "total_timeout")
 
@@ -278,7 +278,7 @@ async def test_the_connect_clock(files: Files, engine: Engine, monkeypatch: pyte
         engine.port = deaf.getsockname()[1]
         files.configure(engine, timeouts={"connect_s": 0.1})
         async with running_proxy(files) as proxy, proxy.post() as response:
-            await expect_error(response, 502, "engine_unreachable")
+            await expect_error(response, 504, "connect_timeout")
         for filler in fillers:
             filler.close()
 
@@ -379,7 +379,7 @@ async def test_an_engine_with_a_broken_list_spoils_nothing(
     other.models = nonsense
     files.configure(engine, other)
     async with running_proxy(files) as proxy:
-        assert states(await proxy.ready()) == ["serving", "down"]
+        assert states(await proxy.ready()) == ["serving", "starting"]
         async with proxy.get("/v1/models") as response:
             assert [card["id"] for card in (await response.json())["data"]] == ["big", "small"]
 

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from starlette.types import Receive
 
-from .config import Timeouts
+from .clocks import Clocks
 
 
 class Reason(enum.Enum):
@@ -28,9 +28,10 @@ class Interrupted(Exception):
 class Guard:
     """Cancels the task inside `with guard:` for a Reason; the block then ends with Interrupted.
 
-    One timer serves all clocks. It is re-armed lazily, when it fires, so that a chunk costs an assignment to
-    `reading_since` and nothing else. While a chunk is on its way to a client that does not read,
-    `reading_since` is None: only the total clock runs then, for the engine is not to blame.
+    From its beginning the request has `limit_s` seconds in all; start() sets the clocks that run while an
+    engine works for it. One timer serves all clocks. It is re-armed lazily, when it fires, so that a chunk
+    costs an assignment to `reading_since` and nothing else. While a chunk is on its way to a client that does
+    not read, `reading_since` is None: only the total clock runs then, for the engine is not to blame.
     """
 
     __slots__ = (
@@ -45,11 +46,11 @@ class Guard:
         "reading_since",
     )
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, limit_s: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._total_at = self._loop.time() + timeouts.total_s
+        self._total_at = self._loop.time() + limit_s
         self._first_byte_at: float | None = None
-        self._between_s = timeouts.between_chunks_s
+        self._between_s = limit_s
         self._reason: Reason | None = None
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -82,8 +83,12 @@ class Guard:
         """
         self._watcher = self._loop.create_task(self._until_gone(receive))
 
-    def start_first_byte(self, seconds: float) -> None:
-        self._first_byte_at = self._loop.time() + seconds
+    def start(self, clocks: Clocks) -> None:
+        """An engine is asked now. A second one has time for its first byte anew, and no more in all."""
+        now = self._loop.time()
+        self._first_byte_at = now + clocks.first_byte_s
+        self._between_s = clocks.between_chunks_s
+        self._total_at = min(self._total_at, now + clocks.total_s)
         self._arm(min(self._first_byte_at, self._total_at))
 
     def first_byte_came(self) -> None:

@@ -3,10 +3,13 @@
 from .catalogue import DeprecatedName, ModelConfig
 from .engines import EngineConfig
 from .files import Config, list_drained, load_config, load_keys
+from .health import Health, Retries
 from .keys import KeyConfig
 from .paths import Answer, CustomEndpoint, EndpointClass
 from .priorities import PriorityClass
-from .timeouts import Timeouts
+from .queue import Queue
+from .routing import Pool, Routing
+from .timeouts import Timeouts, TotalLimits
 from .types import ConfigError
 
 __all__ = [
@@ -17,10 +20,16 @@ __all__ = [
     "DeprecatedName",
     "EndpointClass",
     "EngineConfig",
+    "Health",
     "KeyConfig",
     "ModelConfig",
+    "Pool",
     "PriorityClass",
+    "Queue",
+    "Retries",
+    "Routing",
     "Timeouts",
+    "TotalLimits",
     "list_drained",
     "load_config",
     "load_keys",

@@ -9,10 +9,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationE
 
 from .catalogue import ModelConfig, check_names
 from .engines import EngineConfig
+from .health import Health, Retries
 from .keys import KeyConfig, KeyFile
 from .paths import CustomEndpoint, Version
 from .priorities import DEFAULT_PRIORITIES, PriorityClass
-from .timeouts import Timeouts
+from .queue import Queue
+from .routing import Routing
+from .timeouts import MEDIUM, Timeouts
 from .types import AbsolutePath, ConfigError, Name, Strict, refuse_doubles
 
 
@@ -22,6 +25,10 @@ class Config(Strict):
     drained_dir: AbsolutePath
     body_limit_bytes: PositiveInt = Field(default=16 * 1024 * 1024, description="Largest body of a request.")
     timeouts: Timeouts = Timeouts()
+    routing: Routing = Routing()
+    queue: Queue = Queue()
+    health: Health = Health()
+    retries: Retries = Retries()
     shutdown_s: PositiveFloat = Field(
         default=900, description="Seconds that requests may go on after SIGTERM."
     )
@@ -44,6 +51,14 @@ class Config(Strict):
         refuse_doubles("custom endpoint", [custom.path for custom in self.custom_endpoints])
         if "default" not in self.priorities:
             raise ValueError("priorities lacks 'default', the class of keys that name none")
+        for engine in self.engines:
+            if engine.pool is not None and engine.pool not in self.routing.pools:
+                raise ValueError(
+                    f"the pool of engine {engine.id!r}, {engine.pool!r}, is not in routing.pools"
+                )
+        for size in (MEDIUM, *(model.size for model in self.models)):
+            if size not in self.timeouts.size_factors:
+                raise ValueError(f"timeouts.size_factors lacks {size!r}, the size of a model")
         check_names(self.models, frozenset(name for engine in self.engines for name in engine.models))
         return self
 
