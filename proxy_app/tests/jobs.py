@@ -53,7 +53,8 @@ def a_job(
     **body: Any,
 ) -> Job:
     config = config or a_config({})
-    endpoint = Endpoints(config).find(f"/v1{path}")
+    endpoints = Endpoints(config)
+    endpoint = endpoints.find(f"/v1{path}") or endpoints.find(path)
     assert endpoint is not None
     key = Key("k", "0" * 64, frozenset(), owner, priority, f"salt of {owner}")
     headers = Headers({"content-type": "application/json"} | ({"x-session-id": session} if session else {}))

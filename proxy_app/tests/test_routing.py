@@ -146,7 +146,7 @@ def test_tools_come_before_what_is_said() -> None:
 
 # Pools.
 
-POOLED = {"routing": {"pools": {"long": {"prompt_tokens": 1000, "max_tokens": 4000}}}}
+POOLED: dict[str, Any] = {"routing": {"pools": {"long": {"prompt_tokens": 1000, "max_tokens": 4000}}}}
 
 
 def in_pools(*pools: str | None) -> Fleet:

@@ -13,6 +13,7 @@ from .breaker import Breaker, Phase
 from .config import Config, EngineConfig
 from .errors import Unavailable
 from .gauges import Gauges
+from .guard import Guard, Reason
 from .progress import Progress
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Engine:
         self.rests_until = 0.0  # it asked to be left alone until then
         self.suspected = False  # a clock expired there: the poller looks closer
         self.in_flight = 0
+        self.guards: set[Guard] = set()  # of this worker's requests that it works for
         self.tokens = 0
         self.others = 0
         self.gauges: Gauges | None = None
@@ -201,6 +203,11 @@ class Fleet:
         if engine.breaker.phase is Phase.CLOSED:
             log.warning("engine %s at %s is ejected: %s", engine.id, engine.url, reason)
         engine.breaker.open(reason, self.now())
+
+    def abandon(self, engine: Engine) -> None:
+        """It is hung for certain: what it was working on will not come, however long its clocks still run."""
+        for guard in list(engine.guards):
+            guard.interrupt(Reason.ENGINE_HUNG)
 
     def take_back(self, engine: Engine) -> None:
         if engine.breaker.phase is not Phase.CLOSED:

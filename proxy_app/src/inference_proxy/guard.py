@@ -14,6 +14,7 @@ class Reason(enum.Enum):
     FIRST_BYTE = "first_byte_timeout"
     BETWEEN_CHUNKS = "between_chunks_timeout"
     TOTAL = "total_timeout"
+    ENGINE_HUNG = "engine_hung"
     SHUTDOWN = "shutdown"
 
 

@@ -155,10 +155,13 @@ class _Request:
         for left in range(retries.attempts - 1, -1, -1):
             engine = self._engine = place.engine
             self._exchange.engine = engine.id
+            engine.guards.add(self._guard)
             try:
                 other = await self._attempt(engine, job, model, left, last)
             except EngineLost as lost:
                 other = self._after(lost, engine, job, left, last)
+            finally:
+                engine.guards.discard(self._guard)
             if other is None:
                 return
             self._exchange.retries += 1
@@ -238,6 +241,8 @@ class _Request:
     def _why(self, reason: Reason) -> ApiError:
         if reason is Reason.SHUTDOWN:
             return Unavailable(reason.value, "The service is restarting.", retry_after_s=1)
+        if reason is Reason.ENGINE_HUNG:
+            return ApiError(502, reason.value, "The engine has stopped working.")
         if self._exchange.model is None:
             return ApiError(408, "request_timeout", "The request did not arrive in time.")
         what = {

@@ -144,5 +144,7 @@ class _Watch:
                 fleet.take_back(engine)
             elif engine.reachable:
                 fleet.eject(engine, flaw)
+                if engine.progress.stalled_s(fleet.now()) >= fleet.health.stall_s:
+                    fleet.abandon(engine)
         finally:
             self._probing = None
