@@ -66,7 +66,7 @@ def test_an_answer_in_one_piece_may_take_its_total_for_the_first_byte() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "total_s"), [("/embeddings", 300), ("/tokenize", 60), ("/chat/completions", 3600)]
+    ("path", "total_s"), [("/embeddings", 300), ("/tokenize", 45), ("/chat/completions", 3600)]
 )
 def test_each_class_has_its_limit(path: str, total_s: float) -> None:
     assert clocks(path=path, input="x", prompt="x").total_s == total_s

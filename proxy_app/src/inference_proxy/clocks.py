@@ -1,14 +1,13 @@
 """How long a request may take: four clocks, scaled by what it asks for."""
 
-from dataclasses import dataclass
+import msgspec
 
 from .config import EndpointClass, Timeouts
 from .endpoints import Clock
 from .outgoing import Job
 
 
-@dataclass(frozen=True, slots=True)
-class Clocks:
+class Clocks(msgspec.Struct, frozen=True):
     """Seconds. `first_byte_s` and `total_s` count from the moment in which the engine is chosen, so that the
     wait in line, which has a bound of its own, is in neither."""
 
@@ -32,7 +31,8 @@ class Clocks:
         prompt_s = job.asked.prompt_tokens / 1000 * timeouts.per_1k_prompt_tokens_s
         first_byte_s = (timeouts.first_byte_s + prompt_s) * slow + waiting * timeouts.per_waiting_request_s
         total_s = limit_s(endpoint.kind, timeouts)
-        tokens = job.max_tokens if endpoint.kind in (EndpointClass.GENERATION, EndpointClass.AUDIO) else 0
+        generates = endpoint.kind is EndpointClass.GENERATION or endpoint.kind is EndpointClass.AUDIO
+        tokens = job.max_tokens if generates else 0
         if tokens is not None:
             total_s = min(total_s, first_byte_s + tokens * timeouts.per_token_s * slow)
         between_s = timeouts.between_chunks_s * slow
@@ -47,8 +47,8 @@ class Clocks:
 def limit_s(kind: EndpointClass, timeouts: Timeouts) -> float:
     """Most seconds for a request of this class, from its arrival."""
     limits = timeouts.total_s
-    return {
-        EndpointClass.POOLING: limits.pooling,
-        EndpointClass.AUDIO: limits.audio,
-        EndpointClass.UTILITY: limits.utility,
-    }.get(kind, limits.generation)
+    if kind is EndpointClass.POOLING:
+        return limits.pooling
+    if kind is EndpointClass.AUDIO:
+        return limits.audio
+    return limits.utility if kind is EndpointClass.UTILITY else limits.generation

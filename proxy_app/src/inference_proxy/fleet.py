@@ -71,6 +71,10 @@ class Engine:
         self.max_in_flight = config.max_in_flight or math.ceil(max_in_flight * config.weight)
 
     @property
+    def serves(self) -> bool:
+        return self.reachable and not self.drained and self.breaker.phase is Phase.CLOSED
+
+    @property
     def state(self) -> str:
         if self.drained:
             return "drained"
@@ -177,7 +181,7 @@ class Fleet:
     def serving(self, model: str, pool: str | None) -> list[Engine]:
         """Engines in service for such requests, with room or without: those of the pool (None: of no pool),
         or of any where it has none for this model. Raises Unavailable."""
-        engines = [engine for engine in self.engines if model in engine.models and engine.state == "serving"]
+        engines = [engine for engine in self.engines if model in engine.models and engine.serves]
         if not engines:
             raise Unavailable(
                 "model_unavailable", f"No engine is serving '{model}' at the moment.", retry_after_s=5

@@ -226,7 +226,7 @@ class _Request:
         if self._relay is not None and self._relay.started:
             raise ApiError(502, "engine_lost", "The engine broke off in the middle of its answer.") from lost
         other = self._state.queues.elsewhere(job, self._settings.config, engine, room=False)
-        if other is None and engine.state == "serving":
+        if other is None and engine.serves:
             other = engine
         if left and other is not None and self._retries.spend():
             return other

@@ -9,7 +9,9 @@ class Progress:
 
     def __init__(self, now: float) -> None:
         self.generated_at = now  # last sign that anything was generated there; to be set by whoever sees one
-        self._seen: dict[bytes, tuple[float, float]] = {}  # by rank: tokens, and since when they stand there
+        self._seen: dict[
+            bytes | None, tuple[float, float]
+        ] = {}  # by rank: tokens, and since when they stand there
 
     def see(self, gauges: Gauges, now: float) -> None:
         """Take over a scrape. A count that has fallen is a restart: that, too, is a change."""

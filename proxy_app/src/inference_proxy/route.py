@@ -36,7 +36,7 @@ def choose(engines: Sequence[Engine], cost: int, key: int | None, routing: Routi
     loads = [engine.tokens + engine.others * routing.assumed_tokens + cost for engine in engines]
     if key is not None:
         total = sum(loads) - cost * (len(engines) - 1)
-        share = routing.affinity_bound * total / sum(engine.weight for engine in engines)
+        share = routing.affinity_bound * total / sum([engine.weight for engine in engines])
         most = max(share, routing.affinity_free_tokens)
         near = [engine for engine, load in zip(engines, loads, strict=True) if load <= most * engine.weight]
         if near:

@@ -58,4 +58,4 @@ class State:
             guard.interrupt(Reason.SHUTDOWN)
 
     def ready(self) -> bool:
-        return not self.stopping and any(engine.state == "serving" for engine in self.fleet.engines)
+        return not self.stopping and any(engine.serves for engine in self.fleet.engines)

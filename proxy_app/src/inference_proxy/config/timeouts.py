@@ -13,7 +13,7 @@ class TotalLimits(Strict):
     generation: PositiveFloat = 3600
     pooling: PositiveFloat = 600
     audio: PositiveFloat = 1800
-    utility: PositiveFloat = 60
+    utility: PositiveFloat = 45
 
 
 class Timeouts(Strict):
