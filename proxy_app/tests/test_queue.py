@@ -1,6 +1,7 @@
 """Waiting for a place at an engine: the order, the bounds, and those who leave."""
 
 import asyncio
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -146,6 +147,27 @@ async def test_there_is_no_line_while_there_is_room() -> None:
     first.leave()
     second.leave()
     assert [(e.in_flight, e.tokens) for e in desk.fleet.engines] == [(0, 0), (0, 0)]
+
+
+async def test_what_has_gone_through_leaves_nothing_behind() -> None:
+    """litellm#12685, production-stack#687: memory grew with every new prefix."""
+    desk = Desk({}, {}, {})
+
+    async def some(names: range) -> None:
+        for number in names:
+            place = await desk.queues.enter(
+                a_job(session=f"s{number}", messages=[{"role": "user", "content": f"{number}" * 2000}]),
+                desk.config,
+            )
+            place.leave()
+
+    await some(range(100))
+    tracemalloc.start()
+    await some(range(100, 1100))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 100_000
+    assert not desk.counts()
 
 
 async def test_the_next_in_line_gets_the_place_that_is_left() -> None:

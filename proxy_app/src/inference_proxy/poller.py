@@ -130,7 +130,9 @@ class _Watch:
         if breaker.phase is Phase.CLOSED:
             if progress.stalled_s(now) >= health.stall_s:
                 fleet.eject(engine, f"requests run, and no token for {health.stall_s:g} s")
-            elif engine.suspected or now - progress.generated_at >= health.probe_after_s:
+            elif engine.suspected or (
+                now - progress.generated_at >= health.probe_after_s and not engine.drained
+            ):
                 self._probing = asyncio.create_task(self._probe())
         elif breaker.has_cooled(now, health.cool_down_s):
             breaker.phase = Phase.HALF_OPEN

@@ -199,7 +199,5 @@ class Queues:
 
     def _refuse(self, code: str, message: str, lane: _Lane, request: _Request) -> Unavailable:
         priority = request.job.asked.key.priority
-        if priority not in request.config.priorities:
-            priority = "default"
         wait_s = lane.expected_wait_s(self._fleet.now(), priority, request.config)
         return Unavailable(code, message, retry_after_s=max(1, math.ceil(wait_s)))
