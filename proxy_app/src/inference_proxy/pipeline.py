@@ -208,7 +208,7 @@ class _Request:
     def _after_503(self, answer: Answer, engine: Engine, job: Job, left: int, last: bool) -> Engine | None:
         """The engine is full. Another that has room, once; None: this answer is passed on. Raises Unavailable
         where another model may answer."""
-        asked = answer.header(b"retry-after") or b""
+        asked = (answer.header(b"retry-after") or b"")[:9]
         if asked.isdigit():
             engine.rests_until = self._state.fleet.now() + min(int(asked), _LONGEST_REST_S)
         other = self._state.queues.elsewhere(job, self._settings.config, engine, room=True)
