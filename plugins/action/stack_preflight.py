@@ -226,6 +226,22 @@ def check_ports(inventory: Inventory, _: Any) -> Iterator[str]:
                 yield f"host {host}: port {port} is used by {' and '.join(names)}; give each a port of its own (vllm_engines[].port, proxy_port)"
 
 
+def check_pools(inventory: Inventory, _: Any) -> Iterator[str]:
+    """An engine's pool is one that the proxies know."""
+    told: set[str] = set()  # all proxies normally know the same pools: each problem once
+    for host in inventory.group("proxy"):
+        routing = inventory.get(host, "proxy_routing")
+        if not isinstance(routing, Mapping):
+            continue  # could not be templated, or `check_types` says that it is no dictionary
+        known = routing.get("pools") or {}
+        for engine in (engine for each in inventory.group("vllm") for engine in inventory.engines(each)):
+            pool = engine.get("pool")
+            problem = f"engine {engine.get('name')!r} is in pool {pool!r}, which proxy_routing.pools does not have: say there which requests are its"
+            if pool is not None and pool not in known and problem not in told:
+                told.add(problem)
+                yield problem
+
+
 def check_keys(inventory: Inventory, _: Any) -> Iterator[str]:
     """Keys are long enough to be secrets, belong to somebody, and allow models that exist."""
     served = _served(inventory)
@@ -441,6 +457,7 @@ CHECKS = [
     check_types,
     check_engines,
     check_ports,
+    check_pools,
     check_keys,
     check_limits,
     check_models,

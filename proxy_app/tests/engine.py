@@ -85,7 +85,7 @@ async def stream(call: Call) -> None:
 
 
 class Engine:
-    """Serves `script` on every path but /v1/models, which it answers by `models`."""
+    """Serves `script`; /v1/models by `models`, /metrics by `metrics`, and probes by `prober`."""
 
     def __init__(self, *models: str, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self._host, self._tls = host, tls
@@ -95,7 +95,12 @@ class Engine:
             for model in models
         ]
         self.models: Script = self._answer_models
+        self.metrics: Script = self._answer_metrics
+        self.gauges: dict[str, float] | None = None  # names without "vllm:"
+        self.prober: Script = complete
         self.calls: list[Call] = []
+        self.probed: asyncio.Queue[Call] = asyncio.Queue()
+        self.scraped: asyncio.Queue[Call] = asyncio.Queue()
         self.arrived: asyncio.Queue[Call] = asyncio.Queue()
         self.polled: asyncio.Queue[Call] = asyncio.Queue()
         self.hung_up: asyncio.Queue[None] = asyncio.Queue()  # one entry for each connection that has ended
@@ -126,6 +131,13 @@ class Engine:
     async def _answer_models(self, call: Call) -> None:
         await call.answer(200, {"object": "list", "data": self.cards})
 
+    async def _answer_metrics(self, call: Call) -> None:
+        lines = [
+            f'vllm:{name}{{engine="0",model_name="big"}} {value}\n'
+            for name, value in (self.gauges or {}).items()
+        ]
+        await call.answer(200, "".join(["# HELP nothing\n", *lines]).encode())
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -153,6 +165,12 @@ class Engine:
         if path == "/v1/models":
             self.polled.put_nowait(call)
             return await self.models(call)
+        if path == "/metrics":
+            self.scraped.put_nowait(call)
+            return await self.metrics(call)
+        if body.startswith(b'{"prompt":"1","max_tokens":1'):
+            self.probed.put_nowait(call)
+            return await self.prober(call)
         self.calls.append(call)
         watching = asyncio.create_task(self._watch(call))
         self.arrived.put_nowait(call)

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from inference_proxy.config import Timeouts
+from inference_proxy.clocks import Clocks
 from inference_proxy.guard import Guard, Interrupted, Reason
 
 pytestmark = pytest.mark.anyio
+
+CLOCKS = Clocks(connect_s=1, first_byte_s=10, between_chunks_s=2, total_s=60)
 
 
 class Clock:
@@ -48,7 +50,7 @@ async def clock() -> Clock:
 async def guard(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Guard:
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "get_running_loop", lambda: clock)
-        return Guard(Timeouts(first_byte_s=10, between_chunks_s=2, total_s=60))
+        return Guard(100)
 
 
 @contextlib.asynccontextmanager
@@ -63,7 +65,7 @@ async def ended_by(guard: Guard, reason: Reason) -> AsyncIterator[None]:
 
 
 def stream(guard: Guard) -> None:
-    guard.start_first_byte(10)
+    guard.start(CLOCKS)
     guard.first_byte_came()
 
 
@@ -75,13 +77,13 @@ async def read_chunk(guard: Guard, clock: Clock, after_s: float) -> None:
 
 async def test_the_first_byte_may_take_its_time(guard: Guard, clock: Clock) -> None:
     with guard:
-        guard.start_first_byte(10)
+        guard.start(CLOCKS)
         await clock.advance(9.9)
 
 
 async def test_but_no_longer(guard: Guard, clock: Clock) -> None:
     async with ended_by(guard, Reason.FIRST_BYTE):
-        guard.start_first_byte(10)
+        guard.start(CLOCKS)
         await clock.advance(10)
 
 
@@ -114,6 +116,20 @@ async def test_nothing_outlasts_the_total(guard: Guard, clock: Clock) -> None:
         await clock.advance(60)
 
 
+async def test_a_second_engine_gets_no_more_in_all(guard: Guard, clock: Clock) -> None:
+    async with ended_by(guard, Reason.TOTAL):
+        for _ in range(7):
+            guard.start(CLOCKS)
+            await clock.advance(9)
+
+
+async def test_nor_does_what_came_before_an_engine(guard: Guard, clock: Clock) -> None:
+    async with ended_by(guard, Reason.TOTAL):
+        await clock.advance(95)
+        guard.start(CLOCKS)
+        await clock.advance(5)
+
+
 async def test_the_first_reason_stands(guard: Guard, clock: Clock) -> None:
     async with ended_by(guard, Reason.CLIENT_GONE):
         guard.interrupt(Reason.CLIENT_GONE)
@@ -136,7 +152,7 @@ async def test_a_cancellation_from_elsewhere_is_not_swallowed(guard: Guard, cloc
 
 async def test_after_its_block_it_does_nothing(guard: Guard, clock: Clock) -> None:
     with guard:
-        guard.start_first_byte(10)
+        guard.start(CLOCKS)
     await clock.advance(100)
     guard.interrupt(Reason.SHUTDOWN)
     await asyncio.sleep(0)

@@ -231,7 +231,7 @@ async def test_one_access_line(proxy: Proxy, log: Log) -> None:
         size = len(await response.read())
     line = await log.last_request()
     assert line.pop("time")
-    assert line.pop("duration_ms") >= line.pop("ttft_ms") > 0
+    assert line.pop("duration_ms") >= line.pop("ttft_ms") > line.pop("queue_ms") >= 0
     assert line == {
         "event": "request",
         "request_id": "r1",
@@ -242,6 +242,7 @@ async def test_one_access_line(proxy: Proxy, log: Log) -> None:
         "engine": "host1:e",
         "status": 200,
         "stream": False,
+        "retries": 0,
         "bytes": size,
         "outcome": "ok",
         "prompt_tokens": 3,
@@ -265,7 +266,7 @@ async def test_refusals_are_logged_too(proxy: Proxy, log: Log) -> None:
 
 
 async def test_a_slow_upload_meets_the_total_clock(files: Files, engine: Engine) -> None:
-    files.configure(engine, timeouts={"total_s": 0.2})
+    files.configure(engine, timeouts={"total_s": {"generation": 0.2}})
     async with running_proxy(files) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(

@@ -334,7 +334,7 @@ async def test_a_trickle_cannot_hold_a_stream_for_ever(files: Files, engine: Eng
             await asyncio.sleep(0.01)
 
     engine.script = trickle
-    files.configure(engine, timeouts={"total_s": 0.3})
+    files.configure(engine, timeouts={"total_s": {"generation": 0.3}})
     async with running_proxy(files) as proxy:
         async with proxy.post(body=STREAM) as response:
             *_, error = await events(response)
@@ -431,18 +431,25 @@ async def test_an_answer_that_is_cut_off_is_no_success(proxy: Proxy, engine: Eng
 
 
 @pytest.mark.parametrize(
-    ("clock", "code"), [("between_chunks_s", "between_chunks_timeout"), ("total_s", "total_timeout")]
+    ("timeouts", "code"),
+    [
+        ({"between_chunks_s": 0.2}, "between_chunks_timeout"),
+        ({"total_s": {"generation": 0.2}}, "total_timeout"),
+        ({"first_byte_s": 0.1, "per_token_s": 0.01}, "total_timeout"),
+    ],
 )
-async def test_clocks_end_a_stream_with_a_reason(files: Files, engine: Engine, clock: str, code: str) -> None:
+async def test_clocks_end_a_stream_with_a_reason(
+    files: Files, engine: Engine, timeouts: dict[str, Any], code: str
+) -> None:
     async def stall(call: Call) -> None:
         await call.start_stream()
         await call.event('{"n": 1}')
         await call.client_gone.wait()
 
     engine.script = stall
-    files.configure(engine, timeouts={clock: 0.2})
+    files.configure(engine, timeouts=timeouts)
     async with running_proxy(files) as proxy:
-        async with proxy.post(body=STREAM) as response:
+        async with proxy.post(body=STREAM | {"max_tokens": 10}) as response:
             first, error = await events(response)
         assert first == {"n": 1}
         assert error["error"]["code"] == code

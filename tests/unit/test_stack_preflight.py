@@ -104,6 +104,15 @@ def test_a_short_key_is_told_from_a_long_one_without_being_shown(inventory: dict
     assert "sss" not in problem
 
 
+def test_a_pool_that_no_proxy_knows(inventory: dict[str, Any]) -> None:
+    engine(inventory, pool="long")
+    assert problems(inventory) == [
+        "engine 'one' is in pool 'long', which proxy_routing.pools does not have: say there which requests are its"
+    ]
+    inventory["hostvars"]["api1"]["proxy_routing"] = {"pools": {"long": {"prompt_tokens": 16000}}}
+    assert problems(inventory) == []
+
+
 def test_a_key_for_a_model_that_no_engine_serves(inventory: dict[str, Any]) -> None:
     engine(inventory, served_model_name="qwen3-8b")
     inventory["hostvars"]["api1"]["proxy_keys"][0]["models"] = ["qwen3-8B"]

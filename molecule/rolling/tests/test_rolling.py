@@ -85,10 +85,10 @@ def test_an_engine_setting_rolls_through_the_engines(load: Load) -> None:
 
 def test_a_proxy_setting_is_taken_up_without_a_restart(load: Load) -> None:
     before = {host: main_pids(host, "proxy@*") for host in PROXIES}
-    playbook("proxy", "-e", '{"proxy_connect_timeout_s": 4}')
+    playbook("proxy", "-e", '{"proxy_timeouts": {"connect_s": 4}}')
     assert {host: main_pids(host, "proxy@*") for host in PROXIES} == before
     for host in PROXIES:
-        assert "connect_s: 4" in ssh(host, "cat /etc/proxy/config.yml")
+        assert '"connect_s": 4' in ssh(host, "cat /etc/proxy/config.yml")
         assert ready(host, 9000)["config_error"] is None
 
 

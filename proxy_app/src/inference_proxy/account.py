@@ -36,6 +36,8 @@ class Exchange(msgspec.Struct):
     stream: bool = False
     outcome: str = "ok"
     bytes_out: int = 0
+    queued_s: float = 0.0  # in the proxy's own line
+    retries: int = 0
     started: float = msgspec.field(default_factory=time.perf_counter)
     first_byte: float | None = None
     # The last chunks by reference: finding usage costs nothing until the end.
@@ -82,6 +84,8 @@ def account(exchange: Exchange) -> None:
             "engine": exchange.engine,
             "status": exchange.status,
             "stream": exchange.stream,
+            "retries": exchange.retries,
+            "queue_ms": round(exchange.queued_s * 1000, 2),
             "ttft_ms": None if first is None else round((first - exchange.started) * 1000, 2),
             "duration_ms": round((now - exchange.started) * 1000, 2),
             "bytes": exchange.bytes_out,

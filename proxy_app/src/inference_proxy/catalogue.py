@@ -8,7 +8,7 @@ from typing import Any
 from .authenticate import Key
 from .config import Config, DeprecatedName, ModelConfig
 from .errors import ApiError, Header
-from .route import Fleet
+from .fleet import Fleet
 
 # Of an engine's model card. The others tell where the weights lie on the host.
 _CARD_FIELDS = ("created", "owned_by", "max_model_len")

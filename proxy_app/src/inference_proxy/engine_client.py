@@ -21,6 +21,10 @@ class EngineUnreachable(EngineLost):
     """No connection came about, so the engine has seen nothing of the request."""
 
 
+class ConnectTimeout(EngineUnreachable):
+    """Nor did anybody refuse it: the engine's host is silent."""
+
+
 class EngineClient:
     """Connections to any number of engines, each named by its origin: scheme, host and port of a URL.
 
@@ -68,7 +72,7 @@ class EngineClient:
             async with asyncio.timeout(connect_s):
                 connection = await self._connect(origin)
         except TimeoutError as error:
-            raise EngineUnreachable(f"{origin}: no connection within {connect_s} s") from error
+            raise ConnectTimeout(f"{origin}: no connection within {connect_s} s") from error
         return await _headed(connection.ask(method, head, body))
 
     async def get(self, url: str, *, timeout_s: float) -> tuple[int, bytes]:

@@ -7,8 +7,11 @@ from types import TracebackType
 
 from starlette.types import Receive
 
-from .config import Timeouts
+from .clocks import Clocks
 from .server_protocol import Client
+
+# Mostly sooner than any clock runs out, and later than a request ends: so most need a single timer.
+_FIRST_LOOK_S = 30.0
 
 
 class Reason(enum.Enum):
@@ -16,6 +19,7 @@ class Reason(enum.Enum):
     FIRST_BYTE = "first_byte_timeout"
     BETWEEN_CHUNKS = "between_chunks_timeout"
     TOTAL = "total_timeout"
+    ENGINE_HUNG = "engine_hung"
     SHUTDOWN = "shutdown"
 
 
@@ -30,9 +34,11 @@ class Interrupted(Exception):
 class Guard:
     """Cancels the task inside `with guard:` for a Reason; the block then ends with Interrupted.
 
-    One timer serves all clocks. It fires too early rather than being set again, so that a chunk costs an
-    assignment to `reading_since`, and most requests a single timer. While a chunk is on its way to a client
-    that does not read, `reading_since` is None: only the total clock runs then. The engine is not to blame.
+    From its beginning the request has `limit_s` seconds in all; start() sets the clocks that run while an
+    engine works for it. One timer serves all clocks. It fires too early rather than being set again, so that
+    a chunk costs an assignment to `reading_since`, and most requests a single timer. While a chunk is on its
+    way to a client that does not read, `reading_since` is None: only the total clock runs then, for the
+    engine is not to blame.
     """
 
     __slots__ = (
@@ -49,11 +55,11 @@ class Guard:
         "reading_since",
     )
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, limit_s: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._total_at = self._loop.time() + timeouts.total_s
+        self._total_at = self._loop.time() + limit_s
         self._first_byte_at: float | None = None
-        self._between_s = timeouts.between_chunks_s
+        self._between_s = limit_s
         self._reason: Reason | None = None
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -64,8 +70,7 @@ class Guard:
 
     def __enter__(self) -> "Guard":
         self._task = asyncio.current_task()
-        # The earliest that anything else may ask for, mostly.
-        self._arm(min(self._loop.time() + self._between_s, self._total_at))
+        self._arm(min(self._loop.time() + _FIRST_LOOK_S, self._total_at))
         return self
 
     def __exit__(
@@ -95,8 +100,12 @@ class Guard:
             return client.watch(functools.partial(self.interrupt, Reason.CLIENT_GONE))
         self._watcher = self._loop.create_task(self._until_gone(receive))
 
-    def start_first_byte(self, seconds: float) -> None:
-        self._first_byte_at = self._loop.time() + seconds
+    def start(self, clocks: Clocks) -> None:
+        """An engine is asked now. A second one has time for its first byte anew, and no more in all."""
+        now = self._loop.time()
+        self._first_byte_at = now + clocks.first_byte_s
+        self._between_s = clocks.between_chunks_s
+        self._total_at = min(self._total_at, now + clocks.total_s)
         self._arm(min(self._first_byte_at, self._total_at))
 
     def first_byte_came(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import time
 
 from starlette.types import Receive, Scope, Send
@@ -9,24 +10,29 @@ from starlette.types import Receive, Scope, Send
 from .account import Exchange, account
 from .admit import Gate
 from .authenticate import authenticate
+from .clocks import Clocks, limit_s
+from .config import ModelConfig
 from .endpoints import Endpoint
 from .errors import ApiError, Unavailable, send_json
+from .fleet import Engine
 from .guard import Guard, Interrupted, Reason
 from .limits import Limits
 from .outgoing import Job, prepare
+from .queue import Place
 from .relay import Relay
-from .route import Engine, choose
+from .retry import RetryBudget
 from .server_protocol import client_of
 from .state import State
-from .upstream import EngineLost, Upstream
+from .upstream import Answer, ConnectTimeout, EngineLost, EngineUnreachable, Upstream
 from .validate import Asked, ClientGone, read_body, validate
-
-RawHeaders = list[tuple[bytes, bytes]]
 
 log = logging.getLogger(__name__)
 
 # nginx's number for a client that left before it was answered. It appears in the log only.
 _CLIENT_GONE = 499
+# However long an engine asks to be left alone: what it says is not checked, and it may have recovered.
+_LONGEST_REST_S = 60
+_CLOCKS = frozenset({Reason.FIRST_BYTE, Reason.BETWEEN_CHUNKS, Reason.TOTAL})
 
 
 class Pipeline:
@@ -36,6 +42,7 @@ class Pipeline:
         self.state = state
         self.upstream = upstream
         self.gate = Gate(limits)
+        self.retries = RetryBudget(state.settings.config.retries)
 
     async def __call__(
         self, endpoint: Endpoint, exchange: Exchange, scope: Scope, receive: Receive, send: Send
@@ -56,6 +63,7 @@ class _Request:
         self._state = pipeline.state
         self._upstream = pipeline.upstream
         self._gate = pipeline.gate
+        self._retries = pipeline.retries
         self._settings = pipeline.state.settings
         self._endpoint = endpoint
         self._exchange = exchange
@@ -67,7 +75,8 @@ class _Request:
         self._receive = receive
         self._send = send
         self._client = client_of(scope)
-        self._guard = Guard(self._settings.config.timeouts)
+        self._guard = Guard(limit_s(endpoint.kind, self._settings.config.timeouts))
+        self._engine: Engine | None = None
         self._relay: Relay | None = None
         self._has_standin = False
 
@@ -82,6 +91,8 @@ class _Request:
             if interrupted.reason is Reason.CLIENT_GONE:
                 self._note_client_gone()
             else:
+                if self._engine is not None and interrupted.reason in _CLOCKS:
+                    self._engine.suspected = True
                 await self._end(self._why(interrupted.reason))
         except ApiError as error:
             await self._end(error)
@@ -118,46 +129,62 @@ class _Request:
             exchange.notices = (*named.headers, *job.notices)
             if model is not named.model:
                 exchange.notices += ((b"x-fallback-model", model.name.encode()),)
-            self._guard.start_first_byte(settings.config.timeouts.first_byte_s)
             self._has_standin = model is not line[-1]
             try:
                 async with self._gate.admit(job, exchange):
-                    return await self._relay_from(self._state.fleet.serving(job), job)
+                    return await self._run(job, model)
             except Unavailable:
                 if not self._has_standin:
                     raise
 
-    async def _relay_from(self, engines: list[Engine], job: Job) -> None:
-        """Two attempts, the second elsewhere if that exists, and only while the client has seen nothing.
+    async def _run(self, job: Job, model: ModelConfig) -> None:
+        exchange, config = self._exchange, self._settings.config
+        self._retries.earn(config.retries)
+        came = time.perf_counter()
+        try:
+            place = await self._state.queues.enter(job, config)
+        finally:
+            exchange.queued_s += time.perf_counter() - came
+        try:
+            await self._relay_from(place, job, model)
+        finally:
+            place.leave()
+
+    async def _relay_from(self, place: Place, job: Job, model: ModelConfig) -> None:
+        """At the engine of the place, or at another one as long as the client has seen nothing.
 
         A request that reached the first engine may be computed twice; it changes nothing there.
         """
-        tried: Engine | None = None
-        for last in (False, True):
-            engine = choose(engines, tried)
+        retries = self._settings.config.retries
+        for left in range(retries.attempts - 1, -1, -1):
+            engine = self._engine = place.engine
             self._exchange.engine = engine.id
+            engine.guards.add(self._guard)
             try:
-                with engine.occupied():
-                    return await self._attempt(engine, job)
+                other = await self._attempt(engine, job, model, left)
             except EngineLost as lost:
-                log.warning("request %s: engine %s lost: %s", self._exchange.request_id, engine.id, lost)
-                if self._relay is not None and self._relay.started:
-                    raise ApiError(
-                        502, "engine_lost", "The engine broke off in the middle of its answer."
-                    ) from lost
-                if last:
-                    raise ApiError(502, "engine_unreachable", "The engine could not be reached.") from lost
-            tried = engine
+                other = self._after(lost, engine, job, left)
+            finally:
+                engine.guards.discard(self._guard)
+            if other is None:
+                return
+            self._exchange.retries += 1
+            place.move(other)
+            await asyncio.sleep(random.uniform(0, retries.backoff_s))
 
-    async def _attempt(self, engine: Engine, job: Job) -> None:
+    async def _attempt(self, engine: Engine, job: Job, model: ModelConfig, left: int) -> Engine | None:
+        """Answer the client, or return the engine that has to be asked instead. Raises EngineLost."""
         exchange, timeouts = self._exchange, self._settings.config.timeouts
+        waiting = 0 if engine.gauges is None else engine.gauges.waiting
+        clocks = Clocks.of(job, timeouts, model.size, waiting)
+        self._guard.start(clocks)
         answer = await self._upstream.request(
             engine,
             "POST",
             self._endpoint.upstream_path,
             job.headers,
             job.body,
-            connect_s=timeouts.connect_s,
+            connect_s=clocks.connect_s,
         )
         relay = self._relay = Relay(
             answer, exchange, self._guard, self._send, self._client, hides_usage=job.hides_usage
@@ -165,21 +192,61 @@ class _Request:
         try:
             chunk = await relay.first_chunk()
             self._guard.first_byte_came()
+            if answer.status == 503:
+                if (other := self._after_503(answer, engine, job, left)) is not None:
+                    return other
+            elif answer.status >= 500:
+                self._state.fleet.failed(engine)
             exchange.first_byte = time.perf_counter()
             if answer.status < 300:
+                self._state.fleet.succeeded(engine)
                 await relay.run(chunk)
             elif answer.status < 400:
                 raise ApiError(502, "bad_gateway", f"The engine answered {answer.status}, a redirect.")
-            elif answer.status == 503 and self._has_standin:
-                raise Unavailable("engine_full", "The engine takes no more requests.", retry_after_s=1)
             else:
                 await relay.refuse(chunk)
+            return None
         finally:
             answer.close()
+
+    def _after_503(self, answer: Answer, engine: Engine, job: Job, left: int) -> Engine | None:
+        """The engine is full. Another that has room, once; None: this answer is passed on. Raises Unavailable
+        where another model may answer."""
+        asked = (answer.header(b"retry-after") or b"")[:9]
+        if asked.isdigit():
+            engine.rests_until = self._state.fleet.now() + min(int(asked), _LONGEST_REST_S)
+        other = self._state.queues.elsewhere(job, self._settings.config, engine, room=True)
+        if left and other is not None and self._retries.spend():
+            return other
+        if self._has_standin:
+            raise Unavailable("model_saturated", f"The engines of '{job.model}' are full.", retry_after_s=1)
+        return None
+
+    def _after(self, lost: EngineLost, engine: Engine, job: Job, left: int) -> Engine:
+        """Who is asked instead, the same engine if it is alone. Raises ApiError: nobody."""
+        log.warning("request %s: engine %s lost: %s", self._exchange.request_id, engine.id, lost)
+        if not isinstance(lost, EngineUnreachable):
+            self._state.fleet.failed(engine)
+        if self._relay is not None and self._relay.started:
+            raise ApiError(502, "engine_lost", "The engine broke off in the middle of its answer.") from lost
+        other = self._state.queues.elsewhere(job, self._settings.config, engine, room=False)
+        if other is None and engine.serves:
+            other = engine
+        if left and other is not None and self._retries.spend():
+            return other
+        if self._has_standin:
+            raise Unavailable(
+                "model_unavailable", f"The engines of '{job.model}' are out.", retry_after_s=1
+            ) from lost
+        if isinstance(lost, ConnectTimeout):
+            raise ApiError(504, "connect_timeout", "The engine could not be reached in time.") from lost
+        raise ApiError(502, "engine_unreachable", "The engine could not be reached.") from lost
 
     def _why(self, reason: Reason) -> ApiError:
         if reason is Reason.SHUTDOWN:
             return Unavailable(reason.value, "The service is restarting.", retry_after_s=1)
+        if reason is Reason.ENGINE_HUNG:
+            return ApiError(502, reason.value, "The engine has stopped working.")
         if self._exchange.model is None:
             return ApiError(408, "request_timeout", "The request did not arrive in time.")
         what = {

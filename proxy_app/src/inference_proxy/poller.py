@@ -1,4 +1,4 @@
-"""Keeps asking every engine for its models: that tells whether it is there, and fills the merged list."""
+"""Keeps looking at every engine: is it there, what does it serve, how busy is it, and does it work?"""
 
 import asyncio
 import logging
@@ -6,7 +6,10 @@ from typing import Any
 
 import msgspec
 
-from .route import Engine, Fleet
+from . import gauges
+from .breaker import Phase
+from .fleet import Engine, Fleet
+from .probe import probe
 from .upstream import EngineLost, Upstream
 
 _INTERVAL_S = 2.0
@@ -29,7 +32,7 @@ class Poller:
 
     async def start(self) -> None:
         """Meet every engine once, so that the first request finds them, then go on in the background."""
-        await asyncio.gather(*(self._ask(engine, 0) for engine in self._fleet.engines))
+        await asyncio.gather(*(_Watch(self._fleet, self._upstream, e).look() for e in self._fleet.engines))
         self.follow()
 
     def follow(self) -> None:
@@ -38,34 +41,60 @@ class Poller:
             self._tasks.pop(engine).cancel()
         for engine in self._fleet.engines:
             if engine not in self._tasks:
-                self._tasks[engine] = asyncio.create_task(self._poll(engine))
+                watch = _Watch(self._fleet, self._upstream, engine)
+                self._tasks[engine] = asyncio.create_task(watch.run())
 
     async def stop(self) -> None:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _poll(self, engine: Engine) -> None:
-        silences = 0
-        while True:
-            silences = await self._ask(engine, silences)
-            await asyncio.sleep(_INTERVAL_S)
 
-    async def _ask(self, engine: Engine, silences: int) -> int:
-        """Ask once. Returns how many times in succession there was no answer in time."""
-        before = engine.reachable
-        why = ""
+class _Watch:
+    """One engine. A probe runs beside the looks, at most one at a time."""
+
+    def __init__(self, fleet: Fleet, upstream: Upstream, engine: Engine) -> None:
+        self._fleet = fleet
+        self._upstream = upstream
+        self._engine = engine
+        self._silences = 0
+        self._probing: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        try:
+            while True:
+                try:
+                    await self.look()
+                    self._judge()
+                except Exception:
+                    # Whatever it was, the next look must come, or the engine would stay as it is for ever.
+                    log.exception("looking at engine %s failed", self._engine.id)
+                await asyncio.sleep(_INTERVAL_S)
+        finally:
+            if self._probing is not None:
+                self._probing.cancel()
+                await asyncio.gather(self._probing, return_exceptions=True)
+
+    async def look(self) -> None:
+        """Is it there, and how busy is it?"""
+        await self._meet()
+        if self._engine.reachable:
+            await self._scrape()
+            self._fleet.freed()
+
+    async def _meet(self) -> None:
+        engine, before, why = self._engine, self._engine.reachable, ""
         try:
             status, body = await self._upstream.get(f"{engine.url}/v1/models", timeout_s=_TIMEOUT_S)
             if status != 200:
                 raise ValueError(f"GET /v1/models answered {status}")
             cards = msgspec.json.decode(body, type=_Models).data
             engine.cards = {str(card.get("id")): card for card in cards}
-            engine.reachable, silences = True, 0
+            engine.reachable, self._silences = True, 0
         except TimeoutError:
-            silences += 1
-            engine.reachable = engine.reachable and silences < _SILENCES
-            why = f"no answer within {_TIMEOUT_S} s, {silences} times"
+            self._silences += 1
+            engine.reachable = engine.reachable and self._silences < _SILENCES
+            why = f"no answer within {_TIMEOUT_S} s, {self._silences} times"
         except (EngineLost, ValueError, msgspec.MsgspecError) as error:
             engine.reachable = False
             why = f"{type(error).__name__}: {error}"
@@ -78,4 +107,46 @@ class Poller:
                 "reachable" if engine.reachable else "unreachable",
                 f": {why}" if why else "",
             )
-        return silences
+        if engine.reachable and not before:
+            # A new process: what the old one did is no longer held against it.
+            engine.met = True
+            self._fleet.take_back(engine)
+
+    async def _scrape(self) -> None:
+        """Gauges are an aid: an engine that does not give them is judged by its answers alone."""
+        engine = self._engine
+        try:
+            status, page = await self._upstream.get(f"{engine.url}/metrics", timeout_s=_TIMEOUT_S)
+        except (TimeoutError, EngineLost):
+            return
+        engine.took_gauges(gauges.parse(page) if status == 200 else None, self._fleet.now())
+
+    def _judge(self) -> None:
+        fleet, engine, health = self._fleet, self._engine, self._fleet.health
+        if not engine.reachable or self._probing is not None:
+            return
+        now = fleet.now()
+        breaker, progress = engine.breaker, engine.progress
+        if breaker.phase is Phase.CLOSED:
+            if progress.stalled_s(now) >= health.stall_s:
+                fleet.eject(engine, f"requests run, and no token for {health.stall_s:g} s")
+            elif engine.suspected or (
+                now - progress.generated_at >= health.probe_after_s and not engine.drained
+            ):
+                self._probing = asyncio.create_task(self._probe())
+        elif breaker.has_cooled(now, health.cool_down_s):
+            breaker.phase = Phase.HALF_OPEN
+            self._probing = asyncio.create_task(self._probe())
+
+    async def _probe(self) -> None:
+        fleet, engine = self._fleet, self._engine
+        try:
+            flaw = await probe(self._upstream, engine, fleet.health.probe_timeout_s)
+            if flaw is None:
+                fleet.take_back(engine)
+            elif engine.reachable:
+                fleet.eject(engine, flaw)
+                if engine.progress.stalled_s(fleet.now()) >= fleet.health.stall_s:
+                    fleet.abandon(engine)
+        finally:
+            self._probing = None

@@ -1,80 +1,53 @@
-"""Fourth step: which engine? And what is known about each of them."""
+"""Fourth step: which engine? The one with the least to do or, within a bound, one that knows the text."""
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-from .config import EngineConfig
-from .errors import Unavailable
+from .affinity import claim
+from .config import Config, EndpointClass, Routing
+from .fleet import Engine
 from .outgoing import Job
 
 
-class Engine:
-    """One vLLM server. Lives as long as its id and address stay in the configuration, across reloads."""
-
-    def __init__(self, config: EngineConfig) -> None:
-        self.id = config.id
-        self.url = config.url
-        self.models = frozenset(config.models)
-        self.drained = False
-        self.reachable = False  # until the poller has met it
-        self.in_flight = 0
-        self.cards: dict[str, dict[str, Any]] = {}
-
-    @property
-    def state(self) -> str:
-        if self.drained:
-            return "drained"
-        return "serving" if self.reachable else "down"
-
-    @contextmanager
-    def occupied(self) -> Iterator[None]:
-        """Counts a request from the moment of the choice, so that the next choice sees it."""
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
+def cost_of(job: Job, routing: Routing) -> int:
+    """Tokens, 1 or more, by which the job counts as outstanding: its prompt and what it may generate."""
+    tokens = job.asked.prompt_tokens
+    if job.asked.endpoint.kind is EndpointClass.GENERATION:
+        asked = routing.assumed_tokens if job.max_tokens is None else job.max_tokens
+        tokens += asked * job.asked.choices
+    return max(1, tokens)
 
 
-class Fleet:
-    """The engines of the current configuration."""
-
-    def __init__(self) -> None:
-        self.engines: list[Engine] = []
-
-    def configure(self, configs: Sequence[EngineConfig]) -> None:
-        """Take over a new list. Engines that are in both keep their counts and what is known of them."""
-        known = {(engine.id, engine.url): engine for engine in self.engines}
-        engines = []
-        for config in configs:
-            engine = known.get((config.id, config.url)) or Engine(config)
-            engine.models = frozenset(config.models)
-            engines.append(engine)
-        self.engines = engines
-
-    def set_drained(self, ids: frozenset[str]) -> None:
-        for engine in self.engines:
-            engine.drained = engine.id in ids
-
-    def models(self) -> list[str]:
-        return sorted({model for engine in self.engines for model in engine.models})
-
-    def serving(self, job: Job) -> list[Engine]:
-        """Engines that can take the job now. Raises Unavailable."""
-        engines = [
-            engine for engine in self.engines if job.model in engine.models and engine.state == "serving"
-        ]
-        if not engines:
-            raise Unavailable(
-                "model_unavailable", f"No engine is serving '{job.model}' at the moment.", retry_after_s=5
-            )
-        return engines
+def pool_of(job: Job, config: Config) -> str | None:
+    """The pool that the job's size puts it into."""
+    for name, pool in config.routing.pools.items():
+        long = pool.prompt_tokens is not None and job.asked.prompt_tokens >= pool.prompt_tokens
+        if long or (pool.max_tokens is not None and (job.max_tokens or 0) >= pool.max_tokens):
+            return name
+    return None
 
 
-def choose(engines: Sequence[Engine], tried: Engine | None) -> Engine:
-    """The engine with the fewest requests in flight, at random among equals; `tried` only if it is alone."""
-    untried = [engine for engine in engines if engine is not tried] or engines
-    least = min(engine.in_flight for engine in untried)
-    return random.choice([engine for engine in untried if engine.in_flight == least])
+def choose(engines: Sequence[Engine], cost: int, key: int | None, routing: Routing) -> Engine:
+    """Among one engine or more. With a key: the one with the largest claim to it, of those that this leaves
+    with at most `affinity_free_tokens` or `affinity_bound` times their fair share, by weight, of all
+    outstanding tokens. Else, or if none is within the bound: the least loaded, at random among equals."""
+    if len(engines) == 1:
+        return engines[0]
+    loads = [engine.tokens + engine.others * routing.assumed_tokens + cost for engine in engines]
+    if key is not None:
+        total = sum(loads) - cost * (len(engines) - 1)
+        share = routing.affinity_bound * total / sum([engine.weight for engine in engines])
+        most = max(share, routing.affinity_free_tokens)
+        near = [engine for engine, load in zip(engines, loads, strict=True) if load <= most * engine.weight]
+        if near:
+            return max(near, key=lambda engine: claim(key, engine.seed, engine.weight))
+    scores = [_score(engine, load) for engine, load in zip(engines, loads, strict=True)]
+    least = min(scores)
+    return random.choice([engine for engine, score in zip(engines, scores, strict=True) if score == least])
+
+
+def _score(engine: Engine, load: int) -> float:
+    """Tokens per weight. One whose KV cache is full soon preempts requests: it counts as twice as loaded.
+    In steps of a tenth, or else the last digit of a gauge would decide between idle engines."""
+    usage = 0.0 if engine.gauges is None else round(engine.gauges.kv_cache_usage, 1)
+    return load / engine.weight * (1 + usage)

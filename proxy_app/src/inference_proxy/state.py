@@ -7,8 +7,9 @@ from .authenticate import KeyRing
 from .catalogue import Catalogue
 from .config import Config, ConfigError, KeyConfig, list_drained, load_config, load_keys
 from .endpoints import Endpoints
+from .fleet import Fleet
 from .guard import Guard, Reason
-from .route import Fleet
+from .queue import Queues
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ def _check_priorities(config: Config, keys: tuple[KeyConfig, ...]) -> None:
 class State:
     def __init__(self, settings: Settings) -> None:
         self.fleet = Fleet()
+        self.queues = Queues(self.fleet)
         self.guards: set[Guard] = set()
         self.stopping = False
         self.config_error: str | None = None
@@ -44,7 +46,7 @@ class State:
 
     def apply(self, settings: Settings) -> None:
         self.settings = settings
-        self.fleet.configure(settings.config.engines)
+        self.fleet.configure(settings.config)
         self.look_for_drained()
 
     def look_for_drained(self) -> None:
@@ -56,4 +58,4 @@ class State:
             guard.interrupt(Reason.SHUTDOWN)
 
     def ready(self) -> bool:
-        return not self.stopping and any(engine.state == "serving" for engine in self.fleet.engines)
+        return not self.stopping and any(engine.serves for engine in self.fleet.engines)

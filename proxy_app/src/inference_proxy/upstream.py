@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from .engine_answer import Answer, EngineLost
-from .engine_client import EngineClient, EngineUnreachable
-from .route import Engine
+from .engine_client import ConnectTimeout, EngineClient, EngineUnreachable
+from .fleet import Engine
 
-__all__ = ["Answer", "EngineLost", "Upstream"]
+__all__ = ["Answer", "ConnectTimeout", "EngineLost", "EngineUnreachable", "Upstream"]
 
 
 class Upstream:

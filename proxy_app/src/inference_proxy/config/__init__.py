@@ -3,12 +3,15 @@
 from .catalogue import DeprecatedName, ModelConfig
 from .engines import EngineConfig
 from .files import Config, list_drained, load_config, load_keys
+from .health import Health, Retries
 from .keys import KeyConfig
 from .limits import KeyLimits, Limits, LimitsConfig, StoreConfig
 from .networks import IpAddress, IpNetwork
 from .paths import Answer, CustomEndpoint, EndpointClass
 from .priorities import PriorityClass
-from .timeouts import Timeouts
+from .queue import Queue
+from .routing import Pool, Routing
+from .timeouts import Timeouts, TotalLimits
 from .types import ConfigError
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "DeprecatedName",
     "EndpointClass",
     "EngineConfig",
+    "Health",
     "IpAddress",
     "IpNetwork",
     "KeyConfig",
@@ -26,9 +30,14 @@ __all__ = [
     "Limits",
     "LimitsConfig",
     "ModelConfig",
+    "Pool",
     "PriorityClass",
+    "Queue",
+    "Retries",
+    "Routing",
     "StoreConfig",
     "Timeouts",
+    "TotalLimits",
     "list_drained",
     "load_config",
     "load_keys",

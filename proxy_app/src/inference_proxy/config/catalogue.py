@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
 
+from .timeouts import MEDIUM
 from .types import Name, Strict
 
 # What decides where a request goes or what it costs has a setting of its own.
@@ -41,6 +42,7 @@ class ModelConfig(Strict):
     max_tokens_limit: PositiveInt | None = Field(
         default=None, description="Most tokens that a request may ask for."
     )
+    size: Name = Field(default=MEDIUM, description="A name in timeouts.size_factors.")
     fallback: Name | None = Field(
         default=None, description="The model that answers when this one's engines are all out or full."
     )

@@ -1,9 +1,9 @@
 """Section `engines`: where they are and what they serve."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from .types import Name, Strict
 
@@ -25,3 +25,13 @@ class EngineConfig(Strict):
     id: EngineId = Field(description="Its name in logs and metrics, and of its marker file in drained_dir.")
     url: Annotated[str, AfterValidator(_origin)] = Field(description="Scheme, host and port.")
     models: Annotated[tuple[Name, ...], Field(min_length=1)] = Field(description="Names that it serves.")
+    weight: PositiveFloat = Field(
+        default=1, description="Its size: an engine of weight 2 gets twice the tokens of one of weight 1."
+    )
+    pool: Name | None = Field(default=None, description="A name in routing.pools, whose requests it takes.")
+    max_in_flight: PositiveInt | None = Field(
+        default=None, description="Requests at once; by default queue.max_in_flight times the weight."
+    )
+    probe: Literal["completions", "embeddings"] = Field(
+        default="completions", description="The request that tells whether it works."
+    )

@@ -9,12 +9,15 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationE
 
 from .catalogue import ModelConfig, check_names
 from .engines import EngineConfig
+from .health import Health, Retries
 from .keys import KeyConfig, KeyFile
 from .limits import LimitsConfig
 from .networks import Network
 from .paths import CustomEndpoint, Version
 from .priorities import DEFAULT_PRIORITIES, PriorityClass
-from .timeouts import Timeouts
+from .queue import Queue
+from .routing import Routing
+from .timeouts import MEDIUM, Timeouts
 from .types import AbsolutePath, ConfigError, Name, Strict, refuse_doubles
 
 
@@ -26,6 +29,10 @@ class Config(Strict):
     )
     body_limit_bytes: PositiveInt = Field(default=16 * 1024 * 1024, description="Largest body of a request.")
     timeouts: Timeouts = Timeouts()
+    routing: Routing = Routing()
+    queue: Queue = Queue()
+    health: Health = Health()
+    retries: Retries = Retries()
     shutdown_s: PositiveFloat = Field(
         default=900, description="Seconds that requests may go on after SIGTERM."
     )
@@ -60,6 +67,14 @@ class Config(Strict):
         refuse_doubles("custom endpoint", [custom.path for custom in self.custom_endpoints])
         if "default" not in self.priorities:
             raise ValueError("priorities lacks 'default', the class of keys that name none")
+        for engine in self.engines:
+            if engine.pool is not None and engine.pool not in self.routing.pools:
+                raise ValueError(
+                    f"the pool of engine {engine.id!r}, {engine.pool!r}, is not in routing.pools"
+                )
+        for size in (MEDIUM, *(model.size for model in self.models)):
+            if size not in self.timeouts.size_factors:
+                raise ValueError(f"timeouts.size_factors lacks {size!r}, the size of a model")
         served = frozenset(name for engine in self.engines for name in engine.models)
         check_names(self.models, served)
         if strays := sorted(self.limits.models.keys() - served):

@@ -1,11 +1,14 @@
 """Section `priorities`: the classes that keys belong to, by name."""
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from .types import Strict
 
 
 class PriorityClass(Strict):
+    share: PositiveInt = Field(
+        default=1, description="Its part of the tokens while classes wait, beside the others' shares."
+    )
     engine_priority: int = Field(
         default=0,
         ge=-(2**31),
@@ -15,4 +18,6 @@ class PriorityClass(Strict):
     )
 
 
-DEFAULT_PRIORITIES = {name: PriorityClass() for name in ("interactive", "default", "batch")}
+DEFAULT_PRIORITIES = {
+    name: PriorityClass(share=share) for name, share in (("interactive", 8), ("default", 4), ("batch", 1))
+}

@@ -1,0 +1,234 @@
+"""The engines, and what is known about each of them."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from .affinity import seed_of
+from .breaker import Breaker, Phase
+from .config import Config, EngineConfig
+from .errors import Unavailable
+from .gauges import Gauges
+from .guard import Guard, Reason
+from .progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+class EngineView(msgspec.Struct, frozen=True):
+    """An engine at one moment. `in_flight` and `outstanding_tokens` are this worker's; `others` is how many
+    requests of other workers it had when it was last scraped; `running` to `kv_cache_usage` are its own word
+    (None: it tells nothing). `reason` says why the breaker is not closed."""
+
+    id: str
+    url: str
+    models: list[str]
+    state: str
+    weight: float
+    pool: str | None
+    in_flight: int
+    outstanding_tokens: int
+    max_in_flight: int
+    others: int
+    running: int | None
+    waiting: int | None
+    kv_cache_usage: float | None
+    breaker: str
+    failures: int
+    reason: str
+
+
+class Engine:
+    """One vLLM server. Lives as long as its id and address stay in the configuration, across reloads."""
+
+    def __init__(self, config: EngineConfig, now: float) -> None:
+        self.id = config.id
+        self.url = config.url
+        self.seed = seed_of(config.id)
+        self.drained = False
+        self.met = False  # it has been reachable before: until then it is starting, which is no failure
+        self.reachable = False
+        self.rests_until = 0.0  # it asked to be left alone until then
+        self.suspected = False  # a clock expired there: the poller looks closer
+        self.in_flight = 0
+        self.guards: set[Guard] = set()  # of this worker's requests that it works for
+        self.tokens = 0
+        self.others = 0
+        self.gauges: Gauges | None = None
+        self.progress = Progress(now)
+        self.breaker = Breaker()
+        self.cards: dict[str, dict[str, Any]] = {}
+
+    def configure(self, config: EngineConfig, max_in_flight: int) -> None:
+        self.models = frozenset(config.models)
+        self.weight = config.weight
+        self.pool = config.pool
+        self.probe = config.probe
+        self.max_in_flight = config.max_in_flight or math.ceil(max_in_flight * config.weight)
+
+    @property
+    def serves(self) -> bool:
+        return self.reachable and not self.drained and self.breaker.phase is Phase.CLOSED
+
+    @property
+    def state(self) -> str:
+        if self.drained:
+            return "drained"
+        if not self.reachable:
+            return "down" if self.met else "starting"
+        return "serving" if self.breaker.phase is Phase.CLOSED else "ejected"
+
+    def has_room(self, now: float) -> bool:
+        return self.in_flight + self.others < self.max_in_flight and now >= self.rests_until
+
+    def took_gauges(self, gauges: Gauges | None, now: float) -> None:
+        self.gauges, self.others = gauges, 0
+        if gauges is not None:
+            self.others = max(0, gauges.running + gauges.waiting - self.in_flight)
+            self.progress.see(gauges, now)
+
+    def view(self) -> EngineView:
+        gauges = self.gauges
+        return EngineView(
+            id=self.id,
+            url=self.url,
+            models=sorted(self.models),
+            state=self.state,
+            weight=self.weight,
+            pool=self.pool,
+            in_flight=self.in_flight,
+            outstanding_tokens=self.tokens,
+            max_in_flight=self.max_in_flight,
+            others=self.others,
+            running=None if gauges is None else gauges.running,
+            waiting=None if gauges is None else gauges.waiting,
+            kv_cache_usage=None if gauges is None else gauges.kv_cache_usage,
+            breaker=self.breaker.phase.value,
+            failures=self.breaker.failures,
+            reason=self.breaker.reason,
+        )
+
+
+class Fleet:
+    """The engines of the current configuration. `clock` gives seconds that never go back."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.engines: list[Engine] = []
+        self.now = clock
+        self.freed: Callable[[], None] = lambda: None  # to be called when an engine may have room again
+        self._marked: frozenset[str] = frozenset()
+        self._ordered: set[str] = set()
+
+    def configure(self, config: Config) -> None:
+        """Take over new settings. Engines that stay keep their counts and what is known of them."""
+        self.health = config.health
+        known = {(engine.id, engine.url): engine for engine in self.engines}
+        engines = []
+        for entry in config.engines:
+            engine = known.get((entry.id, entry.url)) or Engine(entry, self.now())
+            engine.configure(entry, config.queue.max_in_flight)
+            engines.append(engine)
+        self.engines = engines
+        self._ordered &= {engine.id for engine in engines}
+        self._apply_drained()
+
+    # Taking engines out.
+
+    def set_drained(self, ids: frozenset[str]) -> None:
+        """Those with a marker file."""
+        if ids != self._marked:
+            self._marked = ids
+            self._apply_drained()
+
+    def drain(self, engine_id: str) -> EngineView:
+        """Give it no new requests; those in flight go on, and the view counts them. Holds in this worker,
+        until undrain() or its end. Raises LookupError."""
+        engine = self._find(engine_id)
+        self._ordered.add(engine_id)
+        self._apply_drained()
+        return engine.view()
+
+    def undrain(self, engine_id: str) -> EngineView:
+        """Take drain() back. With a marker file it stays drained, as the view says. Raises LookupError."""
+        engine = self._find(engine_id)
+        self._ordered.discard(engine_id)
+        self._apply_drained()
+        return engine.view()
+
+    def _find(self, engine_id: str) -> Engine:
+        for engine in self.engines:
+            if engine.id == engine_id:
+                return engine
+        raise LookupError(f"no engine {engine_id!r}: there are {', '.join(e.id for e in self.engines)}")
+
+    def _apply_drained(self) -> None:
+        for engine in self.engines:
+            engine.drained = engine.id in self._marked or engine.id in self._ordered
+        self.freed()
+
+    # Who is there.
+
+    def models(self) -> list[str]:
+        return sorted({model for engine in self.engines for model in engine.models})
+
+    def snapshot(self) -> list[EngineView]:
+        return [engine.view() for engine in self.engines]
+
+    def serving(self, model: str, pool: str | None) -> list[Engine]:
+        """Engines in service for such requests, with room or without: those of the pool (None: of no pool),
+        or of any where it has none for this model. Raises Unavailable."""
+        engines = [engine for engine in self.engines if model in engine.models and engine.serves]
+        if not engines:
+            raise Unavailable(
+                "model_unavailable", f"No engine is serving '{model}' at the moment.", retry_after_s=5
+            )
+        return [engine for engine in engines if engine.pool == pool] or engines
+
+    # What requests find out.
+
+    def succeeded(self, engine: Engine) -> None:
+        engine.breaker.failures = 0
+        engine.progress.generated_at = self.now()
+
+    def failed(self, engine: Engine) -> None:
+        """A request broke there. What an engine refuses, or takes long for, is no failure."""
+        breaker = engine.breaker
+        breaker.failures += 1
+        enough = breaker.failures >= self.health.failures and breaker.phase is Phase.CLOSED
+        if enough and self._may_spare(engine):
+            self.eject(engine, f"{breaker.failures} requests in succession failed")
+
+    def eject(self, engine: Engine, reason: str) -> None:
+        """Out until a probe goes well, whatever share of a pool is out already."""
+        if engine.breaker.phase is Phase.CLOSED:
+            log.warning("engine %s at %s is ejected: %s", engine.id, engine.url, reason)
+        engine.breaker.open(reason, self.now())
+
+    def abandon(self, engine: Engine) -> None:
+        """It is hung for certain: what it was working on will not come, however long its clocks still run."""
+        for guard in list(engine.guards):
+            guard.interrupt(Reason.ENGINE_HUNG)
+
+    def take_back(self, engine: Engine) -> None:
+        if engine.breaker.phase is not Phase.CLOSED:
+            log.info("engine %s at %s is taken back", engine.id, engine.url)
+        engine.breaker.close()
+        engine.suspected = False
+        engine.progress = Progress(self.now())
+        self.freed()
+
+    def _may_spare(self, engine: Engine) -> bool:
+        for model in engine.models:
+            pool = [
+                other
+                for other in self.engines
+                if model in other.models and other.reachable and not other.drained
+            ]
+            out = sum(other.breaker.phase is not Phase.CLOSED for other in pool)
+            if out + 1 > self.health.max_ejected_share * len(pool):
+                return False
+        return True

@@ -1,0 +1,70 @@
+"""What an engine tells of its load: a few lines of the page at /metrics.
+
+Names as in vLLM 0.32; each line stands once a data-parallel rank, told apart by its labels.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+_FIELDS = {
+    b"\nvllm:num_requests_running": "running",
+    b"\nvllm:num_requests_waiting": "waiting",
+    b"\nvllm:kv_cache_usage_perc": "kv_cache_usage",
+    b"\nvllm:iteration_tokens_total_sum": "tokens",
+}
+_REST = re.compile(rb"(\{.*\})? ([^ \n]+)")
+
+
+@dataclass(slots=True)
+class Rank:
+    """Requests that run and that wait, the used share (0 to 1) of the KV cache, and all tokens, of prompts
+    and answers, that were computed since the start."""
+
+    running: float = 0
+    waiting: float = 0
+    kv_cache_usage: float = 0
+    tokens: float = 0
+
+
+@dataclass(slots=True)
+class Gauges:
+    ranks: dict[bytes | None, Rank] = field(default_factory=dict)
+
+    @property
+    def running(self) -> int:
+        return round(sum(rank.running for rank in self.ranks.values()))
+
+    @property
+    def waiting(self) -> int:
+        return round(sum(rank.waiting for rank in self.ranks.values()))
+
+    @property
+    def kv_cache_usage(self) -> float:
+        return max(rank.kv_cache_usage for rank in self.ranks.values())
+
+
+def parse(page: bytes) -> Gauges | None:
+    """None where the page has none of them: an engine that was told to keep no statistics.
+
+    The page has a hundred kilobytes, of which nearly all are histograms: lines are searched for, not read.
+    """
+    gauges = Gauges()
+    page = b"\n" + page
+    for start, field_name in _FIELDS.items():
+        at = page.find(start)
+        while at >= 0:
+            end = at + len(start)
+            rest = _REST.match(page, end)
+            if rest is not None and (number := _number(rest[2])) is not None:
+                rank = gauges.ranks.setdefault(rest[1], Rank())
+                setattr(rank, field_name, number)
+            at = page.find(start, end)
+    return gauges if gauges.ranks else None
+
+
+def _number(text: bytes) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 <= number < float("inf") else None

@@ -1,0 +1,63 @@
+"""Jobs, settings and fleets without a server around them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import Headers
+
+from inference_proxy.authenticate import Key
+from inference_proxy.config import Config, ModelConfig
+from inference_proxy.endpoints import Endpoints
+from inference_proxy.fleet import Fleet
+from inference_proxy.outgoing import Job, prepare
+from inference_proxy.validate import validate
+
+
+def a_config(*engines: dict[str, Any], **settings: Any) -> Config:
+    entries = [
+        {"id": f"host{number}:e", "url": f"http://10.0.0.{number}:8000", "models": ["big"]} | engine
+        for number, engine in enumerate(engines, 1)
+    ]
+    paths = {"keys_file": Path("/keys"), "drained_dir": Path("/drained")}
+    return Config.model_validate(paths | {"engines": entries} | settings)
+
+
+class Clock:
+    """Time that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def a_fleet(*engines: dict[str, Any], clock: Callable[[], float] | None = None, **settings: Any) -> Fleet:
+    """All of them serving."""
+    fleet = Fleet(clock or Clock())
+    fleet.configure(a_config(*engines, **settings))
+    for engine in fleet.engines:
+        engine.met = engine.reachable = True
+    return fleet
+
+
+def a_job(
+    path: str = "/chat/completions",
+    *,
+    owner: str = "alice",
+    priority: str = "default",
+    session: str | None = None,
+    config: Config | None = None,
+    **body: Any,
+) -> Job:
+    config = config or a_config({})
+    endpoints = Endpoints(config)
+    endpoint = endpoints.find(f"/v1{path}") or endpoints.find(path)
+    assert endpoint is not None
+    key = Key("k", "0" * 64, frozenset(), owner, priority, f"salt of {owner}")
+    headers = Headers({"content-type": "application/json"} | ({"x-session-id": session} if session else {}))
+    asked = validate(endpoint, key, headers, json.dumps({"model": "big"} | body).encode())
+    model = next((m for m in config.models if m.name == asked.model), ModelConfig(name=asked.model))
+    return prepare(asked, model, config, headers, "id")

@@ -1,0 +1,486 @@
+"""Engines that hang, lie, break or are only busy, and what requests do about it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import WAIT_S, Call, Engine, complete, stream
+from expect import expect_error
+from harness import Files, Log, Proxy, running_engine, running_proxy
+from inference_proxy import gauges, poller
+from inference_proxy.breaker import Phase
+from inference_proxy.config import Retries
+from inference_proxy.gauges import Gauges, Rank
+from inference_proxy.progress import Progress
+from inference_proxy.retry import RetryBudget
+from jobs import Clock, a_fleet
+
+pytestmark = pytest.mark.anyio
+
+PAGE = b"""\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="big"} 3.0
+vllm:num_requests_running{engine="1",model_name="big"} 4.0
+vllm:num_requests_waiting{engine="0",model_name="big"} 2.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="big",reason="capacity"} 9.0
+vllm:kv_cache_usage_perc{engine="0",model_name="big"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="big"} 0.75
+vllm:iteration_tokens_total_bucket{engine="0",le="1.0",model_name="big"} 7.0
+vllm:iteration_tokens_total_count{engine="0",model_name="big"} 5.0
+vllm:iteration_tokens_total_sum{engine="0",model_name="big"} 1.2e+06
+vllm:iteration_tokens_total_created{engine="0",model_name="big"} 1.7e+09
+"""
+
+
+def test_the_page_of_metrics_is_read() -> None:
+    found = gauges.parse(PAGE)
+    assert found is not None
+    assert (found.running, found.waiting, found.kv_cache_usage) == (7, 2, 0.75)
+    assert [rank.tokens for rank in found.ranks.values()] == [1.2e6, 0]
+
+
+@given(st.binary())
+def test_whatever_the_page_holds(page: bytes) -> None:
+    assert gauges.parse(page) is None
+    lines = b"vllm:num_requests_running %b\nvllm:num_requests_waiting 1\n" % page.replace(b"\n", b"")
+    found = gauges.parse(lines)
+    assert found is not None
+    assert found.running >= 0
+
+
+# Hung or busy.
+
+
+def seen(**ranks: tuple[int, float]) -> Gauges:
+    return Gauges({name.encode(): Rank(running, tokens=tokens) for name, (running, tokens) in ranks.items()})
+
+
+def test_a_long_generation_is_progress() -> None:
+    """ray#54070, vime#350: an engine that is only busy was marked dead."""
+    progress = Progress(0)
+    for second in range(10_000):
+        progress.see(seen(a=(1, second)), second)
+    assert progress.stalled_s(10_000) <= 1
+
+
+def test_requests_that_run_without_a_token_are_a_stall() -> None:
+    """vllm#39863: /health stayed 200 for 85 minutes."""
+    progress = Progress(0)
+    for second in range(101):
+        progress.see(seen(a=(1, 500)), second)
+    assert progress.stalled_s(100) == 100
+
+
+def test_an_idle_engine_does_not_stall_and_a_quiet_time_is_not_held_against_it() -> None:
+    progress = Progress(0)
+    for second in range(1000):
+        progress.see(seen(a=(0, 500)), second)
+    assert progress.stalled_s(999) == 0
+    progress.see(seen(a=(1, 500)), 1000)
+    assert progress.stalled_s(1001) <= 2
+
+
+def test_one_rank_that_hangs_is_not_hidden_by_the_others() -> None:
+    progress = Progress(0)
+    for second in range(101):
+        progress.see(seen(a=(1, 500), b=(1, second)), second)
+    assert progress.stalled_s(100) == 100
+
+
+def test_a_restart_is_not_a_stall() -> None:
+    progress = Progress(0)
+    progress.see(seen(a=(1, 500)), 0)
+    progress.see(seen(a=(1, 0)), 60)
+    assert progress.stalled_s(61) == 1
+
+
+# Breakers.
+
+
+def failing(engines: int, **health: Any) -> Any:
+    fleet = a_fleet(*[{}] * engines, clock=Clock(), health={"failures": 3} | health)
+    return fleet
+
+
+def phases(fleet: Any) -> list[Phase]:
+    return [engine.breaker.phase for engine in fleet.engines]
+
+
+def test_failures_in_succession_open_a_breaker_and_others_do_not() -> None:
+    fleet = failing(2)
+    engine = fleet.engines[0]
+    for _ in range(10):
+        fleet.failed(engine)
+        fleet.failed(engine)
+        fleet.succeeded(engine)
+    assert engine.state == "serving"
+    for _ in range(3):
+        fleet.failed(engine)
+    assert (engine.state, engine.breaker.reason) == ("ejected", "3 requests in succession failed")
+
+
+@given(st.integers(1, 12), st.sampled_from([0, 0.3, 0.5, 1.0]), st.lists(st.integers(0, 11), max_size=200))
+def test_never_more_than_the_share_is_ejected(count: int, share: float, failures: list[int]) -> None:
+    fleet = failing(count, max_ejected_share=share)
+    for number in failures:
+        fleet.failed(fleet.engines[number % count])
+    assert sum(phase is not Phase.CLOSED for phase in phases(fleet)) <= share * count
+
+
+def test_an_only_engine_is_not_ejected_for_failures_but_when_it_hangs() -> None:
+    fleet = failing(1)
+    for _ in range(100):
+        fleet.failed(fleet.engines[0])
+    assert fleet.engines[0].state == "serving"
+    fleet.eject(fleet.engines[0], "hung")
+    assert fleet.engines[0].state == "ejected"
+
+
+def test_a_breaker_cools_down_first() -> None:
+    fleet = failing(2)
+    breaker = fleet.engines[0].breaker
+    fleet.eject(fleet.engines[0], "hung")
+    assert not breaker.has_cooled(fleet.now() + 9, 10)
+    assert breaker.has_cooled(fleet.now() + 10, 10)
+    fleet.take_back(fleet.engines[0])
+    assert (breaker.phase, breaker.failures, breaker.reason) == (Phase.CLOSED, 0, "")
+
+
+def test_orders_and_markers_drain_apart() -> None:
+    fleet = a_fleet({}, {})
+    assert fleet.drain("host1:e").state == "drained"
+    fleet.set_drained(frozenset({"host1:e", "host2:e"}))
+    assert fleet.undrain("host1:e").state == "drained", "the marker is still there"
+    fleet.set_drained(frozenset())
+    assert [view.state for view in fleet.snapshot()] == ["serving", "serving"]
+    with pytest.raises(LookupError, match="host1:e, host2:e"):
+        fleet.drain("host3:e")
+
+
+# Retries.
+
+
+@given(st.lists(st.booleans(), max_size=500), st.floats(0, 1), st.integers(1, 20))
+def test_retries_stay_within_their_share(steps: list[bool], share: float, burst: int) -> None:
+    """litellm#34399: an outage must not become a storm."""
+    config = Retries(share=share, burst=burst)
+    budget = RetryBudget(config)
+    requests = retries = 0
+    for fails in steps:
+        budget.earn(config)
+        requests += 1
+        retries += fails and budget.spend()
+    assert retries <= burst + share * requests + 1e-6
+
+
+async def test_an_outage_does_not_become_a_storm(files: Files, engine: Engine, other: Engine) -> None:
+    async def break_off(call: Call) -> None:
+        call.break_off()
+
+    engine.script = other.script = break_off
+    files.configure(
+        engine, other, retries={"share": 0.1, "burst": 2, "backoff_s": 0}, health={"max_ejected_share": 0}
+    )
+    async with running_proxy(files) as proxy:
+        for _ in range(30):
+            async with proxy.post() as response:
+                await expect_error(response, 502, "engine_unreachable")
+    assert len(engine.calls) + len(other.calls) <= 30 + 2 + 3
+
+
+async def test_a_full_engine_is_replaced_once(pair: Proxy, engine: Engine, other: Engine, log: Log) -> None:
+    async def full(call: Call) -> None:
+        await call.answer(503, {"error": {"message": "full"}})
+
+    engine.script = full
+    while not engine.calls:
+        async with pair.post(body={"stream": True}) as response:
+            assert response.status == 200
+    assert (await log.last_request())["retries"] == 1
+    other.script = full
+    before = len(engine.calls) + len(other.calls)
+    async with pair.post() as response:
+        await expect_error(response, 503, None)
+        assert response.headers["retry-after"] == "1"
+    assert len(engine.calls) + len(other.calls) == before + 2
+
+
+async def test_an_engine_that_says_when_to_come_again_is_left_alone_until_then(
+    pair: Proxy, engine: Engine, other: Engine
+) -> None:
+    async def full(call: Call) -> None:
+        await call.answer(503, {"error": {"message": "full"}}, "retry-after: 3600")
+
+    engine.script = full
+    for _ in range(30):
+        async with pair.post() as response:
+            assert response.status == 200
+    assert len(engine.calls) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 429, 500])
+async def test_what_an_engine_refuses_is_not_tried_elsewhere(
+    pair: Proxy, engine: Engine, other: Engine, status: int
+) -> None:
+    """NeMo-RL#3878: a context overflow was masked as a 500, and retried."""
+
+    async def refuse(call: Call) -> None:
+        await call.answer(status, {"error": {"message": "no", "code": "x"}})
+
+    engine.script = other.script = refuse
+    async with pair.post() as response:
+        await expect_error(response, status, "x")
+    assert len(engine.calls) + len(other.calls) == 1
+
+
+async def test_a_full_model_is_stood_in_for(files: Files, engine: Engine) -> None:
+    async def full(call: Call) -> None:
+        if b'"spare"' in call.body:
+            return await complete(call)
+        await call.answer(503, {"error": {"message": "full"}})
+
+    engine.script = full
+    async with running_engine("spare") as spare:
+        spare.script = full
+        files.configure(engine, spare, models=[{"name": "big", "fallback": "spare"}])
+        async with running_proxy(files) as proxy, proxy.post() as response:
+            assert response.status == 200
+            assert response.headers["x-fallback-model"] == "spare"
+
+
+async def test_a_refused_line_counts_as_full(files: Files, engine: Engine) -> None:
+    finish = asyncio.Event()
+
+    async def hold(call: Call) -> None:
+        await finish.wait()
+        await complete(call)
+
+    engine.script = hold
+    async with running_engine("spare") as spare:
+        files.configure(
+            engine,
+            spare,
+            models=[{"name": "big", "fallback": "spare"}],
+            queue={"max_in_flight": 1, "max_wait_s": 0.05},
+        )
+        async with running_proxy(files) as proxy:
+            running = asyncio.create_task(proxy.post().__aenter__())
+            await engine.next_call()
+            async with proxy.post() as response:
+                assert response.headers["x-fallback-model"] == "spare"
+            async with proxy.post(body={"model": "small"}) as response:
+                await expect_error(response, 503, "queue_timeout")
+                assert int(response.headers["retry-after"]) > 0
+            finish.set()
+            (await running).release()
+            await proxy.idle()
+
+
+async def test_a_client_that_hangs_up_in_the_line_leaves_it(files: Files, engine: Engine, log: Log) -> None:
+    async def hold(call: Call) -> None:
+        await call.client_gone.wait()
+
+    engine.script = hold
+    files.configure(engine, queue={"max_in_flight": 1})
+    async with running_proxy(files) as proxy:
+        first = asyncio.create_task(proxy.post().__aenter__())
+        await engine.next_call()
+        second = asyncio.create_task(proxy.post().__aenter__())
+        await proxy.until(lambda status: status["in_flight"] == 2)
+        second.cancel()
+        line = await log.last_request()
+        assert (line["outcome"], line["engine"]) == ("client_gone", None)
+        first.cancel()
+        await proxy.idle()
+    assert len(engine.calls) == 1
+
+
+# Seen from outside.
+
+QUICK = {"stall_s": 0.2, "probe_after_s": 600, "probe_timeout_s": 0.2, "cool_down_s": 0.05}
+
+
+def states(status: dict[str, Any]) -> list[str]:
+    return [engine["state"] for engine in status["engines"]]
+
+
+async def mute(call: Call) -> None:
+    await call.client_gone.wait()
+
+
+async def test_a_hung_engine_is_found_out_though_it_looks_well(
+    files: Files, engine: Engine, other: Engine
+) -> None:
+    """vllm#39863. It answers /v1/models and /metrics all the time."""
+    engine.script = engine.prober = mute
+    engine.gauges = {"num_requests_running": 1, "iteration_tokens_total_sum": 77}
+    files.configure(engine, other, health=QUICK)
+    async with running_proxy(files) as proxy:
+        await proxy.until(lambda status: states(status) == ["ejected", "serving"])
+        for _ in range(10):
+            async with proxy.post() as response:
+                assert response.status == 200
+        assert len(other.calls) == 10
+        await asyncio.wait_for(engine.probed.get(), WAIT_S)
+        engine.prober = complete
+        engine.gauges = {"num_requests_running": 0, "iteration_tokens_total_sum": 78}
+        await proxy.until(lambda status: states(status) == ["serving", "serving"])
+
+
+async def test_requests_at_a_hung_engine_end_with_a_reason(files: Files, engine: Engine) -> None:
+    async def hang(call: Call) -> None:
+        engine.gauges = {"num_requests_running": 1, "iteration_tokens_total_sum": 77}
+        await mute(call)
+
+    engine.script, engine.prober = hang, mute
+    files.configure(engine, health=QUICK)
+    async with running_proxy(files) as proxy, proxy.post() as response:
+        await expect_error(response, 502, "engine_hung")
+
+
+async def test_a_busy_engine_keeps_its_long_generation(files: Files, engine: Engine) -> None:
+    tokens = 0
+    finish = asyncio.Event()
+
+    async def moving(call: Call) -> None:
+        nonlocal tokens
+        tokens += 1
+        engine.gauges = {"num_requests_running": 1, "iteration_tokens_total_sum": tokens}
+        if tokens == 30:
+            finish.set()
+        await Engine._answer_metrics(engine, call)
+
+    async def long(call: Call) -> None:
+        await finish.wait()
+        await complete(call)
+
+    engine.metrics, engine.script, engine.prober = moving, long, mute
+    files.configure(engine, health=QUICK)
+    async with running_proxy(files) as proxy:
+        async with proxy.post() as response:
+            assert response.status == 200
+        assert states(await proxy.ready()) == ["serving"]
+    assert engine.probed.empty(), "whose tokens move needs no probe"
+
+
+async def test_an_expired_clock_is_no_verdict_but_a_reason_to_ask(files: Files, engine: Engine) -> None:
+    engine.script = mute
+    files.configure(engine, timeouts={"first_byte_s": 0.1}, health={"failures": 1, "max_ejected_share": 1})
+    async with running_proxy(files) as proxy:
+        async with proxy.post(body={"stream": True}) as response:
+            await expect_error(response, 504, "first_byte_timeout")
+        await asyncio.wait_for(engine.probed.get(), WAIT_S)
+        engine.script = stream
+        async with proxy.post(body={"stream": True}) as response:
+            assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        (500, {"error": "CUDA error"}),
+        (200, {"choices": [], "usage": {"completion_tokens": 0}}),
+        (200, b"garbage"),
+        (404, {"detail": "no such model"}),
+    ],
+)
+async def test_an_idle_engine_that_answers_a_probe_wrongly(
+    files: Files, engine: Engine, other: Engine, lie: tuple[int, Any]
+) -> None:
+    async def wrong(call: Call) -> None:
+        await call.answer(*lie)
+
+    engine.prober = wrong
+    files.configure(engine, other, health=QUICK | {"probe_after_s": 0.05})
+    async with running_proxy(files) as proxy:
+        await proxy.until(lambda status: states(status) == ["ejected", "serving"])
+        engine.prober = complete
+        await proxy.until(lambda status: states(status) == ["serving", "serving"])
+
+
+async def test_a_full_engine_is_not_ill(files: Files, engine: Engine) -> None:
+    async def full(call: Call) -> None:
+        await call.answer(503, {"error": {"message": "full"}})
+
+    engine.prober = full
+    files.configure(engine, health=QUICK | {"probe_after_s": 0.05})
+    async with running_proxy(files) as proxy:
+        for _ in range(3):
+            await asyncio.wait_for(engine.probed.get(), WAIT_S)
+            assert states(await proxy.ready()) == ["serving"]
+
+
+async def test_an_embedding_engine_is_asked_for_a_vector(files: Files, engine: Engine) -> None:
+    asked = asyncio.Event()
+
+    async def vector(call: Call) -> None:
+        assert call.path == "/v1/embeddings"
+        await call.answer(200, {"data": [{"embedding": [0.1, -2]}]})
+        asked.set()
+
+    engine.script = vector
+    entry = {"id": "host1:e", "url": engine.url, "models": ["big"], "probe": "embeddings"}
+    files.configure(engine, engines=[entry], health=QUICK | {"probe_after_s": 0.05})
+    async with running_proxy(files) as proxy:
+        await asyncio.wait_for(asked.wait(), WAIT_S)
+        assert states(await proxy.ready()) == ["serving"]
+
+
+async def test_a_slow_start_is_no_failure(files: Files, engine: Engine, log: Log, monkeypatch: Any) -> None:
+    """It listens long before it answers; once it does, nothing of that is held against it."""
+    monkeypatch.setattr(poller, "_TIMEOUT_S", 0.05)
+    answer = engine.models
+
+    async def loading(call: Call) -> None:
+        await call.client_gone.wait() if call.nth_on_connection > 1 else await call.reader.read(1)
+
+    engine.models = loading
+    files.configure(engine, health=QUICK | {"failures": 1, "max_ejected_share": 1})
+    async with running_proxy(files) as proxy:
+        while not engine.polled.empty():
+            engine.polled.get_nowait()
+        for _ in range(6):
+            await asyncio.wait_for(engine.polled.get(), WAIT_S)
+            assert states(await proxy.ready()) == ["starting"]
+        engine.models = answer
+        await proxy.until(lambda status: states(status) == ["serving"])
+        async with proxy.post() as response:
+            assert response.status == 200
+    assert not [line for line in log.lines("log") if line["level"] == "warning"]
+
+
+async def test_an_engine_that_breaks_every_answer_is_ejected_and_comes_back(
+    files: Files, engine: Engine, other: Engine
+) -> None:
+    async def break_off(call: Call) -> None:
+        call.break_off()
+
+    other.script = other.prober = break_off
+    files.configure(engine, other, health=QUICK | {"failures": 2}, retries={"backoff_s": 0})
+    async with running_proxy(files) as proxy:
+        async with asyncio.timeout(WAIT_S):
+            while "ejected" not in states(await proxy.ready()):
+                async with proxy.post() as response:
+                    assert response.status in (200, 502)
+        other.script = other.prober = complete
+        await proxy.until(lambda status: states(status) == ["serving", "serving"])
+
+
+async def test_an_engine_without_gauges_is_used_like_any_other(
+    files: Files, engine: Engine, other: Engine
+) -> None:
+    async def none(call: Call) -> None:
+        await call.answer(404, {"detail": "Not Found"})
+
+    engine.metrics = none
+    files.configure(engine, other)
+    async with running_proxy(files) as proxy:
+        for _ in range(40):
+            async with proxy.post() as response:
+                assert response.status == 200
+    assert engine.calls
+    assert other.calls
