@@ -231,14 +231,18 @@ async def test_one_access_line(proxy: Proxy, log: Log) -> None:
         size = len(await response.read())
     line = await log.last_request()
     assert line.pop("time")
-    assert line.pop("duration_ms") >= line.pop("ttft_ms") > 0
+    assert line.pop("duration_ms") >= line.pop("ttft_ms") > line.pop("queue_ms") >= 0
     assert line == {
         "event": "request",
         "request_id": "r1",
         "key": "alice",
+        "owner": "alice",
         "method": "POST",
         "path": "/v1/chat/completions",
+        "class": "generation",
         "model": "big",
+        "served_model": "big",
+        "retries": 0,
         "engine": "host1:e",
         "status": 200,
         "stream": False,

@@ -42,6 +42,9 @@ class KeyRing:
         key = self._by_digest.get(digest)
         return key if key is not None and hmac.compare_digest(digest, key.sha256) else None
 
+    def owners(self) -> frozenset[str]:
+        return frozenset(key.owner for key in self._by_digest.values())
+
 
 def _key(key: KeyConfig, salt: str) -> Key:
     return Key(key.name, key.sha256, frozenset(key.models), key.owner or key.name, key.priority, salt)

@@ -1,14 +1,19 @@
-"""The command line: `inference-proxy serve`, `check-config`, `check-keys`."""
+"""The command line: `inference-proxy serve`, `check-config`, `check-keys`, `usage`."""
 
 import argparse
 import signal
+import sqlite3
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
+
+import msgspec
 
 from . import __version__, logs
 from .config import ConfigError, load_config, load_keys
 from .server import make_server
+from .usage_store import Used, default_since, read_usage, today
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "serve":
             return _serve(options)
+        if options.command == "usage":
+            return _usage(options)
         load = load_config if options.command == "check-config" else load_keys
         load(options.path)
     except ConfigError as error:
@@ -33,6 +40,26 @@ def _serve(options: argparse.Namespace) -> int:
     return 0 if server.started else 1
 
 
+def _usage(options: argparse.Namespace) -> int:
+    config = load_config(options.config)
+    if config.usage is None:
+        raise ConfigError([f"{options.config}: usage: missing, so workers count nothing"])
+    until = options.until or today()
+    since = options.since or default_since(until)
+    try:
+        rows = read_usage(config.usage.directory, since, until, options.key)
+    except (OSError, sqlite3.Error) as error:
+        print(f"usage cannot be read from {config.usage.directory}: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(msgspec.json.encode(rows).decode())
+        return 0
+    print(*Used.__struct_fields__, sep="\t")
+    for row in rows:
+        print(*msgspec.structs.astuple(row), sep="\t")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inference-proxy", description="The API tier in front of vLLM engines."
@@ -43,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", type=Path, required=True, help="path of config.yml")
     serve.add_argument("--host", required=True, help="address to listen on")
     serve.add_argument("--port", type=int, required=True)
+    usage = commands.add_parser(
+        "usage", help="what was used by day (UTC), key and model, of all workers of this host"
+    )
+    usage.add_argument("--config", type=Path, required=True, help="path of config.yml")
+    usage.add_argument("--since", type=date.fromisoformat, help="first day, such as 2026-11-01; 30 days back")
+    usage.add_argument("--until", type=date.fromisoformat, help="last day; today")
+    usage.add_argument("--key", help="a key's name; all keys")
+    usage.add_argument("--json", action="store_true", help="JSON instead of columns between tabs")
     for name, what in (
         ("check-config", "config.yml, without the keys file that it names"),
         ("check-keys", "a keys file"),

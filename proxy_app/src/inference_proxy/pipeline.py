@@ -7,7 +7,7 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from .account import Exchange, account
+from .account import Exchange
 from .admit import Gate
 from .authenticate import authenticate
 from .endpoints import Endpoint
@@ -67,6 +67,7 @@ class _Request:
 
     async def run(self) -> None:
         self._state.guards.add(self._guard)
+        self._state.accounts.open(self._exchange)
         try:
             with self._guard:
                 await self._steps()
@@ -87,17 +88,19 @@ class _Request:
             await self._end(ApiError(500, "internal_error", "The proxy failed to handle this request."))
         finally:
             self._state.guards.discard(self._guard)
-            account(self._exchange)
+            self._state.accounts.close(self._exchange)
 
     async def _steps(self) -> None:
         exchange, endpoint = self._exchange, self._endpoint
 
         key = authenticate(self._raw_headers, self._settings.keys)
-        exchange.key = key.name
+        exchange.key, exchange.owner = key.name, key.owner
 
         body = await read_body(self._receive, self._headers.get("content-length"), endpoint.body_limit_bytes)
         asked = validate(endpoint, key, self._headers, body)
         exchange.model, exchange.stream = asked.model, asked.stream
+        if self._settings.config.log_content:
+            exchange.keep_content(body)
 
         self._guard.watch(self._receive)
         self._guard.start_first_byte(self._settings.config.timeouts.first_byte_s)
@@ -111,10 +114,13 @@ class _Request:
         for model in line:
             job = prepare(asked, model, settings.config, self._headers, exchange.request_id)
             exchange.notices = (*named.headers, *job.notices)
+            exchange.served = model.name
             if model is not named.model:
                 exchange.notices += ((b"x-fallback-model", model.name.encode()),)
+            waiting_since = time.perf_counter()
             try:
                 async with self._gate.admit(job, exchange):
+                    exchange.queue_s = time.perf_counter() - waiting_since
                     return await self._relay_from(self._state.fleet.serving(job), job)
             except Unavailable:
                 if model is line[-1]:
@@ -141,6 +147,7 @@ class _Request:
                 if last:
                     raise ApiError(502, "engine_unreachable", "The engine could not be reached.") from lost
             tried = engine
+            self._exchange.retries += 1
 
     async def _attempt(self, engine: Engine, job: Job) -> None:
         exchange, timeouts = self._exchange, self._settings.config.timeouts

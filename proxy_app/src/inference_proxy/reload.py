@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from .config import ConfigError
@@ -22,10 +22,13 @@ class Watcher:
     again until it can.
     """
 
-    def __init__(self, path: Path, state: State, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, state: State, changed: Callable[[], None], moved: Callable[[], Awaitable[None]]
+    ) -> None:
         self._path = path
         self._state = state
         self._changed = changed
+        self._moved = moved
         self._poked = asyncio.Event()
         self._seen = self._look()
 
@@ -65,6 +68,7 @@ class Watcher:
         state.apply(settings)
         state.config_error = None
         self._changed()
+        await self._moved()
         log.info("configuration loaded: %d engines", len(settings.config.engines))
 
     def _look(self) -> tuple[_Signature, _Signature]:

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationE
 from .catalogue import ModelConfig, check_names
 from .engines import EngineConfig
 from .keys import KeyConfig, KeyFile
+from .observing import AdminConfig, TracesConfig, UsageConfig
 from .paths import CustomEndpoint, Version
 from .priorities import DEFAULT_PRIORITIES, PriorityClass
 from .timeouts import Timeouts
@@ -35,6 +36,12 @@ class Config(Strict):
         default=("v1",), min_length=1, description="Prefixes of the API's paths."
     )
     custom_endpoints: tuple[CustomEndpoint, ...] = ()
+    admin: AdminConfig | None = None
+    usage: UsageConfig | None = None
+    traces: TracesConfig | None = None
+    log_content: bool = Field(
+        default=False, description="Access lines hold prompts and completions too, up to 32 KiB of each."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -46,6 +53,12 @@ class Config(Strict):
             raise ValueError("priorities lacks 'default', the class of keys that name none")
         check_names(self.models, frozenset(name for engine in self.engines for name in engine.models))
         return self
+
+    def model_names(self) -> frozenset[str]:
+        """All names under which engines serve a model."""
+        return frozenset(name for engine in self.engines for name in engine.models) | {
+            model.name for model in self.models
+        }
 
 
 _CONFIG = TypeAdapter(Config)

@@ -1,0 +1,41 @@
+"""Sections `admin`, `usage` and `traces`: how the proxy is looked at."""
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from .types import AbsolutePath, Name, Strict
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class AdminConfig(Strict):
+    """A listener of its own. Everything there needs its key, but for /metrics on a loopback connection."""
+
+    address: str = Field(
+        default="127.0.0.1", description="Loopback, or a private address that monitoring can reach."
+    )
+    port_offset: int = Field(
+        default=100,
+        gt=0,
+        lt=65536,
+        description="Its port is the worker's own and this many: so every worker of a host has one.",
+    )
+    key_sha256: Digest = Field(description="Hash of the admin key, in hex.")
+
+
+class UsageConfig(Strict):
+    directory: AbsolutePath = Field(description="A directory that workers may write to.")
+    retention_days: PositiveInt = Field(default=400, description="Days that usage is kept.")
+
+
+class TracesConfig(Strict):
+    """Needs the packages of the extra `otel`."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://\S+$")] = Field(
+        description="Where OTLP over HTTP is taken, such as http://127.0.0.1:4318/v1/traces."
+    )
+    sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="Share of requests without a traceparent that are traced."
+    )
+    service_name: Name = Field(default="inference-proxy", description="The service's name in traces.")
