@@ -14,6 +14,7 @@ import msgspec
 from .dialects import Dialect
 from .errors import Header
 from .metrics import OTHER, Metrics, Of, Sample, Values
+from .tracing import Trace
 from .usage_store import UsageStore, Used
 
 _USAGE = b'"usage":'
@@ -55,6 +56,7 @@ class Exchange(msgspec.Struct, eq=False):
     # The last chunks by reference: finding usage costs nothing until the end.
     tail: deque[bytes] = msgspec.field(default_factory=lambda: deque(maxlen=_TAIL_CHUNKS))
     prompt: bytes | None = None
+    trace: Trace | None = None
 
     def keep_content(self, prompt: bytes) -> None:
         """Have prompt and completion logged, the latter from its end backwards if it is long."""
@@ -115,6 +117,8 @@ class Accounts:
         self._metrics.record(_of(exchange), sample)
         if exchange.key is not None:
             self._usage.add(_used(exchange, sample))
+        if exchange.trace is not None:
+            exchange.trace.end(exchange, sample)
         write_line(_line(exchange, sample, first_s))
 
     def _in_flight(self) -> Values:

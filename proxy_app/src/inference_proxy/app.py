@@ -125,6 +125,7 @@ class Proxy:
                 await poller.stop()
                 await self.admin.close()
                 await self.state.usage.close()
+                await self.state.tracing.close()
 
     async def _answer_ourselves(self, request: Request) -> Response:
         """Endpoints for which no engine is asked."""

@@ -95,6 +95,10 @@ class _Request:
 
         key = authenticate(self._raw_headers, self._settings.keys)
         exchange.key, exchange.owner = key.name, key.owner
+        if self._state.tracing.on:
+            exchange.trace = self._state.tracing.begin(
+                self._headers, endpoint.upstream_path, exchange.started
+            )
 
         body = await read_body(self._receive, self._headers.get("content-length"), endpoint.body_limit_bytes)
         asked = validate(endpoint, key, self._headers, body)
@@ -115,6 +119,8 @@ class _Request:
             job = prepare(asked, model, settings.config, self._headers, exchange.request_id)
             exchange.notices = (*named.headers, *job.notices)
             exchange.served = model.name
+            if exchange.trace is not None:
+                job.headers.update(exchange.trace.headers)
             if model is not named.model:
                 exchange.notices += ((b"x-fallback-model", model.name.encode()),)
             waiting_since = time.perf_counter()

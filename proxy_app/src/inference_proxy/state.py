@@ -13,6 +13,7 @@ from .endpoints import Endpoints
 from .guard import Guard, Reason
 from .metrics import Metrics, Values
 from .route import Fleet
+from .tracing import Tracing
 from .usage_store import UsageStore
 
 
@@ -53,6 +54,7 @@ class State:
         self.guards: set[Guard] = set()
         self.metrics = Metrics()
         self.usage = UsageStore(str(worker))
+        self.tracing = Tracing()
         self.accounts = Accounts(self.metrics, self.usage)
         self.views: dict[str, View] = {}
         self.stopping = False
@@ -65,6 +67,7 @@ class State:
         config = settings.config
         self.fleet.configure(config.engines)
         self.usage.follow(config.usage)
+        self.tracing.follow(config.traces)
         self.metrics.keep(
             settings.keys.owners(), config.model_names(), frozenset(e.id for e in config.engines)
         )

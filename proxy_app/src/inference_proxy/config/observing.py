@@ -1,8 +1,9 @@
 """Sections `admin`, `usage` and `traces`: how the proxy is looked at."""
 
+import importlib
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from .types import AbsolutePath, Name, Strict
 
@@ -30,7 +31,7 @@ class UsageConfig(Strict):
 
 
 class TracesConfig(Strict):
-    """Needs the packages of the extra `otel`."""
+    """Traces, sent by OTLP. Needs the packages of the extra `otel`."""
 
     endpoint: Annotated[str, Field(pattern=r"^https?://\S+$")] = Field(
         description="Where OTLP over HTTP is taken, such as http://127.0.0.1:4318/v1/traces."
@@ -39,3 +40,11 @@ class TracesConfig(Strict):
         default=1.0, ge=0, le=1, description="Share of requests without a traceparent that are traced."
     )
     service_name: Name = Field(default="inference-proxy", description="The service's name in traces.")
+
+    @model_validator(mode="after")
+    def _can_be_sent(self) -> "TracesConfig":
+        try:
+            importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+        except ImportError as error:
+            raise ValueError(f"{error}: install the extra `otel` (requirements-otel.txt)") from error
+        return self
