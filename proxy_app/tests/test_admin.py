@@ -55,6 +55,16 @@ async def test_bearer_and_basic(seen: Proxy, authorization: str) -> None:
         assert response.status == 200
 
 
+async def test_without_a_key_there_are_metrics_only(files: Files, engine: Engine) -> None:
+    files.configure(engine, admin={"port_offset": files.admin()["port_offset"]})
+    async with running_proxy(files) as proxy:
+        assert await proxy.admin.metrics()
+        for authorization in ("", "Bearer ", "Bearer None", basic(":")):
+            headers = {"authorization": authorization}
+            async with proxy.admin.request("GET", "/admin/engines", headers=headers) as response:
+                assert response.status == 401
+
+
 async def test_clients_do_not_meet_it(seen: Proxy) -> None:
     for path in ("/metrics", "/admin/engines", "/admin/usage"):
         async with seen.get(path, key=ADMIN_KEY) as response:

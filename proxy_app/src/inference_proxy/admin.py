@@ -185,9 +185,11 @@ def _is_local(scope: Scope) -> bool:
     return client is not None and ipaddress.ip_address(client[0]).is_loopback
 
 
-def _has_key(authorization: str, sha256: str) -> bool:
+def _has_key(authorization: str, sha256: str | None) -> bool:
     scheme, _, rest = authorization.partition(" ")
     token = b""
+    if sha256 is None:
+        return False
     if scheme.lower() == "bearer":
         token = rest.strip().encode("latin-1")
     elif scheme.lower() == "basic":

@@ -93,11 +93,6 @@ class _Histogram:
             self.counts[bisect_left(self.bounds, seconds)] += 1
             self.total += seconds
 
-    def copy(self) -> "_Histogram":
-        other = _Histogram(self.bounds)
-        other.counts, other.total = self.counts.copy(), self.total
-        return other
-
     def buckets(self) -> list[tuple[str, float]]:
         edges = [*(str(bound) for bound in self.bounds), "+Inf"]
         return list(zip(edges, accumulate(self.counts), strict=True))
@@ -127,23 +122,9 @@ class _Series:
         self.queue.add(sample.queue_s)
         self.duration.add(sample.duration_s)
 
-    def copy(self) -> "_Series":
-        return _Series(
-            self.requests.copy(),
-            self.prompt_tokens,
-            self.completion_tokens,
-            self.uncounted,
-            self.retries,
-            self.first_token.copy(),
-            self.gap.copy(),
-            self.queue.copy(),
-            self.duration.copy(),
-        )
-
 
 class Metrics:
-    """One for all requests of a worker. Nothing here is locked: all but the writing of a page happens in the
-    event loop."""
+    """One for all requests of a worker. Nothing here is locked: only the event loop writes."""
 
     def __init__(self) -> None:
         self._series: dict[Of, _Series] = {}
@@ -191,17 +172,18 @@ class Metrics:
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """A page for Prometheus, in the format that its Accept header asks for, and its content type.
 
-        It is made from a copy and in a thread: with many series it takes longer than a stream should wait.
+        It is written in a thread: with many series that takes longer than a stream should wait. Recording goes
+        on meanwhile, so that a request may be seen in one number and not yet in another.
         """
-        copy = {of: series.copy() for of, series in self._series.items()}
+        series = list(self._series.items())
         read = [(reading, list(reading.read())) for reading in self._readings]
         encode, content_type = choose_encoder(accept)
-        page = await asyncio.to_thread(encode, _Page(copy, read))
+        page = await asyncio.to_thread(encode, _Page(series, read))
         return page, content_type
 
 
 class _Page(Collector):
-    def __init__(self, series: dict[Of, _Series], read: list[tuple[_Reading, list[Value]]]) -> None:
+    def __init__(self, series: list[tuple[Of, _Series]], read: list[tuple[_Reading, list[Value]]]) -> None:
         self._series = series
         self._read = read
 
@@ -249,21 +231,22 @@ class _Page(Collector):
         self, name: str, text: str, labels: tuple[str, str], wanted: Callable[[int, str], bool]
     ) -> Metric:
         metric = CounterMetricFamily(_PREFIX + name, text, labels=Of._fields + labels)
-        for of, series in self._series.items():
-            for (status, code), number in series.requests.items():
+        for of, series in self._series:
+            # A list in one step, which no other thread can come between.
+            for (status, code), number in list(series.requests.items()):
                 if wanted(status, code):
                     metric.add_metric([*of, str(status), code], number)
         return metric
 
     def _counter(self, name: str, text: str, read: Callable[[_Series], int]) -> Metric:
         metric = CounterMetricFamily(_PREFIX + name, text, labels=Of._fields)
-        for of, series in self._series.items():
+        for of, series in self._series:
             metric.add_metric(of, read(series))
         return metric
 
     def _histogram(self, name: str, text: str, read: Callable[[_Series], _Histogram]) -> Metric:
         metric = HistogramMetricFamily(_PREFIX + name, text, labels=Of._fields)
-        for of, series in self._series.items():
+        for of, series in self._series:
             histogram = read(series)
             # An embedding has no token after another: its empty buckets would only be carried around.
             if any(histogram.counts):

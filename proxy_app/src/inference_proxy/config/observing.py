@@ -17,12 +17,14 @@ class AdminConfig(Strict):
         default="127.0.0.1", description="Loopback, or a private address that monitoring can reach."
     )
     port_offset: int = Field(
-        default=100,
-        gt=0,
+        default=500,
+        gt=-65536,
         lt=65536,
         description="Its port is the worker's own and this many: so every worker of a host has one.",
     )
-    key_sha256: Digest = Field(description="Hash of the admin key, in hex.")
+    key_sha256: Digest | None = Field(
+        default=None, description="Hash of the admin key, in hex. Without it only /metrics can be had."
+    )
 
 
 class UsageConfig(Strict):
