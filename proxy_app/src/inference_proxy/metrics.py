@@ -25,6 +25,10 @@ _MOST_SERIES = 1000
 _RECENT = 256
 
 OTHER = "other"
+# Outcomes of requests that a clock ended. The queue's deadline is not among them: that is our capacity.
+CLOCKS = frozenset(
+    {"connect_timeout", "request_timeout", "first_byte_timeout", "between_chunks_timeout", "total_timeout"}
+)
 
 _FIRST_TOKEN_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _GAP_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
@@ -172,8 +176,8 @@ class Metrics:
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """A page for Prometheus, in the format that its Accept header asks for, and its content type.
 
-        It is written in a thread: with many series that takes longer than a stream should wait. Recording goes
-        on meanwhile, so that a request may be seen in one number and not yet in another.
+        It is written in a thread: with many series that takes longer than a stream should wait. Recording
+        goes on meanwhile, so that a request may be seen in one number and not yet in another.
         """
         series = list(self._series.items())
         read = [(reading, list(reading.read())) for reading in self._readings]
@@ -200,7 +204,7 @@ class _Page(Collector):
             "clocks_expired",
             "Requests that a clock ended.",
             ("status", "code"),
-            lambda _, code: code.endswith("_timeout"),
+            lambda _, code: code in CLOCKS,
         )
         yield self._results(
             "limit_rejections",
