@@ -4,7 +4,7 @@ SCENARIO ?= site
 VENV := .venv
 export PYTHON
 
-.PHONY: demo demo-down test test-fast molecule lint docs lock check-machine venv help
+.PHONY: demo demo-down test test-fast molecule bench lint docs lock check-machine venv help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -29,6 +29,9 @@ test: check-machine venv ## everything that CI runs
 
 molecule: check-machine venv ## one scenario: make molecule SCENARIO=proxy
 	@lab/molecule $(SCENARIO)
+
+bench: venv ## what the proxy costs beside other gateways: make bench BENCH="--quick"
+	@cd proxy_app && ../$(VENV)/bin/python -m benchmarks $(BENCH)
 
 docs: venv ## write the variable tables from the argument specs
 	@$(VENV)/bin/python tools/variables.py

@@ -33,7 +33,7 @@ class Step:
 
 FAST = [
     Step("ruff", "ruff check . && ruff format --check .", 60),
-    Step("mypy", "mypy && mypy --config-file proxy_app/pyproject.toml proxy_app/src", 300),
+    Step("mypy", "mypy && mypy --config-file proxy_app/pyproject.toml proxy_app/src proxy_app/benchmarks", 300),
     Step(
         "shellcheck",
         "shellcheck lab/lab lab/molecule tools/bootstrap tools/lock tools/matrix tools/package .ci/run",

@@ -228,12 +228,11 @@ def check_ports(inventory: Inventory, _: Any) -> Iterator[str]:
 
 def check_keys(inventory: Inventory, _: Any) -> Iterator[str]:
     """Keys are long enough to be secrets, belong to somebody, and allow models that exist."""
-    served = {
-        str(engine.get("served_model_name")) for host in inventory.group("vllm") for engine in inventory.engines(host)
-    }
+    served = _served(inventory)
     told: set[str] = set()  # all proxies normally share the same keys: each problem once
     for host in inventory.group("proxy"):
-        for problem in _key_problems(host, inventory.get(host, "proxy_keys"), served):
+        classes = inventory.get(host, "proxy_priorities")
+        for problem in _key_problems(host, inventory.get(host, "proxy_keys"), served, classes):
             if problem not in told:
                 told.add(problem)
                 yield problem
@@ -247,7 +246,43 @@ def check_keys(inventory: Inventory, _: Any) -> Iterator[str]:
             yield problem
 
 
-def _key_problems(host: str, keys: Any, served: set[str]) -> Iterator[str]:
+def check_models(inventory: Inventory, _: Any) -> Iterator[str]:
+    """Each name of a model has one meaning, and who stands in for a model is served."""
+    served = _served(inventory)
+    told: set[str] = set()
+    for host in inventory.group("proxy"):
+        models = inventory.get(host, "proxy_models")
+        for problem in _model_problems([model for model in models or [] if isinstance(model, Mapping)], served):
+            if problem not in told:
+                told.add(problem)
+                yield problem
+
+
+def _served(inventory: Inventory) -> set[str]:
+    return {
+        str(engine.get("served_model_name")) for host in inventory.group("vllm") for engine in inventory.engines(host)
+    }
+
+
+def _model_problems(models: list[Mapping[str, Any]], served: set[str]) -> Iterator[str]:
+    owner: dict[str, str] = {}
+    for model in models:
+        own = str(model.get("name"))
+        old = [entry.get("name") for entry in model.get("deprecated") or [] if isinstance(entry, Mapping)]
+        for name in map(str, [own, *(model.get("aliases") or []), *old]):
+            if name in owner:
+                yield f"proxy_models gives the name {name!r} to {owner[name]!r} and to {own!r}: leave one of them out"
+            elif name != own and name in served:
+                yield f"proxy_models: {name!r}, a name of {own!r}, is a model that engines serve: choose another name"
+            owner[name] = own
+        fallback = model.get("fallback")
+        if own not in served:
+            yield f"proxy_models: {own!r} is a model that no engine serves: {_choices(served, own)}"
+        if fallback is not None and (fallback not in served or fallback == own):
+            yield f"proxy_models: {own!r} cannot fall back on {fallback!r}: name another model that engines serve"
+
+
+def _key_problems(host: str, keys: Any, served: set[str], classes: Any) -> Iterator[str]:
     if keys is None:
         return  # could not be templated: `check_readable` says why
     if not isinstance(keys, list) or not keys:
@@ -275,6 +310,9 @@ def _key_problems(host: str, keys: Any, served: set[str]) -> Iterator[str]:
         for model in key.get("models") or []:
             if model not in served:
                 yield f"key {name!r} allows model {model!r}, which no engine serves: {_choices(served, str(model))}"
+        priority = key.get("priority") or "default"
+        if isinstance(classes, Mapping) and priority not in classes:
+            yield f"key {name!r} has priority {priority!r}, which proxy_priorities lacks: it has {', '.join(classes)}"
 
 
 def check_domain(inventory: Inventory, _: Any) -> Iterator[str]:
@@ -323,6 +361,7 @@ CHECKS = [
     check_engines,
     check_ports,
     check_keys,
+    check_models,
     check_domain,
     check_readable,
 ]

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from engine import Engine
 from harness import Files, Log, Proxy, running_engine, running_proxy
 from inference_proxy import logs, poller, reload
+
+# No time limit an example: how fast the machine is does not matter.
+settings.register_profile("proxy", deadline=None, max_examples=50)
+settings.load_profile("proxy")
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,7 @@ class Proxy:
         headers = dict(options.pop("headers", {}))
         if key is not None:
             headers.setdefault("authorization", f"Bearer {key}")
+        headers.setdefault("content-type", "application/json")
         if "data" not in options:
             options["data"] = json.dumps({"model": "big"} | (body or {}))
         return self.session.post(self.url + path, headers=headers, **options)
@@ -141,6 +142,15 @@ class Proxy:
             while not wanted(status := await self.ready()):
                 await asyncio.sleep(0.01)
         return status
+
+    async def until_answer(self, path: str, status: int) -> None:
+        """Ask until a path answers with a status: for what becomes live by itself."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                async with self.get(path) as response:
+                    if response.status == status:
+                        return
+                await asyncio.sleep(0.01)
 
     async def idle(self) -> None:
         await self.until(

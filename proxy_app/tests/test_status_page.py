@@ -10,7 +10,7 @@ from harness import ADMIN_KEY, Files, running_proxy
 
 pytestmark = pytest.mark.anyio
 
-STATE = "document.querySelector('#engines tr td').innerText"
+STATE = "document.querySelector('#engines tr td')?.innerText"
 
 
 async def test_the_page_lives(files: Files, engine: Engine, tmp_path: Path) -> None:

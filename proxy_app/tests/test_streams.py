@@ -64,18 +64,14 @@ async def test_a_chunk_needs_no_switch_of_tasks(
     """Also the alarm for a uvicorn in which the short way has vanished: all would work, only slower."""
     short: list[bytes] = []
 
-    def noting(scope: Any) -> Any:
-        write = server_protocol.chunk_writer(scope)
-        assert write is not None
+    write = server_protocol.Client.write
 
-        def note(piece: bytes) -> bool:
-            if written := write(piece):
-                short.append(piece)
-            return written
+    def noting(client: server_protocol.Client, piece: bytes) -> bool:
+        if written := write(client, piece):
+            short.append(piece)
+        return written
 
-        return note
-
-    monkeypatch.setattr(pipeline, "chunk_writer", noting)
+    monkeypatch.setattr(server_protocol.Client, "write", noting)
     seen = asyncio.Semaphore(0)
 
     async def step_by_step(call: Call) -> None:
@@ -98,7 +94,7 @@ async def test_a_chunk_needs_no_switch_of_tasks(
 async def test_a_server_without_the_short_way_will_do(
     proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "chunk_writer", lambda _: None)
+    monkeypatch.setattr(pipeline, "client_of", lambda _: None)
     engine.script = stream
     async with proxy.post(body=STREAM) as response:
         assert len(await events(response)) == 3
@@ -154,9 +150,21 @@ async def leave_after(proxy: Proxy, call_started: Any, body: dict[str, Any], wai
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("short_way", [False, True])
+@pytest.mark.parametrize("size", [1, 400_000])
 async def test_a_client_that_leaves_early_stops_the_engine(
-    proxy: Proxy, engine: Engine, log: Log, streaming: bool
+    proxy: Proxy,
+    engine: Engine,
+    log: Log,
+    streaming: bool,
+    short_way: bool,
+    size: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A large body makes the server stop reading from its client, which must not hide that it left."""
+    if not short_way:
+        monkeypatch.setattr(pipeline, "client_of", lambda _: None)
+
     async def think(call: Call) -> None:
         if streaming:
             await call.start_stream()
@@ -168,7 +176,7 @@ async def test_a_client_that_leaves_early_stops_the_engine(
     async def started() -> None:
         calls.append(await engine.next_call())
 
-    await leave_after(proxy, started, {"stream": streaming}, b"")
+    await leave_after(proxy, started, {"stream": streaming, "prompt": "x" * size}, b"")
     await asyncio.wait_for(calls[0].client_gone.wait(), WAIT_S)
     line = await log.last_request()
     assert (line["outcome"], line["status"]) == ("client_gone", 499)

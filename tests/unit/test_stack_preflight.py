@@ -131,6 +131,31 @@ def test_a_key_for_a_model_that_no_engine_serves(inventory: dict[str, Any]) -> N
     ]
 
 
+def test_a_key_of_a_class_that_is_not_there(inventory: dict[str, Any]) -> None:
+    inventory["hostvars"]["api1"]["proxy_keys"][0]["priority"] = "urgent"
+    assert problems(inventory) == [
+        "key 'alice' has priority 'urgent', which proxy_priorities lacks: it has interactive, default, batch"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ([{"name": "m", "aliases": ["gpt-4o"], "deprecated": [{"name": "old", "since": "2026-01-01"}]}], None),
+        ([{"name": "x"}], "no engine serves"),
+        ([{"name": "m", "aliases": ["a", "a"]}], "gives the name 'a' to 'm' and to 'm'"),
+        ([{"name": "m", "fallback": "n"}], "cannot fall back on 'n'"),
+        ([{"name": "m", "fallback": "m"}], "cannot fall back on 'm'"),
+        ([{"name": "m"}, {"name": "m"}], "gives the name 'm'"),
+    ],
+)
+def test_names_of_models(inventory: dict[str, Any], models: list[dict[str, Any]], said: str | None) -> None:
+    inventory["hostvars"]["api1"]["proxy_models"] = models
+    found = problems(inventory)
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+
+
 def test_a_problem_shared_by_all_proxies_is_told_once(inventory: dict[str, Any]) -> None:
     inventory["groups"]["proxy"].append("api2")
     inventory["hostvars"]["api1"]["proxy_keys"][0]["key"] = "short"

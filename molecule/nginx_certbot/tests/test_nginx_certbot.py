@@ -140,7 +140,11 @@ def test_no_proxy_is_a_502_that_clients_can_read(web: str) -> None:
         ("POST", "/v1/load_lora_adapter"),
         ("GET", "/v1/chat/completions"),
         ("POST", "/v1/models"),
+        ("POST", "/v1/models/tiny"),
+        ("GET", "/v1/models/tiny/../../chat/completions"),
         ("POST", "/v1/chat/completions/"),
+        ("POST", "/v2/completions"),
+        ("GET", "/lab/summarize"),
         ("GET", "/"),
     ],
 )
@@ -149,6 +153,21 @@ def test_what_is_not_listed_never_reaches_a_proxy(web: str, method: str, path: s
     assert answer.status == 404
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models/org/tiny"),
+        ("HEAD", "/v1/models"),
+        ("GET", "/openapi.json"),
+        ("POST", "/lab/v1/chat/completions"),
+        ("POST", "/lab/summarize"),
+        ("GET", "/lab/terms"),
+    ],
+)
+def test_what_is_listed_or_told_to_the_proxies_asks_one(web: str, method: str, path: str) -> None:
+    assert ask(web, path, method, body=b"{}" if method == "POST" else None).status == 502
 
 
 def test_every_answer_carries_the_headers(web: str) -> None:

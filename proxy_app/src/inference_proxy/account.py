@@ -63,6 +63,14 @@ class Exchange(msgspec.Struct, eq=False):
         self.prompt = prompt[:_CONTENT_BYTES]
         self.tail = deque(maxlen=_CONTENT_CHUNKS)
 
+    def headers(self) -> list[Header]:
+        """What each answer says besides its own: the request's id, by the names that clients look for."""
+        request_id = self.request_id.encode()
+        headers = [(b"x-request-id", request_id), *self.notices]
+        if self.dialect is Dialect.MESSAGES:
+            headers.append((b"request-id", request_id))
+        return headers
+
     def usage(self) -> tuple[int | None, int | None]:
         """Tokens of prompt and completion as the engine counted them, once its answer is complete."""
         return usage(b"".join(self.tail)[-_TAIL_BYTES:])

@@ -18,14 +18,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from . import __version__
+from . import __version__, openapi
 from .account import Exchange
 from .admin_server import AdminServer
 from .authenticate import authenticate
 from .catalogue import find_model, list_models
 from .config import Answer, EndpointClass
 from .dialects import Dialect
-from .endpoints import Endpoint, model_of
+from .endpoints import OPENAPI, Endpoint, model_of
 from .errors import ApiError
 from .pipeline import Pipeline, refuse
 from .poller import Poller
@@ -135,6 +135,8 @@ class Proxy:
         exchange.key, exchange.owner = key.name, key.owner
         if endpoint.answer is not None:
             return _fixed(endpoint.answer)
+        if endpoint.path == OPENAPI.path:
+            return JSONResponse(openapi.document(self.state.settings.endpoints))
         fleet, catalogue = self.state.fleet, self.state.settings.catalogue
         if name := model_of(request.scope["path"]):
             return JSONResponse(find_model(name, fleet, catalogue, key))

@@ -1,6 +1,7 @@
 """A JSON object as it came: its fields in their order, each still the bytes that the client wrote."""
 
 from collections.abc import Collection, Mapping
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -25,7 +26,15 @@ class _Names:
 
 _names = _Names()
 _decode = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=_names).decode
+_split_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_split_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
+
+# No API that is spoken here comes near it, and an engine's own parser gives up at several hundred.
+_DEPTH = 64
+_NESTING = (b"[", b"{")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 Fields = Mapping[Any, msgspec.Raw]  # by name, a str
 
@@ -43,6 +52,10 @@ def parse(body: bytes) -> Fields:
         raise ApiError(400, "invalid_json", f"The body is not a JSON object: {error}.") from error
     if len(fields) != _names.seen:
         raise ApiError(400, "duplicate_field", "The body names a field twice.")
+    for name, value in fields.items():
+        if memoryview(value)[:1] in _NESTING and _is_deeper(bytes(value), _DEPTH - 1):
+            message = f"'{name[:64]}' nests more than {_DEPTH} levels deep."
+            raise ApiError(400, "too_deep", message, param=name[:64])
     return fields
 
 
@@ -54,7 +67,42 @@ def rewrite(body: bytes, fields: Fields, changes: Mapping[str, Any], dropped: Co
     if not changes and not dropped:
         return body
     if not dropped and fields and not changes.keys() & fields.keys():
-        head, _, tail = body.partition(b"{")
-        return head + _encode(changes)[:-1] + b"," + tail
+        inside = body.index(b"{") + 1
+        return b"".join((body[:inside], _encode(changes)[1:-1], b",", memoryview(body)[inside:]))
     kept = {name: value for name, value in fields.items() if name not in dropped}
     return _encode(kept | dict(changes))
+
+
+def _is_deeper(value: bytes, levels: int) -> bool:
+    """Whether valid JSON, an array or an object, nests more than `levels` deep.
+
+    Nearly free where it cannot, for want of brackets. A long conversation has many: its messages are looked
+    at one by one, since reading brackets costs ten times what splitting does.
+    """
+    if _brackets(value, levels) <= levels:
+        return False
+    parts = _split_list(value) if value[:1] == b"[" else _split_object(value).values()
+    return any(
+        memoryview(part)[:1] in _NESTING
+        and _brackets(text := bytes(part), levels - 1) >= levels
+        and _depth(text) >= levels
+        for part in parts
+    )
+
+
+def _brackets(value: bytes, enough: int) -> int:
+    """How many are opened, up to one more than `enough`: found by find, which is far quicker than count."""
+    found = 0
+    for bracket in _NESTING:
+        at = value.find(bracket)
+        while at >= 0 and found <= enough:
+            found += 1
+            at = value.find(bracket, at + 1)
+    return found
+
+
+def _depth(value: bytes) -> int:
+    if b"\\" in value:
+        value = value.replace(b"\\\\", b"").replace(b'\\"', b"")
+    structure = b"".join(value.split(b'"')[::2]).translate(None, _NO_BRACKETS)
+    return max(accumulate(map(_STEP.__getitem__, structure)))

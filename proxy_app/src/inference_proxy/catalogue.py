@@ -30,9 +30,9 @@ class Catalogue:
     def __init__(self, config: Config) -> None:
         served = {name for engine in config.engines for name in engine.models}
         self._models = {name: ModelConfig(name=name) for name in served}
-        self._models |= {model.name: model for model in config.models}
+        self._models |= {model.name: model for model in config.models if model.name in served}
         self._names = {name: Named(model) for name, model in self._models.items()}
-        for model in config.models:
+        for model in self._models.values():
             self._names |= {alias: Named(model) for alias in model.aliases}
             self._names |= {old.name: Named(model, _deprecation(old)) for old in model.deprecated}
 

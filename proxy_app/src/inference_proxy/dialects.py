@@ -4,13 +4,17 @@ Sources: OpenAI's and Anthropic's API references; what vLLM 0.32 sends, from its
 """
 
 import enum
+import re
 
 import msgspec
 
 from .errors import ApiError, error_body
 
 # What vLLM says of a request that it dropped because it was told to stop, in a 200 that ends like any other.
+# The second is from the last event of its /v1/responses, the third from that of its /v1/messages.
 _ABORTED = b'"finish_reason":"abort"'
+_CANCELLED = re.compile(rb'"service_tier":"[a-z]+","status":"cancelled"')
+_NO_REASON = b'"type":"message_delta","delta":{"stop_reason":null'
 
 # Anthropic's names of what a status means; any other is an api_error.
 _ANTHROPIC_TYPES = {
@@ -59,7 +63,12 @@ class Dialect(enum.Enum):
         return any(end.startswith(mark) or b"\n" + mark in end for mark in _ENDS[self])
 
     def is_aborted(self, chunk: bytes) -> bool:
-        return _ABORTED in chunk
+        """Whether a piece of an answer says that the engine dropped the request."""
+        if self is Dialect.CHAT:
+            return _ABORTED in chunk
+        if self is Dialect.MESSAGES:
+            return _NO_REASON in chunk
+        return b'"status":"cancelled"' in chunk and _CANCELLED.search(chunk) is not None
 
 
 # The beginning of a line. A model cannot write one: in a JSON string a newline is escaped. An error event of

@@ -15,17 +15,11 @@ class BodyKind(Enum):
     MULTIPART = auto()
 
 
-class Clock(Enum):
-    """Connecting and the total hold for every request."""
-
-    FIRST_BYTE = auto()
-    BETWEEN_CHUNKS = auto()
-
-
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A row. `path` lacks the version where `versioned`; `prompt` names the fields of the body that hold the
-    prompt, `cap` those with the most tokens to generate, of which the first that is there counts."""
+    """A row. `path` lacks the version where `versioned`; `kind` decides clocks and limits. Of the body's
+    fields, `prompt` hold the prompt, `cap` the most tokens to generate (the first that is there counts), and
+    `refused` ask for what cannot be had."""
 
     path: str
     kind: EndpointClass
@@ -35,7 +29,7 @@ class Endpoint:
     versioned: bool = True
     prompt: tuple[str, ...] = ()
     cap: tuple[str, ...] = ()
-    clocks: frozenset[Clock] = frozenset(Clock)
+    refused: tuple[str, ...] = ()
     upstream_path: str = ""  # where the engine has it
     body_limit_bytes: int = 0  # from the configuration
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -43,11 +37,10 @@ class Endpoint:
 
 
 _GENERATION, _POOLING, _UTILITY = EndpointClass.GENERATION, EndpointClass.POOLING, EndpointClass.UTILITY
-_ONE_ANSWER = frozenset({Clock.FIRST_BYTE})
 _CHAT_PROMPT = ("messages", "system", "tools")
 
 # GET and DELETE of /v1/responses/{id} are not here: the engine that made a response is the only one that has
-# it, and forgets it when it restarts.
+# it, and forgets it when it restarts. So a response cannot be run in the background, nor be built upon.
 TABLE = (
     Endpoint(
         "/chat/completions", _GENERATION, prompt=_CHAT_PROMPT, cap=("max_completion_tokens", "max_tokens")
@@ -59,23 +52,28 @@ TABLE = (
         Dialect.RESPONSES,
         prompt=("input", "instructions", "tools"),
         cap=("max_output_tokens",),
+        refused=("background", "previous_response_id"),
     ),
     Endpoint("/messages", _GENERATION, Dialect.MESSAGES, prompt=_CHAT_PROMPT, cap=("max_tokens",)),
-    Endpoint("/messages/count_tokens", _UTILITY, Dialect.MESSAGES, prompt=_CHAT_PROMPT, clocks=_ONE_ANSWER),
-    Endpoint("/embeddings", _POOLING, prompt=("input", "messages"), clocks=_ONE_ANSWER),
-    Endpoint("/rerank", _POOLING, prompt=("query", "documents"), clocks=_ONE_ANSWER),
+    Endpoint("/messages/count_tokens", _UTILITY, Dialect.MESSAGES, prompt=_CHAT_PROMPT),
+    Endpoint("/embeddings", _POOLING, prompt=("input", "messages")),
+    Endpoint("/rerank", _POOLING, prompt=("query", "documents")),
     Endpoint(
-        "/score",
-        _POOLING,
-        prompt=("text_1", "text_2", "queries", "documents", "items", "data_1", "data_2"),
-        clocks=_ONE_ANSWER,
+        "/score", _POOLING, prompt=("text_1", "text_2", "queries", "documents", "items", "data_1", "data_2")
     ),
     Endpoint("/audio/transcriptions", EndpointClass.AUDIO, body=BodyKind.MULTIPART),
-    Endpoint("/tokenize", _UTILITY, versioned=False, prompt=("prompt", "messages"), clocks=_ONE_ANSWER),
-    Endpoint("/detokenize", _UTILITY, versioned=False, prompt=("tokens",), clocks=_ONE_ANSWER),
+    Endpoint("/tokenize", _UTILITY, versioned=False, prompt=("prompt", "messages")),
+    Endpoint("/detokenize", _UTILITY, versioned=False, prompt=("tokens",)),
+    Endpoint(
+        "/openapi.json",
+        EndpointClass.CATALOGUE,
+        body=BodyKind.NONE,
+        methods=("GET", "HEAD"),
+        versioned=False,
+    ),
     Endpoint("/models", EndpointClass.CATALOGUE, body=BodyKind.NONE, methods=("GET", "HEAD")),
 )
-_MODELS = TABLE[-1]
+OPENAPI, _MODELS = TABLE[-2:]
 
 
 class Endpoints:
@@ -101,7 +99,12 @@ class Endpoints:
         return endpoint
 
     def items(self) -> Iterable[tuple[str, Endpoint]]:
+        """Paths as clients write them, with their rows."""
         return self._by_path.items()
+
+    def models(self) -> Iterable[tuple[str, Endpoint]]:
+        """Paths below which each model has its own."""
+        return [(path.rstrip("/"), _MODELS) for path in self._models]
 
 
 def model_of(path: str) -> str:

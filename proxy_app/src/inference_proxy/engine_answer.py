@@ -44,6 +44,11 @@ class Answer:
         self._waiter: asyncio.Future[None] | None = None
         self._take: Callable[[bytes], bool] | None = None
 
+    @property
+    def at_end(self) -> bool:
+        """All of it has come, and has been read."""
+        return self.complete and not self._parts
+
     def header(self, name: bytes) -> bytes | None:
         """The first header of that name (in lower case)."""
         return next((value for known, value in self.headers if known == name), None)

@@ -2,11 +2,13 @@
 
 import asyncio
 import enum
+import functools
 from types import TracebackType
 
 from starlette.types import Receive
 
 from .config import Timeouts
+from .server_protocol import Client
 
 
 class Reason(enum.Enum):
@@ -28,18 +30,20 @@ class Interrupted(Exception):
 class Guard:
     """Cancels the task inside `with guard:` for a Reason; the block then ends with Interrupted.
 
-    One timer serves all clocks. It is re-armed lazily, when it fires, so that a chunk costs an assignment to
-    `reading_since` and nothing else. While a chunk is on its way to a client that does not read,
-    `reading_since` is None: only the total clock runs then, for the engine is not to blame.
+    One timer serves all clocks. It fires too early rather than being set again, so that a chunk costs an
+    assignment to `reading_since`, and most requests a single timer. While a chunk is on its way to a client
+    that does not read, `reading_since` is None: only the total clock runs then. The engine is not to blame.
     """
 
     __slots__ = (
         "_between_s",
+        "_client",
         "_first_byte_at",
         "_loop",
         "_reason",
         "_task",
         "_timer",
+        "_timer_at",
         "_total_at",
         "_watcher",
         "reading_since",
@@ -53,12 +57,15 @@ class Guard:
         self._reason: Reason | None = None
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._client: Client | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.reading_since: float | None = None
 
     def __enter__(self) -> "Guard":
         self._task = asyncio.current_task()
-        self._arm(self._total_at)
+        # The earliest that anything else may ask for, mostly.
+        self._arm(min(self._loop.time() + self._between_s, self._total_at))
         return self
 
     def __exit__(
@@ -66,6 +73,8 @@ class Guard:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._client is not None:
+            self._client.unwatch()
         if self._watcher is not None:
             self._watcher.cancel()
         task, self._task = self._task, None
@@ -75,11 +84,15 @@ class Guard:
             if kind is asyncio.CancelledError and not others:
                 raise Interrupted(self._reason) from None
 
-    def watch(self, receive: Receive) -> None:
+    def watch(self, receive: Receive, client: Client | None) -> None:
         """From here on (the body has been read) all that `receive` can still tell is that the client left.
 
-        Without it nobody notices: the server drops what is sent to a closed connection in silence.
+        Without it nobody notices: the server drops what is sent to a closed connection in silence. `client`
+        tells the same without a task that waits for it.
         """
+        if client is not None:
+            self._client = client
+            return client.watch(functools.partial(self.interrupt, Reason.CLIENT_GONE))
         self._watcher = self._loop.create_task(self._until_gone(receive))
 
     def start_first_byte(self, seconds: float) -> None:
@@ -107,10 +120,14 @@ class Guard:
 
     def _arm(self, when: float) -> None:
         if self._timer is not None:
+            if self._timer_at <= when:
+                return
             self._timer.cancel()
         self._timer = self._loop.call_at(when, self._tick)
+        self._timer_at = when
 
     def _tick(self) -> None:
+        self._timer = None
         now = self._loop.time()
         if now >= self._total_at:
             return self.interrupt(Reason.TOTAL)

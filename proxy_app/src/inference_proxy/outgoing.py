@@ -1,9 +1,8 @@
 """What an engine gets: the client's own bytes, but for what is the proxy's to say."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from starlette.datastructures import Headers
 
 from .body import rewrite
 from .config import Config, EndpointClass, ModelConfig
@@ -38,7 +37,9 @@ class Job:
     notices: tuple[Header, ...]
 
 
-def prepare(asked: Asked, model: ModelConfig, config: Config, client: Headers, request_id: str) -> Job:
+def prepare(
+    asked: Asked, model: ModelConfig, config: Config, client: Mapping[str, str], request_id: str
+) -> Job:
     """Raises ApiError 400 for a form with fields that are the proxy's own: its bytes are not taken apart."""
     headers = {name: value for name in _FORWARDED if (value := client.get(name)) is not None}
     headers["x-request-id"] = request_id

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from .account import Exchange
@@ -16,10 +15,12 @@ from .guard import Guard, Interrupted, Reason
 from .outgoing import Job, prepare
 from .relay import Relay
 from .route import Engine, choose
-from .server_protocol import chunk_writer
+from .server_protocol import client_of
 from .state import State
 from .upstream import EngineLost, Upstream
 from .validate import Asked, ClientGone, read_body, validate
+
+RawHeaders = list[tuple[bytes, bytes]]
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +58,17 @@ class _Request:
         self._settings = pipeline.state.settings
         self._endpoint = endpoint
         self._exchange = exchange
-        self._headers = Headers(scope=scope)
-        self._raw_headers = scope["headers"]
+        self._raw_headers: RawHeaders = scope["headers"]
+        # Looked up often: Starlette's Headers searches the list each time. Of two the first counts, as there.
+        self._headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(self._raw_headers)
+        }
         self._receive = receive
         self._send = send
-        self._write = chunk_writer(scope)
+        self._client = client_of(scope)
         self._guard = Guard(self._settings.config.timeouts)
         self._relay: Relay | None = None
+        self._has_standin = False
 
     async def run(self) -> None:
         self._state.guards.add(self._guard)
@@ -106,8 +111,7 @@ class _Request:
         if self._settings.config.log_content:
             exchange.keep_content(body)
 
-        self._guard.watch(self._receive)
-        self._guard.start_first_byte(self._settings.config.timeouts.first_byte_s)
+        self._guard.watch(self._receive, self._client)
         await self._serve(asked)
 
     async def _serve(self, asked: Asked) -> None:
@@ -124,12 +128,14 @@ class _Request:
             if model is not named.model:
                 exchange.notices += ((b"x-fallback-model", model.name.encode()),)
             waiting_since = time.perf_counter()
+            self._guard.start_first_byte(settings.config.timeouts.first_byte_s)
+            self._has_standin = model is not line[-1]
             try:
                 async with self._gate.admit(job, exchange):
                     exchange.queue_s = time.perf_counter() - waiting_since
                     return await self._relay_from(self._state.fleet.serving(job), job)
             except Unavailable:
-                if model is line[-1]:
+                if not self._has_standin:
                     raise
 
     async def _relay_from(self, engines: list[Engine], job: Job) -> None:
@@ -165,7 +171,7 @@ class _Request:
             job.body,
             connect_s=timeouts.connect_s,
         )
-        relay = self._relay = Relay(answer, exchange, self._guard, self._send, self._write)
+        relay = self._relay = Relay(answer, exchange, self._guard, self._send, self._client)
         try:
             chunk = await relay.first_chunk()
             self._guard.first_byte_came()
@@ -174,6 +180,8 @@ class _Request:
                 await relay.run(chunk)
             elif answer.status < 400:
                 raise ApiError(502, "bad_gateway", f"The engine answered {answer.status}, a redirect.")
+            elif answer.status == 503 and self._has_standin:
+                raise Unavailable("engine_full", "The engine takes no more requests.", retry_after_s=1)
             else:
                 await relay.refuse(chunk)
         finally:
@@ -182,7 +190,7 @@ class _Request:
     def _why(self, reason: Reason) -> ApiError:
         if reason is Reason.SHUTDOWN:
             return Unavailable(reason.value, "The service is restarting.", retry_after_s=1)
-        if self._exchange.engine is None:
+        if self._exchange.model is None:
             return ApiError(408, "request_timeout", "The request did not arrive in time.")
         what = {
             Reason.FIRST_BYTE: "The engine did not begin its answer in time.",
@@ -206,5 +214,5 @@ class _Request:
 
 async def refuse(send: Send, error: ApiError, exchange: Exchange) -> None:
     """Answer with an error, in the dialect of the exchange."""
-    headers = [(b"x-request-id", exchange.request_id.encode()), *error.headers, *exchange.notices]
+    headers = [*exchange.headers(), *error.headers]
     await send_json(send, error.status, exchange.dialect.error_body(error, exchange.request_id), headers)

@@ -8,9 +8,9 @@ import msgspec
 from starlette.types import Send
 
 from .account import Exchange
-from .errors import ApiError, Header, send_json
+from .errors import ApiError, send_json
 from .guard import Guard
-from .server_protocol import ChunkWriter
+from .server_protocol import Client
 from .upstream import Answer, EngineLost
 
 # An event that is longer than this is passed on in pieces rather than kept.
@@ -22,7 +22,7 @@ _FAREWELL_S = 5.0
 # Headers of an answer that belong to one connection, or that the server in front writes itself.
 _NOT_PASSED_ON = frozenset(
     {b"connection", b"date", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"server", b"te",
-     b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id"}
+     b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id", b"request-id"}
 )  # fmt: skip
 
 _STOPPING = "it dropped the request because it is stopping"
@@ -38,13 +38,13 @@ class Relay:
     """
 
     def __init__(
-        self, answer: Answer, exchange: Exchange, guard: Guard, send: Send, write: ChunkWriter | None
+        self, answer: Answer, exchange: Exchange, guard: Guard, send: Send, client: Client | None
     ) -> None:
         self._answer = answer
         self._exchange = exchange
         self._guard = guard
         self._send = send
-        self._write = write
+        self._client = client
         self._held = b""
         self.started = False
         media_type, _, _ = (answer.header(b"content-type") or b"").partition(b";")
@@ -64,13 +64,18 @@ class Relay:
         stops its own stream and fills no memory.
         """
         exchange, guard = self._exchange, self._guard
-        take = self._take if self.is_events and self._write is not None else None
+        take = self._take if self.is_events and self._client is not None else None
         await self._start()
         while chunk:
             if self.is_events:
                 chunk = self._whole_events(chunk)
                 if exchange.dialect.is_aborted(chunk):
                     raise EngineLost(_STOPPING)
+            elif self._answer.at_end:
+                # All of a small answer, in one write with its head.
+                exchange.tail.append(chunk)
+                self._held = chunk
+                break
             if chunk:
                 exchange.tail.append(chunk)
                 guard.reading_since = None
@@ -78,7 +83,7 @@ class Relay:
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
             guard.reading_since = guard.now()
             chunk = await self._answer.read(take)
-        if self.is_events and not exchange.dialect.is_complete(b"".join(exchange.tail)):
+        if self.is_events and not exchange.dialect.is_complete(b"".join((*exchange.tail, self._held))):
             raise EngineLost("its stream ended before its last event")
         exchange.bytes_out += len(self._held)
         await self._send({"type": "http.response.body", "body": self._held})
@@ -86,12 +91,12 @@ class Relay:
     def _take(self, chunk: bytes) -> bool:
         """The short way of a chunk, from the engine's socket to the client's without a switch of tasks, while
         `run` waits for the next one. Whatever is out of the ordinary is left for `run`."""
-        assert self._write is not None
+        assert self._client is not None
         if (
             self._held
             or not chunk.endswith(b"\n\n")
             or self._exchange.dialect.is_aborted(chunk)
-            or not self._write(chunk)
+            or not self._client.write(chunk)
         ):
             return False
         self._exchange.tail.append(chunk)
@@ -106,10 +111,7 @@ class Relay:
             chunk = await self._answer.read()
             body += chunk
         status = self._answer.status
-        headers: list[Header] = [
-            (b"x-request-id", self._exchange.request_id.encode()),
-            *self._exchange.notices,
-        ]
+        headers = self._exchange.headers()
         retry_after = self._answer.header(b"retry-after") or (b"1" if status == 503 else None)
         if retry_after is not None:
             headers.append((b"retry-after", retry_after))
@@ -134,14 +136,11 @@ class Relay:
 
     async def _start(self) -> None:
         answer = self._answer
-        headers: list[Header] = [
-            (b"x-request-id", self._exchange.request_id.encode()),
-            *self._exchange.notices,
-        ]
-        named = {name.strip().lower() for name in (answer.header(b"connection") or b"").split(b",")}
-        headers += [
-            header for header in answer.headers if header[0] not in _NOT_PASSED_ON and header[0] not in named
-        ]
+        headers = self._exchange.headers()
+        unwanted = _NOT_PASSED_ON
+        if connection := answer.header(b"connection"):
+            unwanted |= {name.strip().lower() for name in connection.split(b",")}
+        headers += [header for header in answer.headers if header[0] not in unwanted]
         if self.is_events:
             # Said in the answer itself, so that it holds for whatever stands in front of us.
             headers.append((b"x-accel-buffering", b"no"))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from .authenticate import Key
 from .body import Fields, parse
+from .dialects import Dialect
 from .endpoints import BodyKind, Endpoint
 from .errors import ApiError
 from .multipart import Form
@@ -19,7 +19,8 @@ from .multipart import Form
 # the end; this one only has to be near it when a request is let in.
 _BYTES_A_TOKEN = 4
 # An image or a sound costs an engine by its size in pixels or seconds, not by its bytes in the body.
-_EMBEDDED = re.compile(rb";base64,[A-Za-z0-9+/=_-]+")
+_EMBEDDED_MARK = b";base64,"
+_EMBEDDED = re.compile(_EMBEDDED_MARK + rb"[A-Za-z0-9+/=_-]+")
 _EMBEDDED_TOKENS = 1000
 
 
@@ -73,7 +74,7 @@ async def read_body(receive: Receive, declared: str | None, limit: int) -> bytes
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def validate(endpoint: Endpoint, key: Key, headers: Headers, body: bytes) -> Asked:
+def validate(endpoint: Endpoint, key: Key, headers: Mapping[str, str], body: bytes) -> Asked:
     """Check the fields that the proxy acts on, and no others. Raises ApiError 400, 415, naming the field."""
     if endpoint.body is BodyKind.MULTIPART:
         form = Form(headers.get("content-type", ""), body)
@@ -90,8 +91,12 @@ def validate(endpoint: Endpoint, key: Key, headers: Headers, body: bytes) -> Ask
             fields={},
             form=form,
         )
+    check_is_json(headers)
     fields = parse(body)
     values = _Values(fields, endpoint.defaults)
+    for name in endpoint.refused:
+        if values.get(name):
+            raise wrong(name, "not_supported", f"'{name}' cannot be used here: no engine keeps responses.")
     return Asked(
         endpoint=endpoint,
         key=key,
@@ -99,8 +104,8 @@ def validate(endpoint: Endpoint, key: Key, headers: Headers, body: bytes) -> Ask
         stream=values.flag("stream"),
         max_tokens=next((cap for name in endpoint.cap if (cap := values.count(name, 0)) is not None), None),
         choices=values.count("n", 1) or 1,
-        prompt_tokens=_estimate(endpoint, fields),
-        session=headers.get("x-session-id") or values.text("user"),
+        prompt_tokens=_estimate(endpoint, fields, body),
+        session=headers.get("x-session-id") or values.session(endpoint.dialect),
         body=body,
         fields=fields,
     )
@@ -129,6 +134,14 @@ class _Values:
             raise wrong(name, "invalid_type", f"'{name}' must be a string.")
         return value
 
+    def session(self, dialect: Dialect) -> str | None:
+        """What the API has for telling users apart."""
+        if dialect is Dialect.MESSAGES:
+            metadata = self.get("metadata")
+            user = metadata.get("user_id") if isinstance(metadata, dict) else None
+            return user if isinstance(user, str) else None
+        return self.text("user")
+
     def count(self, name: str, least: int) -> int | None:
         value = self.get(name)
         if value is None:
@@ -138,6 +151,15 @@ class _Values:
         if value < least:
             raise wrong(name, "invalid_value", f"'{name}' must be {least} or more.")
         return value
+
+
+def check_is_json(headers: Mapping[str, str]) -> None:
+    """Raises ApiError 415. No content type at all is taken for JSON, which is all that could be meant."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("", "application/json"):
+        raise ApiError(415, "unsupported_media_type", "Send this as 'Content-Type: application/json'.")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "unsupported_encoding", "Send the body without a Content-Encoding.")
 
 
 def wrong(param: str, code: str, message: str) -> ApiError:
@@ -154,16 +176,14 @@ def _model(value: Any) -> str:
     return value
 
 
-def _estimate(endpoint: Endpoint, fields: Fields) -> int:
+def _estimate(endpoint: Endpoint, fields: Fields, body: bytes) -> int:
     """Tokens of the prompt, from the size of the fields that hold it, without building them."""
-    size = embedded = 0
-    for name in endpoint.prompt:
-        if (raw := fields.get(name)) is None:
-            continue
-        text = bytes(raw)
-        size += len(text)
-        if b";base64," in text:
-            for match in _EMBEDDED.finditer(text):
+    prompt = [raw for name in endpoint.prompt if (raw := fields.get(name)) is not None]
+    size = sum(memoryview(raw).nbytes for raw in prompt)
+    embedded = 0
+    if _EMBEDDED_MARK in body:
+        for raw in prompt:
+            for match in _EMBEDDED.finditer(bytes(raw)):
                 size -= match.end() - match.start()
                 embedded += 1
     return size // _BYTES_A_TOKEN + embedded * _EMBEDDED_TOKENS

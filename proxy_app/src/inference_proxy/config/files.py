@@ -18,16 +18,22 @@ from .types import AbsolutePath, ConfigError, Name, Strict, refuse_doubles
 
 
 class Config(Strict):
-    engines: tuple[EngineConfig, ...] = ()
-    keys_file: AbsolutePath
-    drained_dir: AbsolutePath
+    engines: tuple[EngineConfig, ...] = Field(default=(), description="All engines of the fleet.")
+    keys_file: AbsolutePath = Field(description="The file with clients' keys: a list of KeyConfig.")
+    drained_dir: AbsolutePath = Field(
+        description="Where a file named as an engine's id takes that engine out; its content is the reason."
+    )
     body_limit_bytes: PositiveInt = Field(default=16 * 1024 * 1024, description="Largest body of a request.")
     timeouts: Timeouts = Timeouts()
     shutdown_s: PositiveFloat = Field(
         default=900, description="Seconds that requests may go on after SIGTERM."
     )
-    models: tuple[ModelConfig, ...] = ()
-    priorities: dict[Name, PriorityClass] = DEFAULT_PRIORITIES
+    models: tuple[ModelConfig, ...] = Field(
+        default=(), description="What there is to be said of models besides their engines."
+    )
+    priorities: dict[Name, PriorityClass] = Field(
+        default=DEFAULT_PRIORITIES, description="Classes that keys belong to, by name; `default` is one."
+    )
     isolate_prefix_cache: bool = Field(
         default=True,
         description="Tenants do not share the engines' prefix cache (a `cache_salt` for each owner).",
@@ -35,7 +41,7 @@ class Config(Strict):
     api_versions: tuple[Version, ...] = Field(
         default=("v1",), min_length=1, description="Prefixes of the API's paths."
     )
-    custom_endpoints: tuple[CustomEndpoint, ...] = ()
+    custom_endpoints: tuple[CustomEndpoint, ...] = Field(default=(), description="Operators' own paths.")
     admin: AdminConfig | None = None
     usage: UsageConfig | None = None
     traces: TracesConfig | None = None

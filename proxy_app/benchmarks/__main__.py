@@ -1,0 +1,206 @@
+"""`make bench`: cases on candidates, in turn and repeatedly, into bench.json and docs/performance.md."""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from . import report
+from .candidates import (
+    CANDIDATES,
+    HERE,
+    ROOT,
+    Candidate,
+    Ground,
+    Missing,
+    awake,
+    find,
+    free_ports,
+    running,
+    wait_until_serving,
+)
+from .cases import CASES, Case
+from .measure import Result, load, usage
+
+BUILD = ROOT / ".build" / "bench"
+NAMES = ["direct", *CANDIDATES]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(words)
+    chosen = [CANDIDATES[name] for name in options.candidates if name != "direct"]
+    cases = [CASES[name].quick() if options.quick else CASES[name] for name in options.cases]
+    try:
+        cores = _two_cores()
+        gcc = find("gcc")
+        for candidate in chosen:
+            candidate.check()
+        BUILD.mkdir(parents=True, exist_ok=True)
+        programs = {name: _compile(gcc, name) for name in ("engine", "load")}
+        venvs = {candidate.name: _install(candidate) for candidate in chosen}
+    except Missing as missing:
+        print(f"bench: {missing}", file=sys.stderr)
+        return 2
+    # As for an interrupt: what was started must not outlive this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    conditions = _conditions(chosen, venvs, options.repeats, cores)
+    print(*conditions, sep="\n", flush=True)
+
+    results: list[Result] = []
+    with contextlib.ExitStack() as stack:
+        engines = stack.enter_context(_engines(programs["engine"], cores[1]))
+        standing = {
+            name: stack.enter_context(_standing(name, venvs, engines, cores[0]))
+            for name in options.candidates
+        }
+        started = [f"{name} {usage(root).rss_mb:.0f}" for name, (_, root, _) in standing.items() if root]
+        conditions.append(f"Resident memory once started, before any load, in MB: {', '.join(started)}.")
+        for repeat in range(1, options.repeats + 1):
+            # There and back again, so that what changes slowly on the machine meets all of them alike.
+            names = options.candidates if repeat % 2 else options.candidates[::-1]
+            for case in cases:
+                for name in names:
+                    port, root, log = standing[name]
+                    with awake(root, port, log) if root else contextlib.nullcontext():
+                        result = load(programs["load"], case, port, name, repeat, root, cores[1])
+                    results.append(result)
+                    print(_line(result), flush=True)
+    results.sort(key=lambda result: (NAMES.index(result["candidate"]), result["repeat"]))
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+    print(report.tables(results))
+    print(f"written: {options.output}")
+    whole = options.candidates == NAMES and options.cases == list(CASES) and not options.quick
+    if whole:
+        report.write_page(ROOT / "docs/performance.md", results, conditions)
+        print("written: docs/performance.md, docs/performance.svg")
+    else:
+        print("docs/performance.md stays as it is: it takes all candidates, all cases, and no --quick")
+    return 1 if any(result["errors"] for result in results if result["candidate"] == "ours") else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("--candidates", type=_some_of(NAMES), default=NAMES, help=f"of {','.join(NAMES)}")
+    parser.add_argument("--cases", type=_some_of(CASES), default=list(CASES), help=f"of {','.join(CASES)}")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="2 seconds a case: to see that it works")
+    parser.add_argument("--output", type=Path, default=ROOT / "bench.json")
+    return parser
+
+
+def _some_of(known: Sequence[str] | dict[str, Case]):  # type: ignore[no-untyped-def]
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}")
+        return [name for name in known if name in names]
+
+    return parse
+
+
+def _two_cores() -> tuple[int, int]:
+    """One for the candidate, one for engine and generator. Raises Missing."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise Missing("two cores are needed: one for the candidate, one for what loads it")
+    return cores[0], cores[1]
+
+
+def _compile(gcc: str, name: str) -> Path:
+    program = BUILD / name
+    source = HERE / "native" / f"{name}.c"
+    subprocess.run([gcc, "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True)
+    return program
+
+
+def _install(candidate: Candidate) -> Path:
+    """A virtual environment of its own, from the candidate's lock, made once."""
+    venv = BUILD / "venvs" / candidate.name
+    if candidate.lock is not None:
+        venv.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run([ROOT / "tools/bootstrap", venv, candidate.lock])
+        if done.returncode:
+            raise Missing(f"{candidate.name} could not be installed from {candidate.lock.relative_to(ROOT)}")
+    return venv
+
+
+@contextlib.contextmanager
+def _engines(program: Path, core: int) -> Iterator[list[int]]:
+    ports = free_ports(2)
+    command = [str(program), *map(str, ports)]
+    with tempfile.TemporaryDirectory() as directory, running(command, Path(directory), core):
+        for port in ports:
+            wait_until_serving(port, Path(directory) / "log")
+        yield ports
+
+
+@contextlib.contextmanager
+def _standing(
+    name: str, venvs: dict[str, Path], engines: list[int], core: int
+) -> Iterator[tuple[int, int | None, Path]]:
+    """A candidate that can answer, but is halted: its port, its process, if there is one, and its log."""
+    if name == "direct":
+        yield engines[0], None, Path()
+        return
+    candidate = CANDIDATES[name]
+    port, other_port = free_ports(2)
+    with tempfile.TemporaryDirectory() as directory:
+        ground = Ground(
+            Path(directory),
+            venvs[name],
+            port,
+            other_port,
+            [f"http://127.0.0.1:{engine}" for engine in engines],
+        )
+        command = candidate.prepare(ground)
+        log = ground.directory / "log"
+        with running(command, ground.directory, core, candidate.environment) as root:
+            with awake(root, port, log):
+                pass
+            yield port, root, log
+
+
+def _conditions(
+    chosen: list[Candidate], venvs: dict[str, Path], repeats: int, cores: tuple[int, int]
+) -> list[str]:
+    """Machine, versions and method, a sentence each."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    versions = [f"{candidate.name} {_version(candidate, venvs)}" for candidate in chosen]
+    return [
+        f"Machine: {models[0] if models else platform.machine()}, {os.cpu_count()} cores, "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}; "
+        f"load average at the start {os.getloadavg()[0]:.1f}; {time.strftime('%Y-%m-%d')}.",
+        f"Versions: {', '.join(versions)}.",
+        f"Method: candidates on core {cores[0]}, engine and load generator on core {cores[1]}, two engines, "
+        "one worker each. CPU is user and system time of a candidate's whole process tree over the load's "
+        f"steady part. Medians of {repeats} repeats; in each case the candidates take turns, in opposite "
+        "order every other time. Latencies are what is added to those without a candidate. "
+        "See proxy_app/benchmarks.",
+    ]
+
+
+def _version(candidate: Candidate, venvs: dict[str, Path]) -> str:
+    version = candidate.version(venvs[candidate.name])
+    return f"(on uvicorn {version})" if candidate.name == "ours" else version
+
+
+def _line(result: Result) -> str:
+    shown = {name: value for name, value in result.items() if name not in ("candidate", "case", "repeat")}
+    words = " ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
+    return f"{result['repeat']} {result['candidate']:12} {result['case']:9} {words}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

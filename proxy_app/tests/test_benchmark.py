@@ -1,0 +1,111 @@
+"""The benchmark's report, its view of processes, and its rig, without any gateway."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from benchmarks import candidates, measure, report
+from benchmarks.cases import CASES
+
+RESULT: measure.Result = {
+    "candidate": "ours",
+    "case": "paced512",
+    "repeat": 1,
+    "cpu_us_per_chunk": 30.0,
+    "cpu_us_per_request": 3000.0,
+    "chunks_per_s": 25_000.0,
+    "requests_per_s": 250.0,
+    "ttft_p50_ms": 1.5,
+    "ttft_p99_ms": 3.0,
+    "chunk_p50_ms": 0.5,
+    "chunk_p99_ms": 2.0,
+    "rss_mb": 50.0,
+    "errors": 0,
+}
+
+
+def result(**fields: Any) -> measure.Result:
+    return {**RESULT, **fields}  # type: ignore[typeddict-item]
+
+
+RESULTS = [
+    result(candidate="direct", cpu_us_per_chunk=None, ttft_p50_ms=0.5, ttft_p99_ms=1.0, rss_mb=None),
+    result(candidate="other"),
+    result(candidate="slow", cpu_us_per_chunk=3000.0, chunks_per_s=100.0, errors=2),
+    *(result(repeat=repeat, cpu_us_per_chunk=cost) for repeat, cost in ((1, 30.0), (2, 90.0), (3, 31.0))),
+]
+
+
+def test_a_table_has_medians_and_what_is_added() -> None:
+    rows = [line.split(" | ") for line in report.tables(RESULTS).splitlines() if line.startswith("| ")]
+    ours = next(row for row in rows if row[0] == "| ours")
+    assert ours[1] == "31.0"
+    assert "1.00 / 2.00" in ours
+    assert any("slow (falls behind)" in row[0] for row in rows)
+
+
+def test_a_chart_is_a_drawing() -> None:
+    drawing = ElementTree.fromstring(report.chart(RESULTS))
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    text = " ".join(drawing.itertext())
+    assert "3,000.0 (cut)" in text
+    assert "31.0" in text
+
+
+def test_the_page_keeps_what_is_not_the_benchmarks(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):
+        report.write_page(page, RESULTS, ["Machine: this one."])
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert text.count("- Machine: this one.") == 1
+    assert (tmp_path / "performance.svg").exists()
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="needs one line"):
+        report.write_page(page, RESULTS, [])
+
+
+def test_a_process_is_counted_with_its_children() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        alone = measure.usage(child.pid)
+        together = measure.usage(os.getpid())
+        child.kill()
+    assert together.rss_mb > alone.rss_mb > 0
+    assert together.cpu_us > 0
+    with pytest.raises(RuntimeError, match="has ended"):
+        measure.usage(child.pid)
+
+
+def test_a_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(candidates.Missing, match="apt-get install nginx-light"):
+        candidates.CANDIDATES["nginx"].check()
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the rig is written in C, and there is no gcc")
+def test_the_rig_measures_itself_without_error(tmp_path: Path) -> None:
+    for name in ("engine", "load"):
+        source = candidates.HERE / "native" / f"{name}.c"
+        command = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(tmp_path / name), str(source)]
+        subprocess.run(command, check=True)
+    (port,) = candidates.free_ports(1)
+    core = min(os.sched_getaffinity(0))
+    with candidates.running([str(tmp_path / "engine"), str(port)], tmp_path, core) as engine:
+        candidates.wait_until_serving(port, tmp_path / "log")
+        for case in ("fast", "json", "body100k"):
+            short = dataclasses.replace(CASES[case], seconds=0.5, ramp_s=0.1)
+            found = measure.load(tmp_path / "load", short, port, "direct", 1, engine, core)
+            assert list(found) == list(RESULT)
+            assert found["errors"] == 0
+            assert found["requests_per_s"] > 0
+            assert found["ttft_p50_ms"]
+            assert found["cpu_us_per_request"] is not None
+            assert (found["chunks_per_s"] > 0) == short.stream

@@ -1,0 +1,159 @@
+"""Taking bodies apart and putting them together: lossless, bounded, and only where it must be."""
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_proxy.body import _DEPTH, _depth, parse, rewrite
+from inference_proxy.errors import ApiError
+from inference_proxy.multipart import Form
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+OBJECTS = st.dictionaries(st.text(), VALUES, max_size=8)
+
+
+def depth(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(depth, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(depth, value), default=0)
+    return 0
+
+
+@given(OBJECTS, st.booleans())
+def test_a_body_that_nobody_changes_is_the_same_object(value: dict[str, Any], ascii_only: bool) -> None:
+    body = json.dumps(value, ensure_ascii=ascii_only).encode()
+    fields = parse(body)
+    assert list(fields) == list(value)
+    assert rewrite(body, fields, {}, frozenset()) is body
+
+
+@given(OBJECTS, OBJECTS, st.data())
+def test_a_change_touches_nothing_else(
+    value: dict[str, Any], new: dict[str, Any], data: st.DataObject
+) -> None:
+    dropped = data.draw(st.sets(st.sampled_from(sorted(value)))) if value else set()
+    body = json.dumps(value, indent=1).encode()
+    changed = rewrite(body, parse(body), new, dropped)
+    expected = {name: given for name, given in value.items() if name not in dropped} | new
+    assert json.loads(changed) == expected
+    # Not only the same values: the same bytes.
+    before, after = parse(body), parse(changed)
+    assert all(
+        bytes(after[name]) == bytes(before[name]) for name in before if name not in dropped | new.keys()
+    )
+
+
+def test_numbers_and_unknown_fields_keep_their_spelling() -> None:
+    body = (
+        b'{"model":"a", "x": 1.0e+2, "big": 1234567890123456789012345, "s":"\\u0041\\/", "z":{"b":1,"a":2}}'
+    )
+    changed = rewrite(body, parse(body), {"model": "b"}, {"x"})
+    assert changed == b'{"model":"b","big":1234567890123456789012345,"s":"\\u0041\\/","z":{"b":1,"a":2}}'
+
+
+@pytest.mark.parametrize("body", [b'{"model":"a","model":"b"}', b'{"model":"a","mod\\u0065l":"b"}'])
+def test_a_field_that_is_there_twice_is_refused(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(body)
+    assert (caught.value.status, caught.value.code) == (400, "duplicate_field")
+
+
+@given(VALUES)
+def test_depth_is_counted_outside_strings_only(value: Any) -> None:
+    wrapped = [value, "[[[[", 'a"[\\', "\\"]
+    assert _depth(json.dumps(wrapped).encode()) == depth(wrapped)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[{"a":"]}",', None)])
+def test_depth_is_bounded(opening: str, closing: str | None) -> None:
+    def nested(levels: int) -> bytes:
+        if closing is None:
+            return b'{"m":' + b'[{"a":"]}","b":' * (levels // 2) + b"1" + b"}]" * (levels // 2) + b"}"
+        return f'{{"m":{opening * levels}1{closing * levels}}}'.encode()
+
+    parse(nested(_DEPTH - 2))
+    for levels in (_DEPTH + 2, 500, 100_000):
+        with pytest.raises(ApiError) as caught:
+            parse(nested(levels))
+        assert caught.value.code in ("too_deep", "invalid_json")
+
+
+def test_many_brackets_are_not_deep() -> None:
+    parse(json.dumps({"messages": [{"content": [{"text": "[[[[{{{{" * 50}]}] * 200}).encode())
+
+
+BOUNDARY = "multipart/form-data; boundary=xYz"
+
+
+def form(*parts: tuple[str, bytes], end: bytes = b"--xYz--\r\n") -> bytes:
+    return b"".join(
+        b"--xYz\r\ncontent-disposition: form-data; %s\r\n\r\n%s\r\n" % (head.encode(), value)
+        for head, value in parts
+    ) + end  # fmt: skip
+
+
+def test_a_form_gives_its_fields_and_leaves_its_file() -> None:
+    # What a file holds is nobody's business, even if it looks like a field.
+    inside = b'RIFF\r\n\r\ncontent-disposition: form-data; name="stream"\r\n\r\ntrue\r\n--xY'
+    body = form(('name="file"; filename="a.wav"', inside), ('name="model"', "größe".encode()))
+    found = Form(BOUNDARY, body)
+    assert found.names() == {"file", "model"}
+    assert found.text("model") == "größe"
+    assert found.flag("stream") is False
+    assert found.replaced("model", "m") == form(
+        ('name="file"; filename="a.wav"', inside), ('name="model"', b"m")
+    )
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status"),
+    [
+        ("application/json", b"{}", 415),
+        ("multipart/form-data", b"", 415),
+        (BOUNDARY, b"", 400),
+        (BOUNDARY, b"--xYz--\r\n", 400),
+        (BOUNDARY, form(('name="model"', b"a"), end=b""), 400),
+        (BOUNDARY, form(('name="model"', b"a"), ('name="model"', b"b")), 400),
+        (BOUNDARY, b"--xYz\r\ncontent-disposition: form-data; name=\"model\"", 400),
+        (BOUNDARY, form(*[(f'name="f{number}"', b"") for number in range(200)]), 400),
+    ],
+)  # fmt: skip
+def test_a_form_that_is_none(content_type: str, body: bytes, status: int) -> None:
+    with pytest.raises(ApiError) as caught:
+        Form(content_type, body)
+    assert caught.value.status == status
+
+
+@given(st.binary(max_size=300))
+def test_no_form_brings_it_down(noise: bytes) -> None:
+    for body in (noise, form(('name="a"', noise)), noise + form(('name="a"', b"1"))):
+        with contextlib.suppress(ApiError):
+            Form(BOUNDARY, body)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "name=model",
+        "name*=utf-8''model",
+        'name="mod\\el"',
+        'name="file"; filename="a"; name="model"',
+        'name="file"; filename="a\\"; name="model"',
+        'name="x"\r\ncontent-disposition: form-data; name="model"',
+        'name="x"\r\n ; name="model"',
+        'name="x"\ncontent-disposition: form-data; name="model"',
+        'name="model"; filename="a"',
+    ],
+)
+def test_no_second_model_in_disguise(head: str) -> None:
+    with pytest.raises(ApiError):
+        Form(BOUNDARY, form(('name="model"', b"allowed"), (head, b"forbidden")))

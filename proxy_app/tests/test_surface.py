@@ -1,0 +1,241 @@
+"""Which paths there are, and what of a request an engine ever gets."""
+
+import json
+from typing import Any
+
+import pytest
+
+from engine import Engine
+from expect import expect_error
+from harness import KEY, KEYS, Files, Proxy, running_engine, running_proxy, sha256
+
+pytestmark = pytest.mark.anyio
+
+
+async def sent(engine: Engine) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads((await engine.next_call()).body)
+    return body
+
+
+OWN = {
+    "priority": -5,
+    "cache_salt": "x",
+    "request_id": "r",
+    "session_id": "s",
+    "kv_transfer_params": {"do_remote_prefill": True},
+    "ec_transfer_params": {},
+    "vllm_xargs": {"session_id": "s"},
+}
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/embeddings", "/tokenize"]
+)
+async def test_clients_give_no_orders_to_an_engine(proxy: Proxy, engine: Engine, path: str) -> None:
+    async with proxy.post(path, body=OWN | {"temperature": 1}) as response:
+        assert response.status == 200
+    assert await sent(engine) == {"model": "big", "temperature": 1}
+
+
+@pytest.mark.parametrize("name", list(OWN))
+async def test_not_even_in_disguise(proxy: Proxy, engine: Engine, name: str) -> None:
+    escaped = f"\\u{ord(name[0]):04x}{name[1:]}"
+    body = b'{"model":"big","%s":1}' % escaped.encode()
+    async with proxy.post(data=body) as response:
+        assert response.status == 200
+    assert await sent(engine) == {"model": "big"}
+
+
+async def test_tenants_do_not_share_a_prefix_cache(files: Files, engine: Engine) -> None:
+    other, second = "carol" * 8, "alice-too" * 8
+    files.write(
+        files.keys,
+        [
+            *KEYS,
+            {"name": "alice2", "owner": "alice", "sha256": sha256(second)},
+            {"name": "carol", "sha256": sha256(other)},
+        ],
+    )
+    files.configure(engine, isolate_prefix_cache=True)
+    salts = []
+    async with running_proxy(files) as proxy:
+        for key in (KEY, KEY, second, other):
+            async with proxy.post(body={"cache_salt": "mine"}, key=key) as response:
+                assert response.status == 200
+            salts.append((await sent(engine))["cache_salt"])
+        async with proxy.post("/v1/embeddings") as response:
+            assert response.status == 200
+        assert (await sent(engine))["cache_salt"] == salts[0]
+        async with proxy.post("/tokenize") as response:
+            assert response.status == 200
+        assert "cache_salt" not in await sent(engine)
+    assert salts[0] == salts[1] == salts[2] != salts[3]
+    assert "alice" not in salts[0]
+    assert len(salts[0]) == 43
+
+
+async def test_a_salt_is_put_in_without_touching_the_rest(files: Files, engine: Engine) -> None:
+    files.configure(engine, isolate_prefix_cache=True)
+    body = b' \n{ "model" : "big",  "x": 1.0e+2, "input": "\\u00e9" }'
+    async with running_proxy(files) as proxy, proxy.post(data=body) as response:
+        assert response.status == 200
+    got = (await engine.next_call()).body
+    assert got.startswith(b' \n{"cache_salt":"')
+    assert got.endswith(body.removeprefix(b" \n{"))
+
+
+async def test_the_keys_class_sets_the_engines_priority(files: Files, engine: Engine) -> None:
+    files.write(files.keys, [KEYS[0] | {"priority": "batch"}, KEYS[1] | {"models": []}])
+    files.configure(engine, priorities={"default": {}, "batch": {"engine_priority": 10}})
+    async with running_proxy(files) as proxy:
+        for path in ("/v1/chat/completions", "/v1/embeddings"):
+            for key in (KEY, "bob-key-0123456789-0123456789-012345"):
+                headers = {"x-vllm-priority": "-100"}
+                async with proxy.post(path, key=key, headers=headers) as response:
+                    assert response.status == 200
+    batch, default, pooled, default_pooled = [await engine.next_call() for _ in range(4)]
+    assert batch.headers["x-vllm-priority"] == "10"
+    assert "x-vllm-priority" not in default.headers
+    assert json.loads(pooled.body)["priority"] == 10, "pooling reads no header"
+    assert "priority" not in json.loads(default_pooled.body)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"content-type": "text/plain"}, "unsupported_media_type"),
+        ({"content-type": "application/x-www-form-urlencoded"}, "unsupported_media_type"),
+        ({"content-type": "application/jsonx"}, "unsupported_media_type"),
+        ({"content-encoding": "gzip"}, "unsupported_encoding"),
+    ],
+)
+async def test_json_is_what_is_read(proxy: Proxy, engine: Engine, headers: dict[str, str], code: str) -> None:
+    async with proxy.post(headers=headers, data=b'{"model":"big"}') as response:
+        await expect_error(response, 415, code)
+    assert not engine.calls
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8"])
+async def test_json_by_its_names(proxy: Proxy, kind: str) -> None:
+    async with proxy.post(headers={"content-type": kind}) as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "param"),
+    [
+        ("/v1/chat/completions", {"max_tokens": "many"}, "invalid_type", "max_tokens"),
+        ("/v1/chat/completions", {"max_completion_tokens": -1}, "invalid_value", "max_completion_tokens"),
+        ("/v1/completions", {"max_tokens": True}, "invalid_type", "max_tokens"),
+        ("/v1/completions", {"max_tokens": 1.5}, "invalid_type", "max_tokens"),
+        ("/v1/completions", {"n": 0}, "invalid_value", "n"),
+        ("/v1/completions", {"user": 3}, "invalid_type", "user"),
+        ("/v1/responses", {"background": True}, "not_supported", "background"),
+        ("/v1/responses", {"previous_response_id": "r1"}, "not_supported", "previous_response_id"),
+    ],
+)
+async def test_what_the_proxy_acts_on_is_checked(
+    proxy: Proxy, engine: Engine, path: str, body: dict[str, Any], code: str, param: str
+) -> None:
+    async with proxy.post(path, body=body) as response:
+        await expect_error(response, 400, code, param)
+    assert not engine.calls
+
+
+async def test_what_it_does_not_act_on_is_not(proxy: Proxy, engine: Engine) -> None:
+    odd = {"temperature": "hot", "messages": 3, "n": None, "stream": None, "metadata": {"user_id": 3}}
+    async with proxy.post(body=odd) as response:
+        assert response.status == 200
+    assert await sent(engine) == {"model": "big"} | odd
+
+
+async def test_nesting_is_bounded_before_an_engine_sees_it(proxy: Proxy, engine: Engine) -> None:
+    for levels in (100, 5000, 400_000):
+        body = b'{"model":"big","messages":' + b"[" * levels + b"]" * levels + b"}"
+        async with proxy.post(data=body) as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["code"] in ("too_deep", "invalid_json")
+    assert not engine.calls
+
+
+async def test_further_versions_are_the_same_api(files: Files, engine: Engine) -> None:
+    files.configure(engine, api_versions=["v1", "openai/v1"])
+    async with running_proxy(files) as proxy:
+        async with proxy.post("/openai/v1/chat/completions") as response:
+            assert response.status == 200
+        assert (await engine.next_call()).path == "/v1/chat/completions"
+        async with proxy.get("/openai/v1/models/big") as response:
+            assert (await response.json())["id"] == "big"
+        async with proxy.post("/v2/chat/completions") as response:
+            await expect_error(response, 404, "not_found")
+        async with proxy.post("/openai/v1/tokenize") as response:
+            await expect_error(response, 404, "not_found")
+
+
+CUSTOM = [
+    {
+        "path": "/v1/summarize",
+        "upstream_path": "/v1/chat/completions",
+        "defaults": {"model": "big", "temperature": 0},
+        "body_limit_bytes": 1000,
+    },
+    {"path": "/v1/classify", "upstream_path": "/classify", "endpoint_class": "pooling"},
+    {"path": "/v1/terms", "answer": {"body": {"terms": "be kind"}}},
+    {"path": "/motd", "answer": {"status": 203, "body": "hello"}},
+    {"path": "/v1/completions", "answer": {"status": 410, "body": {"error": {"message": "use chat"}}}},
+]
+
+
+async def test_operators_own_endpoints(files: Files, engine: Engine) -> None:
+    files.configure(engine, custom_endpoints=CUSTOM)
+    async with running_proxy(files) as proxy:
+        async with proxy.post("/v1/summarize", data=b'{"messages":[]}') as response:
+            assert response.status == 200
+        call = await engine.next_call()
+        assert call.path == "/v1/chat/completions"
+        assert json.loads(call.body) == {"model": "big", "temperature": 0, "messages": []}
+        async with proxy.post("/v1/summarize", data=b"{}") as response:
+            assert response.status == 200
+        assert await sent(engine) == {"model": "big", "temperature": 0}
+        async with proxy.post("/v1/summarize", data=b'{"model":"small","temperature":1}') as response:
+            assert response.status == 200
+        assert await sent(engine) == {"model": "small", "temperature": 1}
+        async with proxy.post("/v1/summarize", data=b" " * 1001) as response:
+            await expect_error(response, 413, "body_too_large")
+        async with proxy.post("/v1/classify") as response:
+            assert response.status == 200
+        assert (await engine.next_call()).path == "/classify"
+        for path, status, body in (
+            ("/v1/terms", 200, b'{"terms":"be kind"}'),
+            ("/motd", 203, b"hello"),
+            ("/v1/completions", 410, b'{"error":{"message":"use chat"}}'),
+        ):
+            async with proxy.get(path) as response:
+                assert (response.status, await response.read()) == (status, body)
+            async with proxy.get(path, key=None) as response:
+                await expect_error(response, 401, "missing_api_key")
+    assert not engine.arrived.qsize()
+
+
+async def test_a_new_endpoint_needs_no_restart(proxy: Proxy, files: Files, engine: Engine) -> None:
+    async with proxy.get("/motd") as response:
+        await expect_error(response, 404, "not_found")
+    files.configure(engine, custom_endpoints=CUSTOM)
+    await proxy.until_answer("/motd", 203)
+
+
+async def test_the_key_may_come_in_anthropics_header(proxy: Proxy) -> None:
+    async with proxy.post(key=None, headers={"x-api-key": KEY}) as response:
+        assert response.status == 200
+    async with proxy.post(key=None, headers={"x-api-key": "wrong"}) as response:
+        await expect_error(response, 401, "invalid_api_key")
+    async with proxy.post(key="wrong", headers={"x-api-key": KEY}) as response:
+        await expect_error(response, 401, "invalid_api_key")
+
+
+async def test_an_engine_without_the_model_gets_nothing(files: Files, engine: Engine) -> None:
+    async with running_engine("elsewhere") as other:
+        files.configure(engine, other)
+        async with running_proxy(files) as proxy, proxy.post(body={"model": "elsewhere"}) as response:
+            assert response.status == 200
+    assert not engine.calls
