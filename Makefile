@@ -4,7 +4,7 @@ SCENARIO ?= site
 VENV := .venv
 export PYTHON
 
-.PHONY: demo demo-down test test-fast molecule bench lint docs lock check-machine venv help
+.PHONY: browser demo demo-down test test-fast molecule bench lint docs lock check-machine venv help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -15,6 +15,11 @@ check-machine:
 venv:
 	@tools/bootstrap
 
+browser: ## a Chromium for the tests of the proxy's status page, from Debian's packages; needs root
+	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium-headless-shell; } \
+	    >/dev/null || echo "make: no Chromium could be installed: the tests that need one will say so" >&2
+
 demo: check-machine venv ## bring up the whole stack on this machine, and show a chat completion
 	@lab/lab demo
 
@@ -24,7 +29,7 @@ demo-down: venv ## remove every trace of the demo
 test-fast: venv ## lint and unit tests; no root
 	@$(VENV)/bin/python tools/run_checks.py fast
 
-test: check-machine venv ## everything that CI runs
+test: check-machine venv browser ## everything that CI runs
 	@$(VENV)/bin/python tools/run_checks.py all
 
 molecule: check-machine venv ## one scenario: make molecule SCENARIO=proxy

@@ -213,6 +213,9 @@ def check_ports(inventory: Inventory, _: Any) -> Iterator[str]:
                 # 0 means one per core, at most four: room for all four is kept.
                 for port in range(first, first + (workers or 4)):
                     users[port].append(f"proxy worker {port - first + 1}")
+                admin = inventory.get(host, "proxy_admin_port")
+                for port in range(admin, admin + (workers or 4)) if isinstance(admin, int) else ():
+                    users[port].append(f"the admin API of proxy worker {port - admin + 1}")
             if host == inventory.get(host, "proxy_store_host"):
                 store_port = inventory.get(host, "proxy_store_port")
                 if isinstance(store_port, int):
@@ -223,7 +226,10 @@ def check_ports(inventory: Inventory, _: Any) -> Iterator[str]:
                     users[int(engine["port"])].append(f"engine {engine.get('name')}")
         for port, names in sorted(users.items()):
             if len(names) > 1:
-                yield f"host {host}: port {port} is used by {' and '.join(names)}; give each a port of its own (vllm_engines[].port, proxy_port)"
+                yield (
+                    f"host {host}: port {port} is used by {' and '.join(names)}; give each a port of its own "
+                    "(vllm_engines[].port, proxy_port, proxy_admin_port, proxy_store_port)"
+                )
 
 
 def check_pools(inventory: Inventory, _: Any) -> Iterator[str]:
@@ -252,6 +258,14 @@ def check_keys(inventory: Inventory, _: Any) -> Iterator[str]:
             if problem not in told:
                 told.add(problem)
                 yield problem
+        length = len(str(inventory.get(host, "proxy_admin_key") or ""))
+        problem = (
+            f"proxy_admin_key has {length} characters and can be guessed: use at least {KEY_LENGTH_MIN}, "
+            "from `openssl rand -hex 32`, kept in the vault"
+        )
+        if 0 < length < KEY_LENGTH_MIN and problem not in told:
+            told.add(problem)
+            yield problem
 
 
 def check_models(inventory: Inventory, _: Any) -> Iterator[str]:

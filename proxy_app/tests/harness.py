@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from inference_proxy import server
 
 KEY = "alice-key-0123456789-0123456789-0123"
 SMALL_KEY = "bob-key-0123456789-0123456789-012345"
+ADMIN_KEY = "admin-key-0123456789-0123456789-0123"
 
 
 def sha256(key: str) -> str:
@@ -45,6 +47,8 @@ class Files:
     def __init__(self, directory: Path) -> None:
         self.config = directory / "config.yml"
         self.keys = directory / "keys.yml"
+        self.usage = directory
+        self.admin_port = 0
         self.drained = directory / "drained"
         self.drained.mkdir()
         self.write(self.keys, KEYS)
@@ -53,6 +57,11 @@ class Files:
         temporary = path.with_suffix(".new")
         temporary.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
         temporary.replace(path)
+
+    def admin(self) -> dict[str, Any]:
+        """Section `admin`, for a proxy that does not know its port: then this is all of the admin's."""
+        self.admin_port = free_port()
+        return {"port_offset": self.admin_port, "key_sha256": sha256(ADMIN_KEY)}
 
     def configure(self, *engines: Engine, **settings: Any) -> None:
         entries = [
@@ -64,6 +73,39 @@ class Files:
         self.write(self.config, {"engines": entries, "isolate_prefix_cache": False} | paths | settings)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Admin:
+    """An operator's view of it."""
+
+    def __init__(self, session: aiohttp.ClientSession, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._session = session
+
+    def request(self, method: str, path: str, key: str | None = ADMIN_KEY, **options: Any) -> Any:
+        headers = dict(options.pop("headers", {}))
+        if key is not None:
+            headers.setdefault("authorization", f"Bearer {key}")
+        return self._session.request(method, self.url + path, headers=headers, **options)
+
+    async def get(self, path: str) -> Any:
+        async with self.request("GET", path) as response:
+            assert response.status == 200, await response.text()
+            return await response.json()
+
+    async def metrics(self) -> dict[str, float]:
+        """Values by name and labels, as they are written."""
+        async with self.request("GET", "/metrics", key=None) as response:
+            assert response.status == 200
+            lines = (await response.text()).splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if line.startswith("inference_proxy_"))
+        return {name: float(value) for name, value in pairs}
+
+
 class Proxy:
     """A client's view of a running proxy."""
 
@@ -72,6 +114,7 @@ class Proxy:
         self.url = url
         self.port = int(url.rsplit(":", 1)[1])
         self.session = session
+        self.admin = Admin(session, files.admin_port)
 
     def post(
         self, path: str = "/v1/chat/completions", body: Any = None, key: str | None = KEY, **options: Any

@@ -8,14 +8,16 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from engine import WAIT_S, Call, Engine
-from harness import Files, Proxy
+from engine import COMPLETION, WAIT_S, Call, Engine
+from harness import ADMIN_KEY, Admin, Files, Proxy, free_port, sha256
+from inference_proxy.usage_store import read_usage, today
 
 pytestmark = pytest.mark.anyio
 
@@ -38,9 +40,8 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def running_process(files: Files, **environment: str) -> AsyncIterator[Process]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+async def running_process(files: Files, port: int = 0, **environment: str) -> AsyncIterator[Process]:
+    port = port or free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "inference_proxy", "serve", "--config", str(files.config),
         "--host", "127.0.0.1", "--port", str(port),
@@ -50,7 +51,7 @@ async def running_process(files: Files, **environment: str) -> AsyncIterator[Pro
     try:
         async with aiohttp.ClientSession() as session:
             running = Process(process, Proxy(files, f"http://127.0.0.1:{port}", session))
-            await running.line(message="Uvicorn running")
+            await running.line(message="Uvicorn running on http")
             yield running
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -147,3 +148,32 @@ async def test_it_does_not_start_with_a_bad_configuration(files: Files) -> None:
     _, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
     assert process.returncode == 2
     assert len(errors.splitlines()) == 2
+
+
+async def test_the_admin_listener_stays_to_the_end_and_usage_is_written(files: Files, engine: Engine) -> None:
+    go_on = asyncio.Event()
+
+    async def pause(call: Call) -> None:
+        await go_on.wait()
+        await call.answer(200, COMPLETION)
+
+    engine.script = pause
+    port, admin_port = free_port(), free_port()
+    admin = {"port_offset": admin_port - port, "key_sha256": sha256(ADMIN_KEY)}
+    files.configure(engine, admin=admin, usage={"directory": str(files.usage)})
+    async with running_process(files, port) as running:
+        view = Admin(running.proxy.session, admin_port)
+        waiting = asyncio.create_task(running.proxy.post().__aenter__())
+        await engine.next_call()
+        running.process.terminate()
+        await running.line(message="Waiting for connections to close")
+        metrics = await view.metrics()
+        assert metrics["inference_proxy_ready"] == 0
+        assert metrics['inference_proxy_engine_requests_in_flight{engine="host1:e"}'] == 1
+        go_on.set()
+        async with await waiting as response:
+            assert response.status == 200
+        assert await asyncio.wait_for(running.process.wait(), WAIT_S) == -signal.SIGTERM
+    (used,) = read_usage(files.usage, today() - timedelta(days=1), today())
+    assert (used.key, used.requests, used.completion_tokens) == ("alice", 1, 5)
+    assert list(files.usage.glob("usage-*")) == [files.usage / f"usage-{port}.sqlite"]

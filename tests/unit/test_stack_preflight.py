@@ -95,6 +95,25 @@ def test_an_engine_on_a_proxy_workers_port(inventory: dict[str, Any]) -> None:
     assert "port 9001 is used by proxy worker 2 and engine one" in problems(inventory)[0]
 
 
+def test_an_engine_on_the_port_of_an_admin_api(inventory: dict[str, Any]) -> None:
+    inventory["groups"]["proxy"] = ["engine1"]
+    inventory["hostvars"]["engine1"]["proxy_keys"] = inventory["hostvars"]["api1"]["proxy_keys"]
+    engine(inventory, port=9501)
+    assert "port 9501 is used by the admin API of proxy worker 2 and engine one" in problems(inventory)[0]
+
+
+@pytest.mark.parametrize("key", ["", "a" * 32])
+def test_an_admin_key_is_long_or_not_there(inventory: dict[str, Any], key: str) -> None:
+    inventory["hostvars"]["api1"]["proxy_admin_key"] = key
+    assert problems(inventory) == []
+
+
+def test_a_short_admin_key(inventory: dict[str, Any]) -> None:
+    inventory["hostvars"]["api1"]["proxy_admin_key"] = "a" * 31
+    (problem,) = problems(inventory)
+    assert "proxy_admin_key has 31 characters" in problem
+
+
 @pytest.mark.parametrize("length", [0, 31])
 def test_a_short_key_is_told_from_a_long_one_without_being_shown(inventory: dict[str, Any], length: int) -> None:
     inventory["hostvars"]["api1"]["proxy_keys"][0]["key"] = "s" * length

@@ -1,27 +1,37 @@
-"""Last step: what is left of a request is one line in the log. Never a prompt, a completion or a key."""
+"""Last step: what is left of a request is a line in the log, some numbers, and its owner's usage.
+
+Never a key; a prompt or a completion only where the configuration asks for it (`log_content`).
+"""
 
 import re
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from datetime import UTC, datetime
 
 import msgspec
 
 from .dialects import Dialect
 from .errors import Header
+from .metrics import OTHER, Metrics, Of, Sample, Values
+from .tracing import Trace
+from .usage_store import UsageStore, Used
 
 _USAGE = b'"usage":'
 _PROMPT = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
 _COMPLETION = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
 _TAIL_CHUNKS = 4
 _TAIL_BYTES = 8192
+# Of a prompt and of a completion, each, where they are logged at all.
+_CONTENT_BYTES = 32 * 1024
+_CONTENT_CHUNKS = 4096
 
 
-class Exchange(msgspec.Struct):
+class Exchange(msgspec.Struct, eq=False):
     """What the steps find out about one request: for its answer, for settling and for the log.
 
-    `model` is the client's name of it; `notices` are headers that its answer gets besides the engine's own.
+    `model` is the client's name of it, `served` the one that engines know; `notices` are headers that its
+    answer gets besides the engine's own; `queue_s` is how long it took to be admitted, None if it was not.
     """
 
     request_id: str
@@ -30,18 +40,28 @@ class Exchange(msgspec.Struct):
     dialect: Dialect = Dialect.CHAT
     notices: tuple[Header, ...] = ()
     key: str | None = None
+    owner: str | None = None
+    endpoint_class: str | None = None
     model: str | None = None
+    served: str | None = None
     engine: str | None = None
+    queue_s: float | None = None
+    retries: int = 0
     status: int = 0
     stream: bool = False
     outcome: str = "ok"
     bytes_out: int = 0
-    queued_s: float = 0.0  # in the proxy's own line
-    retries: int = 0
     started: float = msgspec.field(default_factory=time.perf_counter)
     first_byte: float | None = None
     # The last chunks by reference: finding usage costs nothing until the end.
     tail: deque[bytes] = msgspec.field(default_factory=lambda: deque(maxlen=_TAIL_CHUNKS))
+    prompt: bytes | None = None
+    trace: Trace | None = None
+
+    def keep_content(self, prompt: bytes) -> None:
+        """Have prompt and completion logged, the latter from its end backwards if it is long."""
+        self.prompt = prompt[:_CONTENT_BYTES]
+        self.tail = deque(maxlen=_CONTENT_CHUNKS)
 
     def headers(self) -> list[Header]:
         """What each answer says besides its own: the request's id, by the names that clients look for."""
@@ -68,32 +88,105 @@ def usage(end: bytes) -> tuple[int | None, int | None]:
     return int(prompt[1]) if prompt else None, int(completion[1]) if completion else None
 
 
-def account(exchange: Exchange) -> None:
-    """Write the access log line of a finished request to stdout."""
-    now = time.perf_counter()
-    prompt_tokens, completion_tokens = exchange.usage()
-    first = exchange.first_byte
-    write_line(
-        {
-            "event": "request",
-            "request_id": exchange.request_id,
-            "key": exchange.key,
-            "method": exchange.method,
-            "path": exchange.path[:256],
-            "model": exchange.model and exchange.model[:256],
-            "engine": exchange.engine,
-            "status": exchange.status,
-            "stream": exchange.stream,
-            "retries": exchange.retries,
-            "queue_ms": round(exchange.queued_s * 1000, 2),
-            "ttft_ms": None if first is None else round((first - exchange.started) * 1000, 2),
-            "duration_ms": round((now - exchange.started) * 1000, 2),
-            "bytes": exchange.bytes_out,
-            "outcome": exchange.outcome,
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-        }
+class Accounts:
+    """The requests of a worker: those that run, and what remains of those that have ended."""
+
+    def __init__(self, metrics: Metrics, usage: UsageStore) -> None:
+        self._metrics = metrics
+        self._usage = usage
+        self._open: set[Exchange] = set()
+        metrics.watch("requests_in_flight", "Requests that run or wait.", Of._fields, self._in_flight)
+
+    def open(self, exchange: Exchange) -> None:
+        self._open.add(exchange)
+
+    def close(self, exchange: Exchange) -> None:
+        """Account for a request that has ended, whether or not it was opened here."""
+        self._open.discard(exchange)
+        now = time.perf_counter()
+        prompt_tokens, completion_tokens = exchange.usage()
+        first_s = None if exchange.first_byte is None else exchange.first_byte - exchange.started
+        duration_s = now - exchange.started
+        gap_s = None
+        if exchange.stream and exchange.first_byte is not None and (completion_tokens or 0) > 1:
+            # The first byte is the first token's. A mean: reading the clock for each chunk would cost more.
+            gap_s = (now - exchange.first_byte) / ((completion_tokens or 0) - 1)
+        sample = Sample(
+            exchange.status,
+            exchange.outcome,
+            prompt_tokens,
+            completion_tokens,
+            exchange.queue_s,
+            first_s if exchange.stream else None,
+            gap_s,
+            duration_s,
+            exchange.retries,
+        )
+        self._metrics.record(_of(exchange), sample)
+        if exchange.key is not None:
+            self._usage.add(_used(exchange, sample))
+        if exchange.trace is not None:
+            exchange.trace.end(exchange, sample)
+        write_line(_line(exchange, sample, first_s))
+
+    def _in_flight(self) -> Values:
+        return Counter(_of(exchange) for exchange in self._open).items()
+
+
+def _of(exchange: Exchange) -> Of:
+    return Of(
+        exchange.owner or OTHER,
+        exchange.served or OTHER,
+        exchange.engine or OTHER,
+        exchange.endpoint_class or OTHER,
     )
+
+
+def _used(exchange: Exchange, sample: Sample) -> Used:
+    return Used(
+        "",
+        exchange.key or OTHER,
+        exchange.owner or OTHER,
+        exchange.served or OTHER,
+        1,
+        int(sample.code not in ("ok", "client_gone")),
+        sample.prompt_tokens or 0,
+        sample.completion_tokens or 0,
+    )
+
+
+def _line(exchange: Exchange, sample: Sample, first_s: float | None) -> dict[str, object]:
+    line: dict[str, object] = {
+        "event": "request",
+        "request_id": exchange.request_id,
+        "key": exchange.key,
+        "owner": exchange.owner,
+        "method": exchange.method,
+        "path": exchange.path[:256],
+        "class": exchange.endpoint_class,
+        "model": exchange.model and exchange.model[:256],
+        "served_model": exchange.served,
+        "engine": exchange.engine,
+        "status": exchange.status,
+        "stream": exchange.stream,
+        "queue_ms": _ms(exchange.queue_s),
+        "ttft_ms": _ms(first_s),
+        "duration_ms": _ms(sample.duration_s),
+        "bytes": exchange.bytes_out,
+        "outcome": exchange.outcome,
+        "retries": exchange.retries,
+        "prompt_tokens": sample.prompt_tokens,
+        "completion_tokens": sample.completion_tokens,
+    }
+    if exchange.prompt is not None:
+        answer = b"".join(exchange.tail)[-_CONTENT_BYTES:]
+        line["prompt"] = exchange.prompt.decode(errors="replace")
+        line["completion"] = answer.decode(errors="replace")
+    return line
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 2)
 
 
 def write_line(record: dict[str, object]) -> None:

@@ -19,7 +19,8 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from . import __version__, openapi
-from .account import Exchange, account
+from .account import Exchange
+from .admin_server import AdminServer
 from .authenticate import authenticate
 from .catalogue import find_model, list_models
 from .config import Answer, EndpointClass
@@ -46,6 +47,7 @@ class Proxy:
         self._config_path = config_path
         self._pipeline: Pipeline | None = None
         self._limits = Limits(lambda: state.settings.config.limits)
+        self.admin = AdminServer(state)
         self._starlette = Starlette(
             routes=[
                 Route("/health/live", self._live),
@@ -70,8 +72,11 @@ class Proxy:
         exchange = Exchange(_request_id(scope), scope["method"], path)
         endpoint = self.state.settings.endpoints.find(path)
         if endpoint is None:
-            await self._refuse(exchange, ApiError(404, "not_found", "There is nothing at this path."), send)
-        elif scope["method"] not in endpoint.methods:
+            return await self._refuse(
+                exchange, ApiError(404, "not_found", "There is nothing at this path."), send
+            )
+        exchange.endpoint_class = endpoint.kind.value
+        if scope["method"] not in endpoint.methods:
             exchange.dialect = endpoint.dialect
             await self._refuse(exchange, _wrong_method(path, endpoint), send)
         elif endpoint.kind is EndpointClass.CATALOGUE:
@@ -84,7 +89,7 @@ class Proxy:
     async def _refuse(self, exchange: Exchange, error: ApiError, send: Send) -> None:
         exchange.status, exchange.outcome = error.status, error.code or "error"
         await refuse(send, error, exchange)
-        account(exchange)
+        self.state.accounts.close(exchange)
 
     async def _cold(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         async def noting(message: Message) -> None:
@@ -99,20 +104,23 @@ class Proxy:
         try:
             await self._starlette(scope, receive, noting)
         finally:
-            account(exchange)
+            self.state.accounts.close(exchange)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with Upstream() as upstream, self._limits as limits:
             poller = Poller(self.state.fleet, upstream)
             await poller.start()
+            await self.admin.follow()
 
-            def follow() -> None:
+            async def follow() -> None:
                 poller.follow()
                 limits.follow()
+                await self.admin.follow_or_stay()
 
             watcher = Watcher(self._config_path, self.state, follow)
             watching = asyncio.create_task(watcher.run())
+            self.state.usage.start()
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, watcher.poke)
             self._pipeline = Pipeline(self.state, upstream, limits)
@@ -123,13 +131,17 @@ class Proxy:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
                 await poller.stop()
+                await self.admin.close()
+                await self.state.usage.close()
+                await self.state.tracing.close()
 
     async def _answer_ourselves(self, request: Request) -> Response:
         """Endpoints for which no engine is asked."""
         endpoint: Endpoint = request.scope["row"]
         settings = self.state.settings
         key = authenticate(request.scope, settings.keys, settings.config.trusted_proxies)
-        request.scope["exchange"].key = key.name
+        exchange: Exchange = request.scope["exchange"]
+        exchange.key, exchange.owner = key.name, key.owner
         if endpoint.answer is not None:
             return _fixed(endpoint.answer)
         if endpoint.path == OPENAPI.path:

@@ -53,6 +53,9 @@ class KeyRing:
         key = self._by_digest.get(digest, _NOBODY)
         return key if hmac.compare_digest(digest, key.sha256) else None
 
+    def owners(self) -> frozenset[str]:
+        return frozenset(key.owner for key in self._by_digest.values())
+
 
 # Compared like any other, and no hash has such digits.
 _NOBODY = Key("", "-" * 64, frozenset(), "", "", "")

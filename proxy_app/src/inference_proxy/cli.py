@@ -1,16 +1,20 @@
-"""The command line: `inference-proxy serve`, `check-config`, `check-keys`, `keys`."""
+"""The command line: `inference-proxy serve`, `check-config`, `check-keys`, `keys`, `usage`."""
 
 import argparse
 import signal
+import sqlite3
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from . import __version__, keys_file, logs
 from .config import ConfigError, load_config, load_keys
 from .server import make_server
+from .usage_store import Used, default_since, read_usage, today
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _serve(options)
         if options.command == "keys":
             return _keys(options)
+        if options.command == "usage":
+            return _usage(options)
         load = load_config if options.command == "check-config" else load_keys
         load(options.path)
     except OSError as error:
@@ -56,6 +62,26 @@ def _keys(options: argparse.Namespace) -> int:
 _KEY_FIELDS = ("name", "owner", "models", "priority", "expires", "cidrs")
 
 
+def _usage(options: argparse.Namespace) -> int:
+    config = load_config(options.config)
+    if config.usage is None:
+        raise ConfigError([f"{options.config}: usage: missing, so workers count nothing"])
+    until = options.until or today()
+    since = options.since or default_since(until)
+    try:
+        rows = read_usage(config.usage.directory, since, until, options.key)
+    except (OSError, sqlite3.Error) as error:
+        print(f"usage cannot be read from {config.usage.directory}: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(msgspec.json.encode(rows).decode())
+        return 0
+    print(*Used.__struct_fields__, sep="\t")
+    for row in rows:
+        print(*msgspec.structs.astuple(row), sep="\t")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inference-proxy", description="The API tier in front of vLLM engines."
@@ -66,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", type=Path, required=True, help="path of config.yml")
     serve.add_argument("--host", required=True, help="address to listen on")
     serve.add_argument("--port", type=int, required=True)
+    usage = commands.add_parser(
+        "usage", help="what was used by day (UTC), key and model, of all workers of this host"
+    )
+    usage.add_argument("--config", type=Path, required=True, help="path of config.yml")
+    usage.add_argument("--since", type=date.fromisoformat, help="first day, such as 2026-11-01; 30 days back")
+    usage.add_argument("--until", type=date.fromisoformat, help="last day; today")
+    usage.add_argument("--key", help="a key's name; all keys")
+    usage.add_argument("--json", action="store_true", help="JSON instead of columns between tabs")
     for name, what in (
         ("check-config", "config.yml, without the keys file that it names"),
         ("check-keys", "a keys file"),

@@ -7,7 +7,7 @@ import time
 
 from starlette.types import Receive, Scope, Send
 
-from .account import Exchange, account
+from .account import Exchange
 from .admit import Gate
 from .authenticate import authenticate
 from .clocks import Clocks, limit_s
@@ -82,6 +82,7 @@ class _Request:
 
     async def run(self) -> None:
         self._state.guards.add(self._guard)
+        self._state.accounts.open(self._exchange)
         try:
             with self._guard:
                 await self._steps()
@@ -104,17 +105,23 @@ class _Request:
             await self._end(ApiError(500, "internal_error", "The proxy failed to handle this request."))
         finally:
             self._state.guards.discard(self._guard)
-            account(self._exchange)
+            self._state.accounts.close(self._exchange)
 
     async def _steps(self) -> None:
         exchange, endpoint = self._exchange, self._endpoint
 
         key = authenticate(self._scope, self._settings.keys, self._settings.config.trusted_proxies)
-        exchange.key = key.name
+        exchange.key, exchange.owner = key.name, key.owner
+        if self._state.tracing.on:
+            exchange.trace = self._state.tracing.begin(
+                self._headers, endpoint.upstream_path, exchange.started
+            )
 
         body = await read_body(self._receive, self._headers.get("content-length"), endpoint.body_limit_bytes)
         asked = validate(endpoint, key, self._headers, body)
         exchange.model, exchange.stream = asked.model, asked.stream
+        if self._settings.config.log_content:
+            exchange.keep_content(body)
 
         self._guard.watch(self._receive, self._client)
         await self._serve(asked)
@@ -127,6 +134,9 @@ class _Request:
         for model in line:
             job = prepare(asked, model, settings.config, self._headers, exchange.request_id)
             exchange.notices = (*named.headers, *job.notices)
+            exchange.served = model.name
+            if exchange.trace is not None:
+                job.headers.update(exchange.trace.headers)
             if model is not named.model:
                 exchange.notices += ((b"x-fallback-model", model.name.encode()),)
             self._has_standin = model is not line[-1]
@@ -144,7 +154,7 @@ class _Request:
         try:
             place = await self._state.queues.enter(job, config)
         finally:
-            exchange.queued_s += time.perf_counter() - came
+            exchange.queue_s = time.perf_counter() - came
         try:
             await self._relay_from(place, job, model)
         finally:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from .config import ConfigError
@@ -22,7 +22,7 @@ class Watcher:
     again until it can.
     """
 
-    def __init__(self, path: Path, state: State, changed: Callable[[], None]) -> None:
+    def __init__(self, path: Path, state: State, changed: Callable[[], Awaitable[None]]) -> None:
         self._path = path
         self._state = state
         self._changed = changed
@@ -64,7 +64,7 @@ class Watcher:
             return
         state.apply(settings)
         state.config_error = None
-        self._changed()
+        await self._changed()
         log.info("configuration loaded: %d engines", len(settings.config.engines))
 
     def _look(self) -> tuple[_Signature, _Signature]:

@@ -46,7 +46,7 @@ class Server(uvicorn.Server):
 
 def make_server(config_path: Path, host: str, port: int) -> Server:
     """Raises ConfigError when the configuration cannot be used."""
-    state = State(Settings.load(config_path))
+    state = State(Settings.load(config_path), port)
     config = uvicorn.Config(
         Proxy(config_path, state),
         host=host,

@@ -1,15 +1,21 @@
 """What the proxy knows at this moment. Requests take one `settings` and keep it to their end."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from .account import Accounts
 from .authenticate import KeyRing
 from .catalogue import Catalogue
 from .config import Config, ConfigError, KeyConfig, list_drained, load_config, load_keys
 from .endpoints import Endpoints
 from .fleet import Fleet
 from .guard import Guard, Reason
+from .metrics import Metrics, Values
 from .queue import Queues
+from .tracing import Tracing
+from .usage_store import UsageStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +41,38 @@ def _check_priorities(config: Config, keys: tuple[KeyConfig, ...]) -> None:
         raise ConfigError([where.format(key.name, key.priority) for key in strays])
 
 
+View = Callable[[], list[dict[str, Any]]]
+"""Rows for the admin API and the status page: flat, of JSON's values, all with the same names."""
+
+
 class State:
-    def __init__(self, settings: Settings) -> None:
+    """`worker` is the port by which a worker of a host is known. Who has something to show (queues, limits)
+    puts it into `views`, by the name that it has in the admin API."""
+
+    def __init__(self, settings: Settings, worker: int = 0) -> None:
+        self.worker = worker
         self.fleet = Fleet()
         self.queues = Queues(self.fleet)
         self.guards: set[Guard] = set()
+        self.metrics = Metrics()
+        self.usage = UsageStore(str(worker))
+        self.tracing = Tracing()
+        self.accounts = Accounts(self.metrics, self.usage)
+        self.views: dict[str, View] = {}
         self.stopping = False
         self.config_error: str | None = None
+        self._publish()
         self.apply(settings)
 
     def apply(self, settings: Settings) -> None:
         self.settings = settings
-        self.fleet.configure(settings.config)
+        config = settings.config
+        self.fleet.configure(config)
+        self.usage.follow(config.usage)
+        self.tracing.follow(config.traces)
+        self.metrics.keep(
+            settings.keys.owners(), config.model_names(), frozenset(e.id for e in config.engines)
+        )
         self.look_for_drained()
 
     def look_for_drained(self) -> None:
@@ -59,3 +85,24 @@ class State:
 
     def ready(self) -> bool:
         return not self.stopping and any(engine.serves for engine in self.fleet.engines)
+
+    def _publish(self) -> None:
+        """What is to be read from here at each scrape."""
+        watch, fleet = self.metrics.watch, self.fleet
+        watch("ready", "1 where requests can be served.", (), lambda: [((), self.ready())])
+        watch(
+            "config_refused",
+            "1 while a file on disk cannot be used and an older one is.",
+            (),
+            lambda: [((), self.config_error is not None)],
+        )
+        watch(
+            "engine_requests_in_flight",
+            "Requests that an engine has from this worker.",
+            ("engine",),
+            lambda: [((engine.id,), engine.in_flight) for engine in fleet.engines],
+        )
+        watch("engine_state", "1 for the state an engine is in.", ("engine", "state"), self._engine_states)
+
+    def _engine_states(self) -> Values:
+        return [((engine.id, engine.state), 1) for engine in self.fleet.engines]

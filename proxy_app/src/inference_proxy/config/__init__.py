@@ -7,6 +7,7 @@ from .health import Health, Retries
 from .keys import KeyConfig
 from .limits import KeyLimits, Limits, LimitsConfig, StoreConfig
 from .networks import IpAddress, IpNetwork
+from .observing import AdminConfig, TracesConfig, UsageConfig
 from .paths import Answer, CustomEndpoint, EndpointClass
 from .priorities import PriorityClass
 from .queue import Queue
@@ -15,6 +16,7 @@ from .timeouts import Timeouts, TotalLimits
 from .types import ConfigError
 
 __all__ = [
+    "AdminConfig",
     "Answer",
     "Config",
     "ConfigError",
@@ -38,6 +40,8 @@ __all__ = [
     "StoreConfig",
     "Timeouts",
     "TotalLimits",
+    "TracesConfig",
+    "UsageConfig",
     "list_drained",
     "load_config",
     "load_keys",

@@ -13,6 +13,7 @@ from .health import Health, Retries
 from .keys import KeyConfig, KeyFile
 from .limits import LimitsConfig
 from .networks import Network
+from .observing import AdminConfig, TracesConfig, UsageConfig
 from .paths import CustomEndpoint, Version
 from .priorities import DEFAULT_PRIORITIES, PriorityClass
 from .queue import Queue
@@ -58,6 +59,12 @@ class Config(Strict):
         default=("v1",), min_length=1, description="Prefixes of the API's paths."
     )
     custom_endpoints: tuple[CustomEndpoint, ...] = Field(default=(), description="Operators' own paths.")
+    admin: AdminConfig | None = None
+    usage: UsageConfig | None = None
+    traces: TracesConfig | None = None
+    log_content: bool = Field(
+        default=False, description="Access lines hold prompts and completions too, up to 32 KiB of each."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -75,11 +82,15 @@ class Config(Strict):
         for size in (MEDIUM, *(model.size for model in self.models)):
             if size not in self.timeouts.size_factors:
                 raise ValueError(f"timeouts.size_factors lacks {size!r}, the size of a model")
-        served = frozenset(name for engine in self.engines for name in engine.models)
+        served = self.model_names()
         check_names(self.models, served)
         if strays := sorted(self.limits.models.keys() - served):
             raise ValueError(f"limits.models names {', '.join(strays)}, which no engine serves")
         return self
+
+    def model_names(self) -> frozenset[str]:
+        """All names under which engines serve a model."""
+        return frozenset(name for engine in self.engines for name in engine.models)
 
 
 _CONFIG = TypeAdapter(Config)

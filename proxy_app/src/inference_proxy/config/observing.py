@@ -1,0 +1,52 @@
+"""Sections `admin`, `usage` and `traces`: how the proxy is looked at."""
+
+import importlib
+from typing import Annotated
+
+from pydantic import Field, PositiveInt, model_validator
+
+from .types import AbsolutePath, Name, Strict
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class AdminConfig(Strict):
+    """A listener of its own. Everything there needs its key, but for /metrics on a loopback connection."""
+
+    address: str = Field(
+        default="127.0.0.1", description="Loopback, or a private address that monitoring can reach."
+    )
+    port_offset: int = Field(
+        default=500,
+        gt=-65536,
+        lt=65536,
+        description="Its port is the worker's own and this many: so every worker of a host has one.",
+    )
+    key_sha256: Digest | None = Field(
+        default=None, description="Hash of the admin key, in hex. Without it only /metrics can be had."
+    )
+
+
+class UsageConfig(Strict):
+    directory: AbsolutePath = Field(description="A directory that workers may write to.")
+    retention_days: PositiveInt = Field(default=400, description="Days that usage is kept.")
+
+
+class TracesConfig(Strict):
+    """Traces, sent by OTLP. Needs the packages of the extra `otel`."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://\S+$")] = Field(
+        description="Where OTLP over HTTP is taken, such as http://127.0.0.1:4318/v1/traces."
+    )
+    sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="Share of requests without a traceparent that are traced."
+    )
+    service_name: Name = Field(default="inference-proxy", description="The service's name in traces.")
+
+    @model_validator(mode="after")
+    def _can_be_sent(self) -> "TracesConfig":
+        try:
+            importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+        except ImportError as error:
+            raise ValueError(f"{error}: install the extra `otel` (requirements-otel.txt)") from error
+        return self
