@@ -150,17 +150,6 @@ def test_a_breaker_cools_down_first() -> None:
     assert (breaker.phase, breaker.failures, breaker.reason) == (Phase.CLOSED, 0, "")
 
 
-def test_orders_and_markers_drain_apart() -> None:
-    fleet = a_fleet({}, {})
-    assert fleet.drain("host1:e").state == "drained"
-    fleet.set_drained(frozenset({"host1:e", "host2:e"}))
-    assert fleet.undrain("host1:e").state == "drained", "the marker is still there"
-    fleet.set_drained(frozenset())
-    assert [view.state for view in fleet.snapshot()] == ["serving", "serving"]
-    with pytest.raises(LookupError, match="host1:e, host2:e"):
-        fleet.drain("host3:e")
-
-
 # Retries.
 
 

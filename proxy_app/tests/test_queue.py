@@ -275,7 +275,7 @@ async def test_when_the_last_engine_goes_nobody_waits_for_it() -> None:
     desk = Desk(ONE)
     place = await desk.task()
     task = await desk.waiting()
-    desk.fleet.drain("host1:e")
+    desk.fleet.set_drained(frozenset({"host1:e"}))
     (refused,) = await settled(task)
     assert isinstance(refused, Unavailable)
     assert refused.code == "model_unavailable"
@@ -284,10 +284,10 @@ async def test_when_the_last_engine_goes_nobody_waits_for_it() -> None:
 
 async def test_an_engine_that_comes_back_is_used_at_once() -> None:
     desk = Desk(ONE, ONE)
-    desk.fleet.drain("host2:e")
+    desk.fleet.set_drained(frozenset({"host2:e"}))
     place = await desk.task()
     task = await desk.waiting()
-    desk.fleet.undrain("host2:e")
+    desk.fleet.set_drained(frozenset())
     assert (await task).engine.id == "host2:e"
     place.leave()
 

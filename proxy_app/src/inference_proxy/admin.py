@@ -156,14 +156,8 @@ class Admin:
         return [self._describe(engine) for engine in self._state.fleet.engines]
 
     def _describe(self, engine: Engine) -> dict[str, Any]:
-        return {
-            "id": engine.id,
-            "url": engine.url,
-            "models": sorted(engine.models),
-            "state": engine.state,
-            "in_flight": engine.in_flight,
-            "drained_because": why_drained(self._state.settings.config.drained_dir, engine.id),
-        }
+        because = why_drained(self._state.settings.config.drained_dir, engine.id)
+        return msgspec.structs.asdict(engine.view()) | {"drained_because": because}
 
     def _changed(self, request: Request, engine: Engine) -> Response:
         if request.headers.get("content-type") == _FORM:

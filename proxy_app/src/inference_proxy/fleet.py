@@ -120,8 +120,7 @@ class Fleet:
         self.engines: list[Engine] = []
         self.now = clock
         self.freed: Callable[[], None] = lambda: None  # to be called when an engine may have room again
-        self._marked: frozenset[str] = frozenset()
-        self._ordered: set[str] = set()
+        self._drained: frozenset[str] = frozenset()
 
     def configure(self, config: Config) -> None:
         """Take over new settings. Engines that stay keep their counts and what is known of them."""
@@ -133,50 +132,23 @@ class Fleet:
             engine.configure(entry, config.queue.max_in_flight)
             engines.append(engine)
         self.engines = engines
-        self._ordered &= {engine.id for engine in engines}
         self._apply_drained()
-
-    # Taking engines out.
 
     def set_drained(self, ids: frozenset[str]) -> None:
-        """Those with a marker file."""
-        if ids != self._marked:
-            self._marked = ids
+        """Those that get no new requests; requests in flight go on."""
+        if ids != self._drained:
+            self._drained = ids
             self._apply_drained()
-
-    def drain(self, engine_id: str) -> EngineView:
-        """Give it no new requests; those in flight go on, and the view counts them. Holds in this worker,
-        until undrain() or its end. Raises LookupError."""
-        engine = self._find(engine_id)
-        self._ordered.add(engine_id)
-        self._apply_drained()
-        return engine.view()
-
-    def undrain(self, engine_id: str) -> EngineView:
-        """Take drain() back. With a marker file it stays drained, as the view says. Raises LookupError."""
-        engine = self._find(engine_id)
-        self._ordered.discard(engine_id)
-        self._apply_drained()
-        return engine.view()
-
-    def _find(self, engine_id: str) -> Engine:
-        for engine in self.engines:
-            if engine.id == engine_id:
-                return engine
-        raise LookupError(f"no engine {engine_id!r}: there are {', '.join(e.id for e in self.engines)}")
 
     def _apply_drained(self) -> None:
         for engine in self.engines:
-            engine.drained = engine.id in self._marked or engine.id in self._ordered
+            engine.drained = engine.id in self._drained
         self.freed()
 
     # Who is there.
 
     def models(self) -> list[str]:
         return sorted({model for engine in self.engines for model in engine.models})
-
-    def snapshot(self) -> list[EngineView]:
-        return [engine.view() for engine in self.engines]
 
     def serving(self, model: str, pool: str | None) -> list[Engine]:
         """Engines in service for such requests, with room or without: those of the pool (None: of no pool),

@@ -70,7 +70,10 @@ HEADERS = {
     "referrer-policy": "same-origin",
 }
 
-_ENGINE_COLUMNS = ("engine", "state", "requests", "models", "address", "drained because", "")
+_ENGINE_COLUMNS = (
+    "engine", "state", "because", "requests", "tokens", "runs there", "waits there", "KV cache", "models",
+    "address", "",
+)  # fmt: skip
 _LATENCY_COLUMNS = (
     "model", "requests", "queue p50", "p95", "first token p50", "p95", "between tokens p50", "p95",
     "whole request p50", "p95",
@@ -147,10 +150,12 @@ def _engine_row(engine: Mapping[str, Any]) -> str:
     return (
         f'<tr><th scope="row">{name}</th>'
         f'<td><span class="{mood}">{escape(engine["state"])}</span></td>'
+        f"<td>{escape(engine['drained_because'] or engine['reason'])}</td>"
         f'<td class="number">{engine["in_flight"]}</td>'
+        f'<td class="number">{engine["outstanding_tokens"]}</td>'
+        f"{_cell(engine['running'])}{_cell(engine['waiting'])}{_cell(engine['kv_cache_usage'])}"
         f"<td>{escape(', '.join(engine['models']))}</td>"
         f"<td>{escape(engine['url'])}</td>"
-        f"<td>{escape(engine['drained_because'] or '')}</td>"
         f'<td><form method="post" action="{target}">'
         f'<button id="button-{name}" aria-label="{action} {name}">{action}</button></form></td></tr>'
     )
