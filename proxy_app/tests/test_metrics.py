@@ -74,7 +74,7 @@ async def test_in_flight_clocks_and_refusals(owned: Files, engine: Engine) -> No
 
     engine.script = never
     async with running_proxy(owned) as proxy:
-        late = asyncio.create_task(proxy.post().__aenter__())
+        late = asyncio.create_task(proxy.post(body={"stream": True}).__aenter__())
         await engine.next_call()
         during = await proxy.admin.metrics()
         async with await late as response:

@@ -31,7 +31,8 @@ class Exchange(msgspec.Struct, eq=False):
     """What the steps find out about one request: for its answer, for settling and for the log.
 
     `model` is the client's name of it, `served` the one that engines know; `notices` are headers that its
-    answer gets besides the engine's own; `queue_s` is how long it took to be admitted, None if it was not.
+    answer gets besides the engine's own; `queue_s` is how long it stood in line, None if it did not come to
+    that; `used` are the tokens of prompt and answer that it counts for, once it has ended.
     """
 
     request_id: str
@@ -47,6 +48,7 @@ class Exchange(msgspec.Struct, eq=False):
     engine: str | None = None
     queue_s: float | None = None
     retries: int = 0
+    used: tuple[int, int] = (0, 0)
     status: int = 0
     stream: bool = False
     outcome: str = "ok"
@@ -143,6 +145,7 @@ def _of(exchange: Exchange) -> Of:
 
 
 def _used(exchange: Exchange, sample: Sample) -> Used:
+    prompt_tokens, completion_tokens = exchange.used
     return Used(
         "",
         exchange.key or OTHER,
@@ -150,8 +153,8 @@ def _used(exchange: Exchange, sample: Sample) -> Used:
         exchange.served or OTHER,
         1,
         int(sample.code not in ("ok", "client_gone")),
-        sample.prompt_tokens or 0,
-        sample.completion_tokens or 0,
+        prompt_tokens,
+        completion_tokens,
     )
 
 

@@ -47,6 +47,13 @@ class Proxy:
         self._config_path = config_path
         self._pipeline: Pipeline | None = None
         self._limits = Limits(lambda: state.settings.config.limits)
+        state.views["limits"] = self._limits.rows
+        state.metrics.watch(
+            "limits_store_away",
+            "1 while a store of limits is configured and does not answer.",
+            (),
+            lambda: [((), self._limits.store_away)],
+        )
         self.admin = AdminServer(state)
         self._starlette = Starlette(
             routes=[

@@ -50,7 +50,7 @@ class Sample(NamedTuple):
     """A request that has ended.
 
     Seconds, or None where there is nothing to measure: `first_token_s` and `gap_s` (the mean time between two
-    tokens) of streams only, `queue_s` of what was admitted.
+    tokens) of streams only, `queue_s` of what came to the line.
     """
 
     status: int
@@ -226,7 +226,7 @@ class _Page(Collector):
         yield self._histogram(
             "inter_token_seconds", "A stream's mean time between two tokens.", lambda s: s.gap
         )
-        yield self._histogram("queue_seconds", "Time to be admitted.", lambda s: s.queue)
+        yield self._histogram("queue_seconds", "Time in line for an engine.", lambda s: s.queue)
         yield self._histogram(
             "request_duration_seconds", "From a request's arrival to its end.", lambda s: s.duration
         )

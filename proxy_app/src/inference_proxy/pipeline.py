@@ -20,7 +20,6 @@ from .limits import Limits
 from .outgoing import Job, prepare
 from .queue import Place
 from .relay import Relay
-from .retry import RetryBudget
 from .server_protocol import client_of
 from .state import State
 from .upstream import Answer, ConnectTimeout, EngineLost, EngineUnreachable, Upstream
@@ -41,8 +40,7 @@ class Pipeline:
     def __init__(self, state: State, upstream: Upstream, limits: Limits) -> None:
         self.state = state
         self.upstream = upstream
-        self.gate = Gate(limits)
-        self.retries = RetryBudget(state.settings.config.retries)
+        self.gate = Gate(limits, state.queues)
 
     async def __call__(
         self, endpoint: Endpoint, exchange: Exchange, scope: Scope, receive: Receive, send: Send
@@ -63,7 +61,6 @@ class _Request:
         self._state = pipeline.state
         self._upstream = pipeline.upstream
         self._gate = pipeline.gate
-        self._retries = pipeline.retries
         self._settings = pipeline.state.settings
         self._endpoint = endpoint
         self._exchange = exchange
@@ -134,31 +131,18 @@ class _Request:
         for model in line:
             job = prepare(asked, model, settings.config, self._headers, exchange.request_id)
             exchange.notices = (*named.headers, *job.notices)
-            exchange.served = model.name
+            exchange.served, exchange.engine = model.name, None
             if exchange.trace is not None:
                 job.headers.update(exchange.trace.headers)
             if model is not named.model:
                 exchange.notices += ((b"x-fallback-model", model.name.encode()),)
             self._has_standin = model is not line[-1]
             try:
-                async with self._gate.admit(job, exchange):
-                    return await self._run(job, model)
+                async with self._gate.admit(job, exchange, settings.config) as place:
+                    return await self._relay_from(place, job, model)
             except Unavailable:
                 if not self._has_standin:
                     raise
-
-    async def _run(self, job: Job, model: ModelConfig) -> None:
-        exchange, config = self._exchange, self._settings.config
-        self._retries.earn(config.retries)
-        came = time.perf_counter()
-        try:
-            place = await self._state.queues.enter(job, config)
-        finally:
-            exchange.queue_s = time.perf_counter() - came
-        try:
-            await self._relay_from(place, job, model)
-        finally:
-            place.leave()
 
     async def _relay_from(self, place: Place, job: Job, model: ModelConfig) -> None:
         """At the engine of the place, or at another one as long as the client has seen nothing.
@@ -166,6 +150,7 @@ class _Request:
         A request that reached the first engine may be computed twice; it changes nothing there.
         """
         retries = self._settings.config.retries
+        self._state.retries.earn(retries)
         for left in range(retries.attempts - 1, -1, -1):
             engine = self._engine = place.engine
             self._exchange.engine = engine.id
@@ -226,7 +211,7 @@ class _Request:
         if asked.isdigit():
             engine.rests_until = self._state.fleet.now() + min(int(asked), _LONGEST_REST_S)
         other = self._state.queues.elsewhere(job, self._settings.config, engine, room=True)
-        if left and other is not None and self._retries.spend():
+        if left and other is not None and self._state.retries.spend():
             return other
         if self._has_standin:
             raise Unavailable("model_saturated", f"The engines of '{job.model}' are full.", retry_after_s=1)
@@ -242,7 +227,7 @@ class _Request:
         other = self._state.queues.elsewhere(job, self._settings.config, engine, room=False)
         if other is None and engine.serves:
             other = engine
-        if left and other is not None and self._retries.spend():
+        if left and other is not None and self._state.retries.spend():
             return other
         if self._has_standin:
             raise Unavailable(

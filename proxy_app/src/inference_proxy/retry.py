@@ -8,14 +8,14 @@ class RetryBudget:
     the engines' load and no more, after the `burst` that quiet times have saved up."""
 
     def __init__(self, retries: Retries) -> None:
-        self._saved = float(retries.burst)
+        self.saved = float(retries.burst)
 
     def earn(self, retries: Retries) -> None:
-        self._saved = min(float(retries.burst), self._saved + retries.share)
+        self.saved = min(float(retries.burst), self.saved + retries.share)
 
     def spend(self) -> bool:
         """False: there is none left, and the first failure stands."""
-        if self._saved < 1:
+        if self.saved < 1:
             return False
-        self._saved -= 1
+        self.saved -= 1
         return True

@@ -14,6 +14,7 @@ from .fleet import Fleet
 from .guard import Guard, Reason
 from .metrics import Metrics, Values
 from .queue import Queues
+from .retry import RetryBudget
 from .tracing import Tracing
 from .usage_store import UsageStore
 
@@ -46,19 +47,20 @@ View = Callable[[], list[dict[str, Any]]]
 
 
 class State:
-    """`worker` is the port by which a worker of a host is known. Who has something to show (queues, limits)
-    puts it into `views`, by the name that it has in the admin API."""
+    """`worker` is the port by which a worker of a host is known. What has rows to show (queues, limits) is in
+    `views`, by the name that it has in the admin API."""
 
     def __init__(self, settings: Settings, worker: int = 0) -> None:
         self.worker = worker
         self.fleet = Fleet()
         self.queues = Queues(self.fleet)
+        self.retries = RetryBudget(settings.config.retries)
         self.guards: set[Guard] = set()
         self.metrics = Metrics()
         self.usage = UsageStore(str(worker))
         self.tracing = Tracing()
         self.accounts = Accounts(self.metrics, self.usage)
-        self.views: dict[str, View] = {}
+        self.views: dict[str, View] = {"queues": self._lines}
         self.stopping = False
         self.config_error: str | None = None
         self._publish()
@@ -102,7 +104,37 @@ class State:
             ("engine",),
             lambda: [((engine.id,), engine.in_flight) for engine in fleet.engines],
         )
-        watch("engine_state", "1 for the state an engine is in.", ("engine", "state"), self._engine_states)
+        watch(
+            "engine_state",
+            "1 for the state an engine is in.",
+            ("engine", "state"),
+            lambda: [((engine.id, engine.state), 1) for engine in fleet.engines],
+        )
+        watch(
+            "engine_breaker",
+            "1 for the state an engine's circuit breaker is in.",
+            ("engine", "state"),
+            lambda: [((engine.id, engine.breaker.phase.value), 1) for engine in fleet.engines],
+        )
+        watch("queue_waiting", "Requests in line.", ("model", "pool", "priority"), self._waiting)
+        watch(
+            "retry_budget",
+            "Retries that may be made at once.",
+            (),
+            lambda: [((), self.retries.saved)],
+        )
 
-    def _engine_states(self) -> Values:
-        return [((engine.id, engine.state), 1) for engine in self.fleet.engines]
+    def _waiting(self) -> Values:
+        for line in self.queues.snapshot(self.settings.config):
+            for priority, number in line.waiting.items():
+                yield (line.model, line.pool or "", priority), number
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """Lines in which somebody waits, with a column for each class."""
+        config = self.settings.config
+        return [
+            {"model": line.model, "pool": line.pool}
+            | {name: line.waiting.get(name, 0) for name in config.priorities}
+            | {"expected_wait_s": round(line.expected_wait_s, 1)}
+            for line in self.queues.snapshot(config)
+        ]

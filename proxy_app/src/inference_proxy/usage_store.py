@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 class Used(msgspec.Struct):
     """Counts of one day (UTC), key and model. `errors` are the requests that went wrong or were refused;
-    tokens are those that engines reported."""
+    tokens are those that limits count: limits/claims.py says what a request counts for."""
 
     day: str
     key: str

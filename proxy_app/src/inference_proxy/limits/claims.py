@@ -94,17 +94,20 @@ def reserved_tokens(job: Job, config: LimitsConfig, limit: int) -> int:
     return min(prompt + config.tokens_without_cap * asked.choices, max(limit, prompt))
 
 
-def used_tokens(job: Job, exchange: Exchange, error: BaseException | None) -> int:
-    """Tokens of prompt and answer: the engine's own numbers; where it told none, because it was cut off, the
-    estimate of the prompt and of what was relayed. None at all for a request that no engine began."""
+def used_tokens(job: Job, exchange: Exchange, error: BaseException | None) -> tuple[int, int]:
+    """Tokens of prompt and of answer: the engine's own numbers; where it told none, because it was cut off,
+    the estimate of the prompt and of what was relayed. None at all for a request that no engine began, or
+    that only counts tokens itself."""
+    if job.asked.endpoint.kind is EndpointClass.UTILITY:
+        return 0, 0
     prompt, completion = exchange.usage()
     if prompt is None and completion is None and (exchange.engine is None or _refused(exchange, error)):
-        return 0
+        return 0, 0
     if job.asked.endpoint.kind is EndpointClass.POOLING:
         completion = 0
     elif completion is None or error is not None:
         completion = max(completion or 0, relayed_tokens(exchange))
-    return (job.asked.prompt_tokens if prompt is None else prompt) + completion
+    return job.asked.prompt_tokens if prompt is None else prompt, completion
 
 
 def _refused(exchange: Exchange, error: BaseException | None) -> bool:
@@ -119,10 +122,10 @@ def relayed_tokens(exchange: Exchange) -> int:
     return exchange.bytes_out * events // len(tail) if events else exchange.bytes_out // _BYTES_A_TOKEN
 
 
-def changes(taken: Sequence[Taken], job: Job, exchange: Exchange, error: BaseException | None) -> list[int]:
+def changes(taken: Sequence[Taken], exchange: Exchange, error: BaseException | None) -> list[int]:
     """What each claim has to be changed by at the request's end. One that did not run for lack of our
     capacity has taken nothing, not even a request."""
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable) or exchange.status == 503:
         return [-one.claim.cost for one in taken]
-    used = used_tokens(job, exchange, error)
+    used = sum(exchange.used)
     return [used - one.claim.cost if one.tokens else 0 for one in taken]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
@@ -14,10 +15,13 @@ from ..account import Exchange
 from ..config import LimitsConfig, StoreConfig
 from ..errors import ApiError, Header, Unavailable
 from ..outgoing import Job
-from .claims import Taken, changes, claims
+from .claims import Taken, changes, claims, used_tokens
 from .local import LocalStore
 from .shared import SharedStore
 from .store import Decision, Kind, Standing, Store, StoreAway
+
+# Keys, each with a model, whose limits can be looked at.
+_MOST_SEEN = 100
 
 
 class Limits:
@@ -29,6 +33,7 @@ class Limits:
         self._shared: SharedStore | None = None
         self._follows: StoreConfig | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._seen: dict[tuple[str, str], _Seen] = {}
         self._leases = itertools.count(1)
 
     async def __aenter__(self) -> "Limits":
@@ -75,16 +80,50 @@ class Limits:
             return None
         lease = str(next(self._leases))
         if self._shared is None:
-            return await _reserve(self._local, taken, lease)
+            return await self._take(self._local, job, taken, lease)
         try:
-            return await _reserve(self._shared, taken, lease)
+            return await self._take(self._shared, job, taken, lease)
         except StoreAway:
             assert config.store is not None, "a shared store is a configured one"
             if not config.store.fail_open:
                 raise Unavailable(
                     "limits_unavailable", "The service cannot count requests at the moment.", retry_after_s=1
                 ) from None
-            return await _reserve(self._local, _part(taken, config.store.workers), lease)
+            return await self._take(self._local, job, _part(taken, config.store.workers), lease)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """How limits stood when this worker's latest requests came, the latest key first. What all workers
+        have used is in it where they share a store."""
+        now = time.monotonic()
+        return [
+            {
+                "key": key,
+                "model": one.model,
+                "limit": one.field,
+                "used": standing.used,
+                "of": one.claim.limit,
+                "seconds_ago": round(now - seen.at),
+            }
+            for (key, _), seen in reversed(self._seen.items())
+            for one, standing in zip(seen.taken, seen.standings, strict=True)
+        ]
+
+    async def _take(self, store: Store, job: Job, taken: Sequence[Taken], lease: str) -> "Reservation":
+        decision = await store.reserve([one.claim for one in taken], lease)
+        who = job.asked.key.name, job.model
+        self._seen.pop(who, None)
+        self._seen[who] = _Seen(time.monotonic(), taken, decision.standings)
+        if len(self._seen) > _MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
+        if not decision.granted:
+            raise Refused(taken, decision.standings)
+        return Reservation(store, taken, lease, decision)
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    at: float
+    taken: Sequence[Taken]
+    standings: Sequence[Standing]
 
 
 class Hold:
@@ -110,8 +149,10 @@ class Hold:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Not of its caller's limits alone: what they count is what the usage by day has.
+        self._exchange.used = used_tokens(self._job, self._exchange, error)
         if self._reservation is not None:
-            self._reservation.settle(self._job, self._exchange, error)
+            self._reservation.settle(self._exchange, error)
 
 
 class Reservation(msgspec.Struct, frozen=True):
@@ -124,8 +165,8 @@ class Reservation(msgspec.Struct, frozen=True):
     def headers(self) -> tuple[Header, ...]:
         return _headers(self.taken, self.decision.standings)
 
-    def settle(self, job: Job, exchange: Exchange, error: BaseException | None) -> None:
-        by = changes(self.taken, job, exchange, error)
+    def settle(self, exchange: Exchange, error: BaseException | None) -> None:
+        by = changes(self.taken, exchange, error)
         self.store.settle([one.claim for one in self.taken], self.lease, self.decision.slot, by)
 
 
@@ -155,13 +196,6 @@ class Refused(ApiError):
                 f"Your key's limit of {one.claim.limit} {what}{of} is reached: try again in {seconds} s."
             )
         super().__init__(429, code, message, kind="rate_limit_error", headers=headers)
-
-
-async def _reserve(store: Store, taken: Sequence[Taken], lease: str) -> Reservation:
-    decision = await store.reserve([one.claim for one in taken], lease)
-    if not decision.granted:
-        raise Refused(taken, decision.standings)
-    return Reservation(store, taken, lease, decision)
 
 
 def _part(taken: Sequence[Taken], workers: int) -> list[Taken]:
