@@ -169,6 +169,8 @@ def _ours(ground: Ground) -> list[str]:
         ],
         "keys_file": str(ground.directory / "keys.yml"),
         "drained_dir": str(ground.directory / "drained"),
+        "usage": {"directory": str(ground.directory)},
+        "admin": {"port_offset": ground.other_port - ground.port},
     }
     (ground.directory / "config.yml").write_text(yaml.safe_dump(configuration))
     return [

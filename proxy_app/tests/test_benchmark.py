@@ -12,6 +12,8 @@ import pytest
 from benchmarks import candidates, measure, report
 from benchmarks.cases import CASES
 
+from inference_proxy.state import Settings
+
 RESULT: measure.Result = {
     "candidate": "ours",
     "case": "paced512",
@@ -88,6 +90,15 @@ def test_a_missing_program_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(candidates.Missing, match="apt-get install nginx-light"):
         candidates.CANDIDATES["nginx"].check()
+
+
+def test_ours_is_configured_as_it_has_to_be(tmp_path: Path) -> None:
+    ground = candidates.Ground(tmp_path, tmp_path, 9000, 9001, ["http://127.0.0.1:8000"])
+    candidates.CANDIDATES["ours"].prepare(ground)
+    config = Settings.load(tmp_path / "config.yml").config
+    assert config.admin is not None
+    assert config.usage is not None
+    assert None not in config.limits.default.model_dump().values(), "every limit is counted"
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the rig is written in C, and there is no gcc")

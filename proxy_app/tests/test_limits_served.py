@@ -81,6 +81,39 @@ async def test_requests_per_minute(files: Files, engine: Engine, log: Log) -> No
     }
 
 
+async def test_how_limits_stand_can_be_seen(files: Files, engine: Engine) -> None:
+    limit(files, requests_per_minute=1, models={"small": {"tokens_per_day": 9000}})
+    files.configure(engine, admin=files.admin())
+    async with running_proxy(files) as proxy:
+        assert [await status(proxy, {"model": name, "max_tokens": 8}) for name in ("small", "big")] == [
+            200,
+            429,
+        ]
+        rows = (await proxy.admin.get("/admin/limits"))["limits"]
+        found = await proxy.admin.metrics()
+        async with proxy.admin.request("GET", "/") as response:
+            assert "<caption>Limits</caption>" in await response.text()
+    assert [(row["key"], row["model"], row["limit"], row["used"], row["of"]) for row in rows] == [
+        ("alice", None, "requests_per_minute", 1, 1),
+        ("alice", "small", "tokens_per_day", 9, 9000),
+    ]
+    refused = [name for name, value in found.items() if "limit_rejections_total" in name and value]
+    assert len(refused) == 1
+    assert 'owner="alice"' in refused[0]
+    assert 'code="requests_per_minute_exceeded"' in refused[0]
+
+
+async def test_an_engine_that_is_full_costs_its_caller_nothing(files: Files, engine: Engine) -> None:
+    async def full(call: Call) -> None:
+        await call.answer(503, {"error": {"message": "full"}})
+
+    async with limited(files, engine, requests_per_minute=1) as proxy:
+        engine.script = full
+        assert await status(proxy) == 503
+        engine.script = complete
+        assert await status(proxy) == 200
+
+
 async def test_a_refusal_in_anthropics_shape(files: Files, engine: Engine) -> None:
     async with limited(files, engine, requests_per_minute=1) as proxy:
         await (await proxy.post("/v1/messages")).read()

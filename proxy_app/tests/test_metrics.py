@@ -112,6 +112,35 @@ async def test_retries_are_counted(files: Files, engine: Engine, other: Engine) 
     assert found[f"inference_proxy_retries_total{labels('alice', engine='host2:e')}"] == 1
 
 
+async def test_lines_breakers_and_the_budget_of_retries(files: Files, engine: Engine) -> None:
+    go_on = asyncio.Event()
+
+    async def pause(call: Call) -> None:
+        await go_on.wait()
+        await call.answer(200, {"id": "late"})
+
+    engine.script = pause
+    files.configure(engine, admin=files.admin(), queue={"max_in_flight": 1})
+    async with running_proxy(files) as proxy:
+        running = [asyncio.create_task(proxy.post().__aenter__()) for _ in range(2)]
+        await engine.next_call()
+        while not (lines := (await proxy.admin.get("/admin/queues"))["queues"]):
+            await asyncio.sleep(0.01)
+        found = await proxy.admin.metrics()
+        go_on.set()
+        for response in await asyncio.gather(*running):
+            assert response.status == 200
+            response.release()
+        assert (await proxy.admin.get("/admin/queues"))["queues"] == []
+    waits = {"interactive": 0, "default": 1, "batch": 0}
+    assert lines == [{"model": "big", "pool": None, **waits, "expected_wait_s": 30}]
+    prefix = "inference_proxy_"
+    assert found[f'{prefix}queue_waiting{{model="big",pool="",priority="default"}}'] == 1
+    assert found[f'{prefix}engine_breaker{{engine="host1:e",state="closed"}}'] == 1
+    assert found[f"{prefix}retry_budget"] == 20
+    assert found[f"{prefix}limits_store_away"] == 0
+
+
 async def test_scrapers_get_the_format_that_they_ask_for(owned: Files) -> None:
     async with running_proxy(owned) as proxy:
         async with proxy.post() as response:

@@ -69,6 +69,24 @@ async def test_requests_are_counted_and_outlive_the_worker(files: Files, engine:
         assert (await proxy.admin.get(f"/admin/usage?{today}"))["usage"][0]["requests"] == 3
 
 
+async def test_an_answer_that_was_cut_off_counts_as_far_as_it_came(files: Files, engine: Engine) -> None:
+    async def four_events(call: Call) -> None:
+        await call.start_stream()
+        for _ in range(4):
+            await call.event(json.dumps({"choices": [{"delta": {"content": "x"}}]}))
+        await call.client_gone.wait()
+
+    engine.script = four_events
+    files.configure(engine, admin=files.admin(), usage={"directory": str(files.usage)})
+    async with running_proxy(files) as proxy:
+        async with proxy.post(body={"stream": True, "messages": "x" * 40}) as response:
+            for _ in range(4):
+                await response.content.readuntil(b"\n\n")
+        await proxy.idle()
+        (row,) = (await proxy.admin.get("/admin/usage?until=2026-11-23"))["usage"]
+    assert (row["errors"], row["prompt_tokens"], row["completion_tokens"]) == (0, 10, 4)
+
+
 async def test_an_orderly_end_writes_the_rest(tmp_path: Path) -> None:
     books = store(tmp_path)
     books.start()

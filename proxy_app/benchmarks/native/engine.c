@@ -85,7 +85,7 @@ static int64_t number(const char *body, const char *key, int64_t otherwise) {
     return atoll(at);
 }
 
-static bool complete_chat(connection *c, const char *body) {
+static bool complete(connection *c, const char *body) {
     const char *stream = strstr(body, "\"stream\"");
     if (stream) {
         stream += strlen("\"stream\"");
@@ -155,8 +155,8 @@ static bool serve(connection *c) {
         char next = c->in[size];
         c->in[size] = 0;
         bool alive;
-        if (!get && strstr(path, "/chat/completions ") && strstr(path, "/chat/completions ") < body)
-            alive = complete_chat(c, body);
+        if (!get && strstr(path, "/completions ") && strstr(path, "/completions ") < body)
+            alive = complete(c, body);
         else if (!strncmp(path, "/v1/models", 10))
             alive = say(c, "application/json",
                         "{\"object\":\"list\",\"data\":[{\"id\":\"mock\",\"object\":\"model\",\"created\":1700000000,"

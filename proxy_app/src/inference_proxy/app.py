@@ -27,7 +27,6 @@ from .config import Answer, EndpointClass
 from .dialects import Dialect
 from .endpoints import OPENAPI, Endpoint, model_of
 from .errors import ApiError
-from .limits import Limits
 from .pipeline import Pipeline, refuse
 from .poller import Poller
 from .reload import Watcher
@@ -46,14 +45,6 @@ class Proxy:
         self.state = state
         self._config_path = config_path
         self._pipeline: Pipeline | None = None
-        self._limits = Limits(lambda: state.settings.config.limits)
-        state.views["limits"] = self._limits.rows
-        state.metrics.watch(
-            "limits_store_away",
-            "1 while a store of limits is configured and does not answer.",
-            (),
-            lambda: [((), self._limits.store_away)],
-        )
         self.admin = AdminServer(state)
         self._starlette = Starlette(
             routes=[
@@ -115,7 +106,7 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        async with Upstream() as upstream, self._limits as limits:
+        async with Upstream() as upstream, self.state.limits as limits:
             poller = Poller(self.state.fleet, upstream)
             await poller.start()
             await self.admin.follow()
@@ -130,7 +121,7 @@ class Proxy:
             self.state.usage.start()
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, watcher.poke)
-            self._pipeline = Pipeline(self.state, upstream, limits)
+            self._pipeline = Pipeline(self.state, upstream)
             try:
                 yield
             finally:
@@ -171,7 +162,7 @@ class Proxy:
                 "release": _release(),
                 "in_flight": len(state.guards),
                 "config_error": state.config_error,
-                "limits_store_away": self._limits.store_away,
+                "limits_store_away": state.limits.store_away,
                 "engines": [
                     {
                         "id": engine.id,

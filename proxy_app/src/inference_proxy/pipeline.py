@@ -16,7 +16,6 @@ from .endpoints import Endpoint
 from .errors import ApiError, Unavailable, send_json
 from .fleet import Engine
 from .guard import Guard, Interrupted, Reason
-from .limits import Limits
 from .outgoing import Job, prepare
 from .queue import Place
 from .relay import Relay
@@ -37,10 +36,10 @@ _CLOCKS = frozenset({Reason.FIRST_BYTE, Reason.BETWEEN_CHUNKS, Reason.TOTAL})
 class Pipeline:
     """A plain ASGI callable: neither Starlette's router nor any middleware stands around it."""
 
-    def __init__(self, state: State, upstream: Upstream, limits: Limits) -> None:
+    def __init__(self, state: State, upstream: Upstream) -> None:
         self.state = state
         self.upstream = upstream
-        self.gate = Gate(limits, state.queues)
+        self.gate = Gate(state.limits, state.queues)
 
     async def __call__(
         self, endpoint: Endpoint, exchange: Exchange, scope: Scope, receive: Receive, send: Send
@@ -131,7 +130,7 @@ class _Request:
         for model in line:
             job = prepare(asked, model, settings.config, self._headers, exchange.request_id)
             exchange.notices = (*named.headers, *job.notices)
-            exchange.served, exchange.engine = model.name, None
+            exchange.served, exchange.engine, self._engine = model.name, None, None
             if exchange.trace is not None:
                 job.headers.update(exchange.trace.headers)
             if model is not named.model:

@@ -12,6 +12,7 @@ from .config import Config, ConfigError, KeyConfig, list_drained, load_config, l
 from .endpoints import Endpoints
 from .fleet import Fleet
 from .guard import Guard, Reason
+from .limits import Limits
 from .metrics import Metrics, Values
 from .queue import Queues
 from .retry import RetryBudget
@@ -54,13 +55,14 @@ class State:
         self.worker = worker
         self.fleet = Fleet()
         self.queues = Queues(self.fleet)
+        self.limits = Limits(lambda: self.settings.config.limits)
         self.retries = RetryBudget(settings.config.retries)
         self.guards: set[Guard] = set()
         self.metrics = Metrics()
         self.usage = UsageStore(str(worker))
         self.tracing = Tracing()
         self.accounts = Accounts(self.metrics, self.usage)
-        self.views: dict[str, View] = {"queues": self._lines}
+        self.views: dict[str, View] = {"queues": self._lines, "limits": self.limits.rows}
         self.stopping = False
         self.config_error: str | None = None
         self._publish()
@@ -115,6 +117,12 @@ class State:
             "1 for the state an engine's circuit breaker is in.",
             ("engine", "state"),
             lambda: [((engine.id, engine.breaker.phase.value), 1) for engine in fleet.engines],
+        )
+        watch(
+            "limits_store_away",
+            "1 while a store of limits is configured and does not answer.",
+            (),
+            lambda: [((), self.limits.store_away)],
         )
         watch("queue_waiting", "Requests in line.", ("model", "pool", "priority"), self._waiting)
         watch(

@@ -95,18 +95,21 @@ class Limits:
         """How limits stood when this worker's latest requests came, the latest key first. What all workers
         have used is in it where they share a store."""
         now = time.monotonic()
-        return [
-            {
-                "key": key,
-                "model": one.model,
-                "limit": one.field,
-                "used": standing.used,
-                "of": one.claim.limit,
-                "seconds_ago": round(now - seen.at),
-            }
-            for (key, _), seen in reversed(self._seen.items())
-            for one, standing in zip(seen.taken, seen.standings, strict=True)
-        ]
+        rows: dict[
+            str, dict[str, Any]
+        ] = {}  # by counter: a request of another model had the same ones, earlier
+        for (key, _), seen in reversed(self._seen.items()):
+            for one, standing in zip(seen.taken, seen.standings, strict=True):
+                row = {
+                    "key": key,
+                    "model": one.model,
+                    "limit": one.field,
+                    "used": standing.used,
+                    "of": one.claim.limit,
+                    "seconds_ago": round(now - seen.at),
+                }
+                rows.setdefault(one.claim.counter, row)
+        return list(rows.values())
 
     async def _take(self, store: Store, job: Job, taken: Sequence[Taken], lease: str) -> "Reservation":
         decision = await store.reserve([one.claim for one in taken], lease)
