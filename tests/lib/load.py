@@ -13,9 +13,9 @@ from stack import MODEL, openai_client
 
 # As many tokens as take the lab's engine about a second: a restart without a drain would cut a stream.
 STREAM_TOKENS, JSON_TOKENS = 80, 20
-# Between two requests of one client. An engine that generates fills a core and a half, and two cores are all that the roll,
-# which is what is watched, and the load have.
-PAUSE_S = 4.0
+# Between two requests of one client. An engine that generates fills a core and a half, and spins for a second afterwards; two cores
+# are all that the load and the roll, which is what is watched, have.
+PAUSE_S = 6.0
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 

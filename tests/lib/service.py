@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import openai
 import pytest
 from stack import MODEL, engine_url, http_client, openai_client, ssh
@@ -20,6 +22,11 @@ class ServiceTests:
     def _look_up_the_engine(self) -> None:
         engine_url(self.engine_host)  # once, so that it takes no time while a generation runs
 
+    @pytest.fixture
+    def client(self) -> Iterator[openai.OpenAI]:
+        with openai_client() as client:
+            yield client
+
     def running(self) -> float:
         """How many requests the engine works on, by its own gauge."""
         text = ssh(self.engine_host, f"curl -s http://{engine_url(self.engine_host)}/metrics")
@@ -27,16 +34,16 @@ class ServiceTests:
             float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:num_requests_running")
         )
 
-    def test_a_completion(self) -> None:
-        answer = openai_client().chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=8)
+    def test_a_completion(self, client: openai.OpenAI) -> None:
+        answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=8)
         assert answer.usage.completion_tokens <= 8
         assert answer.model == MODEL
 
-    def test_models_are_listed(self) -> None:
-        assert [model.id for model in openai_client().models.list()] == [MODEL]
+    def test_models_are_listed(self, client: openai.OpenAI) -> None:
+        assert [model.id for model in client.models.list()] == [MODEL]
 
-    def test_a_stream_arrives_while_it_is_made(self) -> None:
-        stream = openai_client().chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **LONG)
+    def test_a_stream_arrives_while_it_is_made(self, client: openai.OpenAI) -> None:
+        stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **LONG)
         chunks = iter(stream)
         next(chunks)
         # The engine still works on what we already read the beginning of: nothing in between collects the answer.
@@ -44,8 +51,8 @@ class ServiceTests:
         rest = list(chunks)
         assert rest[-1].choices[0].finish_reason == "length"
 
-    def test_a_client_that_hangs_up_stops_the_engine(self) -> None:
-        stream = openai_client().chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **LONG)
+    def test_a_client_that_hangs_up_stops_the_engine(self, client: openai.OpenAI) -> None:
+        stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **LONG)
         chunks = iter(stream)  # kept: a stream whose iterator is dropped is closed
         next(chunks)
         assert self.running() == 1
@@ -61,17 +68,20 @@ class ServiceTests:
         assert int(polls) <= 20
 
     def test_a_wrong_key_is_refused(self) -> None:
-        with pytest.raises(openai.AuthenticationError) as error:
-            openai_client(api_key="sk-wrong-" + "0" * 40).chat.completions.create(model=MODEL, messages=MESSAGES)
+        wrong = openai_client(api_key="sk-wrong-" + "0" * 40)
+        with wrong, pytest.raises(openai.AuthenticationError) as error:
+            wrong.chat.completions.create(model=MODEL, messages=MESSAGES)
         assert error.value.body["code"]
 
-    def test_an_unknown_model_is_named(self) -> None:
+    def test_an_unknown_model_is_named(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError, match="no-such-model"):
-            openai_client().chat.completions.create(model="no-such-model", messages=MESSAGES)
+            client.chat.completions.create(model="no-such-model", messages=MESSAGES)
 
-    def test_a_prompt_of_two_megabytes_reaches_the_engine_and_its_answer_the_client(self) -> None:
+    def test_a_prompt_of_two_megabytes_reaches_the_engine_and_its_answer_the_client(
+        self, client: openai.OpenAI
+    ) -> None:
         with pytest.raises(openai.BadRequestError, match=r"(?i)context|token"):
-            openai_client().chat.completions.create(
+            client.chat.completions.create(
                 model=MODEL, messages=[{"role": "user", "content": "word " * 400_000}], max_tokens=4
             )
 

@@ -140,4 +140,5 @@ def test_the_next_good_run_puts_the_host_back(load: Load) -> None:
     again = playbook("proxy")
     assert " changed=0 " in again.stdout.replace("changed=0", " changed=0 ")
     assert not [line for line in again.stdout.splitlines() if "changed=" in line and "changed=0" not in line]
-    assert openai_client().models.list().data
+    with openai_client() as client:
+        assert client.models.list().data
