@@ -111,6 +111,7 @@ async def test_a_new_connection_that_dies_is_not_replaced(ask: Asker, engine: En
     assert len(engine.calls) == 1
 
 
+@pytest.mark.complaint(3)
 async def test_nothing_is_sent_again_after_a_byte_of_the_answer(ask: Asker, engine: Engine) -> None:
     await read_all(await ask())
     engine.script = raw(b"H", end=Call.break_off)
@@ -145,6 +146,7 @@ async def test_engines_that_close_kept_alive_connections_under_load_cause_no_err
     assert len(engine.calls) > 3000, "no connection died in use: this test has proved nothing"
 
 
+@pytest.mark.complaint(3)
 async def test_an_idle_connection_is_closed_before_the_engine_does_it(
     ask: Asker, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,6 +550,7 @@ async def test_a_document_has_its_bounds(client: EngineClient, engine: Engine) -
     await asyncio.wait_for(engine.calls[-1].client_gone.wait(), WAIT_S)
 
 
+@pytest.mark.complaint(1)
 async def test_engines_that_are_gone_leave_nothing(
     client: EngineClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ async def test_an_engine_that_breaks_twice(proxy: Proxy, engine: Engine, log: Lo
     await proxy.idle()
 
 
+@pytest.mark.complaint(3)
 async def test_engines_that_close_kept_alive_connections_under_load_cost_no_request(
     pair: Proxy, engine: Engine, other: Engine, log: Log
 ) -> None:
@@ -247,6 +248,7 @@ async def test_the_first_byte_clock(files: Files, engine: Engine) -> None:
         await proxy.idle()
 
 
+@pytest.mark.complaint(7)
 async def test_headers_do_not_stop_the_first_byte_clock(files: Files, engine: Engine) -> None:
     async def promise(call: Call) -> None:
         await call.start_stream()
@@ -442,6 +444,7 @@ async def test_prompts_that_begin_alike_meet_at_one_engine(
     assert sorted([len(engine.calls), len(other.calls)]) == [0, 10]
 
 
+@pytest.mark.complaint(12)
 async def test_a_popular_beginning_makes_no_hot_spot(files: Files, engine: Engine, other: Engine) -> None:
     """sglang#14305. Requests that stay, all with one key: what one engine has more is within the bound."""
     finish = asyncio.Event()

@@ -1,7 +1,9 @@
-"""What hurts the users of other gateways, one test or more a complaint. The numbers are those of the list of
-complaints that the project keeps; what is not here has its test beside the step that it is about."""
+"""What hurts the users of other gateways (their issue trackers, autumn 2026), and that each has its test: here,
+or beside the step that it is about, marked with its number. `pytest -m complaint` runs them all."""
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,28 @@ from inference_proxy.endpoints import TABLE
 
 pytestmark = pytest.mark.anyio
 
+COMPLAINTS = {
+    1: "memory grows without bound",
+    2: "the client has gone, and the engine goes on generating",
+    3: "502 from a kept-alive connection that the engine was closing",
+    4: "streams are buffered on their way",
+    5: "health says 200 while the engine hangs",
+    6: "a busy engine is taken for a dead one",
+    7: "no timeout before the headers, and a trickle holds a stream for ever",
+    8: "long jobs are cut",
+    9: "retry storms, and Retry-After is ignored",
+    10: "limits are multiplied by the number of workers",
+    11: "dies at 1,000 connections",
+    12: "affinity makes hot spots",
+    13: "errors are masked, then retried",
+    14: "one bad engine breaks the list of models, or health",
+    15: "CPU for each token",
+    16: "a restart kills streams",
+    17: "body limits differ from tier to tier",
+    18: "overload is answered by 429 or 503 at random",
+    19: "engines' other routes can be reached; keys are kept in clear, and can change what there is",
+}
+
 OVERFLOW = {
     "error": {
         "message": "This model's maximum context length is 4096 tokens.",
@@ -23,8 +47,15 @@ OVERFLOW = {
 }
 
 
+@pytest.mark.parametrize("number", COMPLAINTS, ids=COMPLAINTS.values())
+def test_a_test_is_there_for(number: int) -> None:
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert re.search(rf"^@pytest\.mark\.complaint\({number}\)$", tests, re.MULTILINE)
+
+
+@pytest.mark.complaint(13)
 @pytest.mark.parametrize("status", [400, 404, 409, 413, 422, 429])
-async def test_13_what_is_wrong_with_a_request_is_told_as_it_is_and_never_retried(
+async def test_what_is_wrong_with_a_request_is_told_as_it_is_and_never_retried(
     pair: Proxy, engine: Engine, other: Engine, status: int
 ) -> None:
     async def refuse(call: Call) -> None:
@@ -37,7 +68,8 @@ async def test_13_what_is_wrong_with_a_request_is_told_as_it_is_and_never_retrie
     assert len(engine.calls) + len(other.calls) == 1
 
 
-async def test_13_not_even_where_another_model_could_stand_in(files: Files, engine: Engine) -> None:
+@pytest.mark.complaint(13)
+async def test_not_even_where_another_model_could_stand_in(files: Files, engine: Engine) -> None:
     async def refuse(call: Call) -> None:
         await call.answer(400, OVERFLOW)
 
@@ -65,8 +97,9 @@ async def failing(call: Call) -> None:
     await call.answer(500, b"Internal Server Error")
 
 
+@pytest.mark.complaint(14)
 @pytest.mark.parametrize("how", [hang, garbage, nonsense, failing])
-async def test_14_one_bad_engine_spoils_neither_the_list_nor_health(
+async def test_one_bad_engine_spoils_neither_the_list_nor_health(
     files: Files, engine: Engine, how: Any
 ) -> None:
     async with running_engine("wide") as bad:
@@ -84,8 +117,9 @@ async def test_14_one_bad_engine_spoils_neither_the_list_nor_health(
                 await expect_error(response, 503, "model_unavailable")
 
 
+@pytest.mark.complaint(17)
 @pytest.mark.parametrize("row", [row for row in TABLE if "POST" in row.methods], ids=lambda row: row.path)
-async def test_17_the_body_limit_is_the_configured_one_on_every_path(
+async def test_the_body_limit_is_the_configured_one_on_every_path(
     files: Files, engine: Engine, row: Any
 ) -> None:
     limit = 2 << 20
@@ -106,7 +140,8 @@ async def test_17_the_body_limit_is_the_configured_one_on_every_path(
     assert len(call.body) == limit, "to the last byte"
 
 
-async def test_18_what_is_our_capacity_is_503_with_a_time_to_come_again(files: Files, engine: Engine) -> None:
+@pytest.mark.complaint(18)
+async def test_what_is_our_capacity_is_503_with_a_time_to_come_again(files: Files, engine: Engine) -> None:
     async with running_engine("lost") as lost:
         files.configure(engine, lost)
     async with running_proxy(files) as proxy:
@@ -126,6 +161,7 @@ async def test_18_what_is_our_capacity_is_503_with_a_time_to_come_again(files: F
             assert (await response.json())["error"]["type"] == "overloaded_error"
 
 
+@pytest.mark.complaint(19)
 @pytest.mark.parametrize(
     "path",
     [
@@ -136,7 +172,7 @@ async def test_18_what_is_our_capacity_is_503_with_a_time_to_come_again(files: F
         "/add_worker", "/remove_worker", "/list_workers", "/get_loads", "/flush_cache",
     ],
 )  # fmt: skip
-async def test_19_no_path_reaches_an_engine_that_is_not_on_the_list(
+async def test_no_path_reaches_an_engine_that_is_not_on_the_list(
     proxy: Proxy, engine: Engine, path: str
 ) -> None:
     for method in ("GET", "POST", "PUT", "DELETE"):
@@ -148,7 +184,8 @@ async def test_19_no_path_reaches_an_engine_that_is_not_on_the_list(
     assert not engine.calls
 
 
-async def test_19_a_key_that_was_revoked_fails_also_on_a_connection_that_stays_open(
+@pytest.mark.complaint(19)
+async def test_a_key_that_was_revoked_fails_also_on_a_connection_that_stays_open(
     proxy: Proxy, files: Files
 ) -> None:
     headers = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {SMALL_KEY}\r\n"
@@ -177,7 +214,8 @@ async def test_19_a_key_that_was_revoked_fails_also_on_a_connection_that_stays_o
     writer.close()
 
 
-async def test_19_no_key_changes_what_there_is(proxy: Proxy, engine: Engine) -> None:
+@pytest.mark.complaint(19)
+async def test_no_key_changes_what_there_is(proxy: Proxy, engine: Engine) -> None:
     before = await proxy.ready()
     for path in ("/health/ready", "/health/live", "/v1/models", "/openapi.json"):
         for method in ("POST", "PUT", "PATCH", "DELETE"):
@@ -191,7 +229,8 @@ async def test_19_no_key_changes_what_there_is(proxy: Proxy, engine: Engine) -> 
     assert await proxy.ready() == before
 
 
-async def test_19_no_key_is_in_the_log_or_reaches_an_engine(proxy: Proxy, engine: Engine, log: Log) -> None:
+@pytest.mark.complaint(19)
+async def test_no_key_is_in_the_log_or_reaches_an_engine(proxy: Proxy, engine: Engine, log: Log) -> None:
     engine.script = complete
     async with proxy.post() as response:
         assert response.status == 200

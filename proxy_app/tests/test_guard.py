@@ -87,6 +87,7 @@ async def test_but_no_longer(guard: Guard, clock: Clock) -> None:
         await clock.advance(10)
 
 
+@pytest.mark.complaint(8)
 async def test_a_steady_stream_outlasts_the_clock_between_chunks(guard: Guard, clock: Clock) -> None:
     with guard:
         stream(guard)

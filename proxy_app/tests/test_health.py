@@ -166,6 +166,7 @@ def test_retries_stay_within_their_share(steps: list[bool], share: float, burst:
     assert retries <= burst + share * requests + 1e-6
 
 
+@pytest.mark.complaint(9)
 async def test_an_outage_does_not_become_a_storm(files: Files, engine: Engine, other: Engine) -> None:
     async def break_off(call: Call) -> None:
         call.break_off()
@@ -198,6 +199,7 @@ async def test_a_full_engine_is_replaced_once(pair: Proxy, engine: Engine, other
     assert len(engine.calls) + len(other.calls) == before + 2
 
 
+@pytest.mark.complaint(9)
 async def test_an_engine_that_says_when_to_come_again_is_left_alone_until_then(
     pair: Proxy, engine: Engine, other: Engine
 ) -> None:
@@ -211,6 +213,7 @@ async def test_an_engine_that_says_when_to_come_again_is_left_alone_until_then(
     assert len(engine.calls) == 1
 
 
+@pytest.mark.complaint(9)
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 429, 500])
 async def test_what_an_engine_refuses_is_not_tried_elsewhere(
     pair: Proxy, engine: Engine, other: Engine, status: int
@@ -269,6 +272,7 @@ async def test_a_refused_line_counts_as_full(files: Files, engine: Engine) -> No
             await proxy.idle()
 
 
+@pytest.mark.complaint(2)
 async def test_a_client_that_hangs_up_in_the_line_leaves_it(files: Files, engine: Engine, log: Log) -> None:
     async def hold(call: Call) -> None:
         await call.client_gone.wait()
@@ -301,6 +305,7 @@ async def mute(call: Call) -> None:
     await call.client_gone.wait()
 
 
+@pytest.mark.complaint(5)
 async def test_a_hung_engine_is_found_out_though_it_looks_well(
     files: Files, engine: Engine, other: Engine
 ) -> None:
@@ -331,6 +336,7 @@ async def test_requests_at_a_hung_engine_end_with_a_reason(files: Files, engine:
         await expect_error(response, 502, "engine_hung")
 
 
+@pytest.mark.complaint(6)
 async def test_a_busy_engine_keeps_its_long_generation(files: Files, engine: Engine) -> None:
     tokens = 0
     finish = asyncio.Event()

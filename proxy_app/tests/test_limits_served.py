@@ -327,6 +327,7 @@ async def valkey(tmp_path: Path) -> AsyncIterator[Valkey]:
         yield server
 
 
+@pytest.mark.complaint(10)
 async def test_limits_are_not_multiplied_by_the_number_of_workers(
     files: Files, engine: Engine, valkey: Valkey
 ) -> None:

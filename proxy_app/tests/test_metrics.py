@@ -176,6 +176,7 @@ async def test_what_the_configuration_no_longer_has_is_forgotten() -> None:
     assert list(store.percentiles()) == ["m", "other"]
 
 
+@pytest.mark.complaint(1)
 async def test_combinations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_MOST_SERIES", 3)
     store = Metrics()

@@ -59,6 +59,7 @@ async def running_process(files: Files, port: int = 0, **environment: str) -> As
         await process.communicate()
 
 
+@pytest.mark.complaint(16)
 async def test_a_stream_outlives_sigterm(files: Files, engine: Engine) -> None:
     go_on = asyncio.Event()
 

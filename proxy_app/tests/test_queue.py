@@ -201,6 +201,7 @@ async def test_classes_share_the_places() -> None:
     assert not desk.counts()
 
 
+@pytest.mark.complaint(2)
 async def test_a_client_that_leaves_the_line_is_out_at_once() -> None:
     """production-stack#634, while queued: it must not be given a place that it will never use."""
     desk = Desk(ONE)

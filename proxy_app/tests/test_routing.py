@@ -49,6 +49,7 @@ def test_without_a_key_the_least_loaded_is_chosen(entries: list[tuple[float, int
     assert (chosen.tokens + cost) / chosen.weight == min((e.tokens + cost) / e.weight for e in fleet)
 
 
+@pytest.mark.complaint(12)
 @given(st.integers(2, 8), keys, st.lists(st.integers(100, 3000), min_size=200, max_size=400))
 def test_one_key_for_all_makes_no_hot_spot(count: int, key: int, costs: list[int]) -> None:
     """Requests that stay: each engine ends within the bound, however popular the key is."""

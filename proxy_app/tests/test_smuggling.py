@@ -151,3 +151,34 @@ async def test_an_engine_smuggles_nothing_into_an_answer(files: Files, engine: E
         writer.close()
     assert statuses(answer) == [502]
     assert b"set-cookie" not in answer
+
+
+async def test_a_head_is_bounded(proxy: Proxy, engine: Engine) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(POST)
+
+    async def go_on() -> None:
+        while True:
+            writer.write(b"x: " + b"y" * 1000 + b"\r\n")
+            await writer.drain()
+
+    writing = asyncio.create_task(go_on())
+    try:
+        # A reset is what a client sees that is still writing when the server has closed.
+        answer = await asyncio.wait_for(reader.read(), WAIT_S)
+        assert statuses(answer) == [431]
+    except ConnectionResetError:
+        pass
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        writer.transport.abort()
+    assert engine.calls == []
+
+
+async def test_trailers_are_no_headers(proxy: Proxy, engine: Engine) -> None:
+    head = POST.replace(b"authorization: Bearer " + KEY.encode(), b"x-nothing: 1")
+    trailer = b"authorization: Bearer " + KEY.encode() + b"\r\n"
+    body = b"transfer-encoding: chunked\r\n\r\nf\r\n" + BODY + b"\r\n0\r\n" + trailer * 3 + b"\r\n"
+    assert statuses(await exchange(proxy, head + body)) == [401]
+    assert engine.calls == []

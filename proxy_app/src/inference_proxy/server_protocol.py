@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, with two short ways past ASGI for what happens most often.
+"""uvicorn's HTTP protocol, with two short ways past ASGI for what happens most often, and a bound for heads.
 
 A chunk of a stream need not wait for a task's turn, and noticing that a client left needs no task of its own.
 Under another server both are missing, and `send()` and `receive()` do the same, only at a higher price.
@@ -11,6 +11,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 _EXTENSION = "inference_proxy.client"
+# Of request line and headers while they are incomplete. One read of the event loop (256 KiB) may come on top.
+_HEAD_LIMIT = 64 * 1024
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+)
 
 
 class Client:
@@ -49,11 +54,33 @@ class Client:
         self._protocol.gone = None
 
 
+class _Trailers(list[tuple[bytes, bytes]]):
+    """Where header fields after a body go: nowhere. uvicorn adds them to the request's own, without bound."""
+
+    def append(self, _: tuple[bytes, bytes]) -> None:
+        pass
+
+
 class Protocol(HttpToolsProtocol):
     gone: Callable[[], None] | None = None
+    _head_size: int | None = None  # None between heads
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_size is not None:
+            self._head_size += len(data)
+            if self._head_size > _HEAD_LIMIT and not self.transport.is_closing():
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_size = 0
 
     def on_headers_complete(self) -> None:
+        self._head_size = None
         super().on_headers_complete()
+        self.headers = _Trailers()
         # The task that runs the application begins later, so it finds this in its scope.
         self.scope["extensions"] = {_EXTENSION: {"client": Client(self)}}
 
