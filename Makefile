@@ -4,7 +4,7 @@ SCENARIO ?= site
 VENV := .venv
 export PYTHON
 
-.PHONY: browser demo demo-down test test-fast molecule bench lint docs lock check-machine venv help
+.PHONY: browser demo demo-down test test-fast molecule bench soak docs lock check-machine venv help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -37,6 +37,9 @@ molecule: check-machine venv ## one scenario: make molecule SCENARIO=proxy
 
 bench: venv ## what the proxy costs beside other gateways: make bench BENCH="--quick"
 	@cd proxy_app && ../$(VENV)/bin/python -m benchmarks $(BENCH)
+
+soak: venv ## one proxy worker under everything at once, for 20 minutes: make soak SOAK="--minutes 2"
+	@cd proxy_app && ../$(VENV)/bin/python -m benchmarks.soak $(SOAK)
 
 docs: venv ## write the variable tables from the argument specs
 	@$(VENV)/bin/python tools/variables.py

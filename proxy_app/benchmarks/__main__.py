@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,6 @@ from pathlib import Path
 from . import report
 from .candidates import (
     CANDIDATES,
-    HERE,
     ROOT,
     Candidate,
     Ground,
@@ -29,8 +27,8 @@ from .candidates import (
 )
 from .cases import CASES, Case
 from .measure import Result, load, usage
+from .prepare import compile_native, install, two_cores
 
-BUILD = ROOT / ".build" / "bench"
 NAMES = ["direct", *CANDIDATES]
 
 
@@ -39,13 +37,12 @@ def main(words: Sequence[str] | None = None) -> int:
     chosen = [CANDIDATES[name] for name in options.candidates if name != "direct"]
     cases = [CASES[name].quick() if options.quick else CASES[name] for name in options.cases]
     try:
-        cores = _two_cores()
+        cores = two_cores()
         gcc = find("gcc")
         for candidate in chosen:
             candidate.check()
-        BUILD.mkdir(parents=True, exist_ok=True)
-        programs = {name: _compile(gcc, name) for name in ("engine", "load")}
-        venvs = {candidate.name: _install(candidate) for candidate in chosen}
+        programs = {name: compile_native(gcc, name) for name in ("engine", "load")}
+        venvs = {candidate.name: install(candidate) for candidate in chosen}
     except Missing as missing:
         print(f"bench: {missing}", file=sys.stderr)
         return 2
@@ -104,32 +101,6 @@ def _some_of(known: Sequence[str] | dict[str, Case]):  # type: ignore[no-untyped
         return [name for name in known if name in names]
 
     return parse
-
-
-def _two_cores() -> tuple[int, int]:
-    """One for the candidate, one for engine and generator. Raises Missing."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise Missing("two cores are needed: one for the candidate, one for what loads it")
-    return cores[0], cores[1]
-
-
-def _compile(gcc: str, name: str) -> Path:
-    program = BUILD / name
-    source = HERE / "native" / f"{name}.c"
-    subprocess.run([gcc, "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True)
-    return program
-
-
-def _install(candidate: Candidate) -> Path:
-    """A virtual environment of its own, from the candidate's lock, made once."""
-    venv = BUILD / "venvs" / candidate.name
-    if candidate.lock is not None:
-        venv.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([ROOT / "tools/bootstrap", venv, candidate.lock])
-        if done.returncode:
-            raise Missing(f"{candidate.name} could not be installed from {candidate.lock.relative_to(ROOT)}")
-    return venv
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ class Candidate:
     name: str
     prepare: Callable[[Ground], list[str]]
     """Writes what it needs into the ground's directory; returns the command."""
-    lock: Path | None = None
+    locks: Sequence[Path] = ()
     package: str | None = None
     program: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -171,6 +171,8 @@ def _ours(ground: Ground) -> list[str]:
         "drained_dir": str(ground.directory / "drained"),
         "usage": {"directory": str(ground.directory)},
         "admin": {"port_offset": ground.other_port - ground.port},
+        # The engines take everything, traces too.
+        "traces": configuration["traces"] | {"endpoint": f"{ground.engines[0]}/v1/traces"},
     }
     (ground.directory / "config.yml").write_text(yaml.safe_dump(configuration))
     return [
@@ -188,21 +190,21 @@ CANDIDATES = {
     candidate.name: candidate
     for candidate in (
         Candidate("nginx", _nginx, program="nginx"),
-        Candidate("vllm-router", _vllm_router, _lock("vllm-router"), "vllm-router"),
-        Candidate("smg", _smg, _lock("smg"), "smg"),
+        Candidate("vllm-router", _vllm_router, (_lock("vllm-router"),), "vllm-router"),
+        Candidate("smg", _smg, (_lock("smg"),), "smg"),
         # Without it, its list of prices is fetched from the internet at each start.
         Candidate(
             "litellm",
             _litellm,
-            _lock("litellm"),
+            (_lock("litellm"),),
             "litellm",
             environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
         ),
-        # As on a host: what requirements.txt pins, and the sources of this checkout.
+        # As on a host: what the locks pin, and the sources of this checkout.
         Candidate(
             "ours",
             _ours,
-            ROOT / "proxy_app/requirements.txt",
+            (ROOT / "proxy_app/requirements.txt", ROOT / "proxy_app/requirements-otel.txt"),
             "uvicorn",
             environment={"PYTHONPATH": str(ROOT / "proxy_app/src")},
         ),

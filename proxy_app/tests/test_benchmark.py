@@ -1,4 +1,4 @@
-"""The benchmark's report, its view of processes, and its rig, without any gateway."""
+"""The benchmark's report, its view of processes, its rig without a gateway; and what a soak is judged by."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from benchmarks import candidates, measure, report
+from benchmarks import candidates, measure, report, soak
 from benchmarks.cases import CASES
 
 from inference_proxy.state import Settings
@@ -98,7 +98,32 @@ def test_ours_is_configured_as_it_has_to_be(tmp_path: Path) -> None:
     config = Settings.load(tmp_path / "config.yml").config
     assert config.admin is not None
     assert config.usage is not None
+    assert config.traces is not None
     assert None not in config.limits.default.model_dump().values(), "every limit is counted"
+
+
+def soaked(**changes: Any) -> soak.Tally:
+    tally = soak.Tally(key_live_s=[0.2], rss_mb=[(float(at), 60.0 + at % 2) for at in range(100)])
+    tally.outcomes.update(soak.EXPECTED)
+    for name, value in changes.items():
+        setattr(tally, name, value)
+    return tally
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"lost": ["stream: b'' … b''"]}, "lost: stream"),
+        ({"rss_mb": [(float(at), 60.0 + at / 10) for at in range(100)]}, "memory is not flat"),
+        ({"rss_mb": [(float(at), 130.0) for at in range(100)]}, "130 MB is more than 120"),
+        ({"key_live_s": [0.2, 1.5]}, "a change of keys was live after 1.50 s only"),
+        ({"outcomes": soak.Counter(soak.EXPECTED[1:])}, "this never happened: stream ok"),
+    ],
+)
+def test_a_soak_is_judged(changes: dict[str, Any], problem: str) -> None:
+    assert soaked().problems() == []
+    (found,) = soaked(**changes).problems()
+    assert found.startswith(problem)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the rig is written in C, and there is no gcc")

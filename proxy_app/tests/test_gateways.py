@@ -1,5 +1,7 @@
-"""What hurts the users of other gateways (their issue trackers, autumn 2026), and that each has its test: here or
-beside the step that it is about, marked with its number. `pytest -m complaint` runs them all."""
+"""What hurts the users of other gateways (their issue trackers, autumn 2026), and that each has its test.
+
+Here, or beside the step that it is about, marked with its number: `pytest -m complaint` runs them all.
+"""
 
 import asyncio
 import re

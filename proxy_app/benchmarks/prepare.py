@@ -1,0 +1,38 @@
+"""What a run needs before it can begin: two cores, the native programs, the candidates' environments."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from .candidates import HERE, ROOT, Candidate, Missing
+
+BUILD = ROOT / ".build" / "bench"
+
+
+def two_cores() -> tuple[int, int]:
+    """One for the candidate, one for engine and generator. Raises Missing."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise Missing("two cores are needed: one for the candidate, one for what loads it")
+    return cores[0], cores[1]
+
+
+def compile_native(gcc: str, name: str) -> Path:
+    """Build a program of `native`."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    program = BUILD / name
+    source = HERE / "native" / f"{name}.c"
+    subprocess.run([gcc, "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True)
+    return program
+
+
+def install(candidate: Candidate) -> Path:
+    """A virtual environment of its own, from the candidate's locks, made once. Raises Missing."""
+    venv = BUILD / "venvs" / candidate.name
+    if candidate.locks:
+        venv.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run([ROOT / "tools/bootstrap", venv, *candidate.locks])
+        if done.returncode:
+            locks = ", ".join(str(lock.relative_to(ROOT)) for lock in candidate.locks)
+            raise Missing(f"{candidate.name} could not be installed from {locks}")
+    return venv
