@@ -17,7 +17,7 @@ from inference_proxy.config import Config, EndpointClass, KeyConfig, LimitsConfi
 from inference_proxy.endpoints import Endpoints
 from inference_proxy.errors import ApiError, Unavailable
 from inference_proxy.limits import scripts
-from inference_proxy.limits.claims import Taken, changes, claims, used_tokens
+from inference_proxy.limits.claims import Plan, Taken, changes, used_tokens
 from inference_proxy.limits.hold import _part as part_of
 from inference_proxy.limits.local import LocalStore
 from inference_proxy.limits.shared import SharedStore
@@ -269,7 +269,7 @@ HASH = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"  # of 
 
 
 def costs(job: Job, **config: Any) -> dict[str, tuple[int, int]]:
-    found = claims(job, LimitsConfig.model_validate(config), NOW)
+    found = Plan().claims(job, LimitsConfig.model_validate(config), NOW)
     return {one.claim.counter.partition("}:")[2]: (one.claim.limit, one.claim.cost) for one in found}
 
 
@@ -294,7 +294,7 @@ def test_its_own_limits_come_before_the_general_ones_one_by_one() -> None:
 def test_periods_end_at_midnight_in_utc() -> None:
     config = LimitsConfig.model_validate({"default": {"tokens_per_day": 1, "tokens_per_month": 1}})
     ends = {
-        now: [one.claim.ends_ms for one in claims(job(), config, now)]
+        now: [one.claim.ends_ms for one in Plan().claims(job(), config, now)]
         for now in (NOW, NOW - timedelta(days=3))
     }
     assert ends[NOW] == [MIDNIGHT_MS, MIDNIGHT_MS]
@@ -355,7 +355,7 @@ def test_what_was_used(exchange: Exchange, error: BaseException | None, used: in
 
 def test_who_is_turned_away_for_our_sake_has_taken_nothing() -> None:
     config = LimitsConfig.model_validate({"default": {"requests_per_minute": 9, "tokens_per_day": 5000}})
-    taken = claims(job(max_tokens=10), config, NOW)
+    taken = Plan().claims(job(max_tokens=10), config, NOW)
     away = Unavailable("queue_full", "", retry_after_s=1)
     assert changes(taken, Exchange("r", "POST", "/"), away) == [-1, -20]
     assert changes(taken, Exchange("r", "POST", "/"), asyncio.CancelledError()) == [0, -20]

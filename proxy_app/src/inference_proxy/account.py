@@ -3,6 +3,7 @@
 Never a key; a prompt or a completion only where the configuration asks for it (`log_content`).
 """
 
+import functools
 import re
 import sys
 import time
@@ -32,7 +33,8 @@ class Exchange(msgspec.Struct, eq=False):
 
     `model` is the client's name of it, `served` the one that engines know; `notices` are headers that its
     answer gets besides the engine's own; `queue_s` is how long it stood in line, None if it did not come to
-    that; `used` are the tokens of prompt and answer that it counts for, once it has ended.
+    that; `told` are the tokens that the engine has counted, where that is known already; `used` those that it
+    counts for, of prompt and answer, once it has ended.
     """
 
     request_id: str
@@ -48,6 +50,7 @@ class Exchange(msgspec.Struct, eq=False):
     engine: str | None = None
     queue_s: float | None = None
     retries: int = 0
+    told: tuple[int | None, int | None] = (None, None)
     used: tuple[int, int] = (0, 0)
     status: int = 0
     stream: bool = False
@@ -75,7 +78,9 @@ class Exchange(msgspec.Struct, eq=False):
 
     def usage(self) -> tuple[int | None, int | None]:
         """Tokens of prompt and completion as the engine counted them, once its answer is complete."""
-        return usage(b"".join(self.tail)[-_TAIL_BYTES:])
+        if self.told == (None, None):
+            self.told = usage(b"".join(self.tail)[-_TAIL_BYTES:])
+        return self.told
 
 
 def usage(end: bytes) -> tuple[int | None, int | None]:
@@ -194,6 +199,12 @@ def _ms(seconds: float | None) -> float | None:
 
 def write_line(record: dict[str, object]) -> None:
     """One JSON object with its time, in one write, so that lines of several writers never mix."""
-    stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-    sys.stdout.write(msgspec.json.encode({"time": stamp, **record}).decode() + "\n")
+    second, rest = divmod(time.time(), 1)
+    line = {"time": f"{_to_the_second(int(second))}.{int(rest * 1000):03d}+00:00", **record}
+    sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     sys.stdout.flush()
+
+
+@functools.lru_cache(maxsize=1)
+def _to_the_second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -16,7 +16,7 @@ from .errors import ApiError
 _UNLIMITED = KeyLimits()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Key:
     """`owner` is the tenant, who may have several keys; `priority` names a class of the configuration;
     `expires` is a time as time.time() has it, None: never."""

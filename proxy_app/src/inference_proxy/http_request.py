@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _TARGET = re.compile(r"/[!-~]*")
@@ -23,22 +24,9 @@ def request_head(
     `target` is path and query, as they go on the wire. Names of headers may have any case. Raises ValueError
     for whatever could be read as more than one request, or as one of another length: nothing is repaired.
     """
-    if not _TOKEN.fullmatch(method):
-        raise ValueError(f"method {method!r}: letters only, such as POST")
-    if not _TARGET.fullmatch(target):
-        raise ValueError(
-            f"path {target!r}: it must begin with / and hold neither spaces nor control characters"
-        )
-    # Bytes of an answer pass through as they are, so an engine must not be invited to compress them.
-    lines = [
-        f"{method} {target} HTTP/1.1",
-        f"host: {host}",
-        "accept-encoding: identity",
-        "user-agent: ec2-inference-proxy",
-    ]
+    lines = [_beginning(method, host, target)]
     for name, value in headers.items():
-        if not _TOKEN.fullmatch(name) or name.lower() in _OWN:
-            raise ValueError(f"header {name!r}: not a name that a request to an engine may carry")
+        _check_name(name)
         if not _VALUE.fullmatch(value):
             raise ValueError(f"header {name!r}: its value holds control characters, or others beyond latin-1")
         lines.append(f"{name}: {value}")
@@ -48,3 +36,25 @@ def request_head(
         lines.append("connection: close")
     lines.append("\r\n")
     return "\r\n".join(lines).encode("latin-1")
+
+
+# What all requests have in common: worked out once for each engine and path, and for each name.
+@lru_cache(maxsize=1024)
+def _beginning(method: str, host: str, target: str) -> str:
+    if not _TOKEN.fullmatch(method):
+        raise ValueError(f"method {method!r}: letters only, such as POST")
+    if not _TARGET.fullmatch(target):
+        raise ValueError(
+            f"path {target!r}: it must begin with / and hold neither spaces nor control characters"
+        )
+    # Bytes of an answer pass through as they are, so an engine must not be invited to compress them.
+    return (
+        f"{method} {target} HTTP/1.1\r\nhost: {host}\r\naccept-encoding: identity\r\n"
+        "user-agent: ec2-inference-proxy"
+    )
+
+
+@lru_cache(maxsize=256)
+def _check_name(name: str) -> None:
+    if not _TOKEN.fullmatch(name) or name.lower() in _OWN:
+        raise ValueError(f"header {name!r}: not a name that a request to an engine may carry")

@@ -19,7 +19,7 @@ _PROXYS_OWN = frozenset(
 )  # fmt: skip
 # What a client may say in headers. All else stays here: its key, its cookies, and the headers by which vLLM
 # takes orders (priority, rank, load metrics).
-_FORWARDED = ("accept", "traceparent", "tracestate")
+FORWARDED = ("accept", "traceparent", "tracestate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def prepare(
     asked: Asked, model: ModelConfig, config: Config, client: Mapping[str, str], request_id: str
 ) -> Job:
     """Raises ApiError 400 for a form with fields that are the proxy's own: its bytes are not taken apart."""
-    headers = {name: value for name in _FORWARDED if (value := client.get(name)) is not None}
+    headers = {name: value for name in FORWARDED if (value := client.get(name)) is not None}
     headers["x-request-id"] = request_id
     priority = config.priorities[asked.key.priority].engine_priority
     if priority:

@@ -16,7 +16,7 @@ from .endpoints import Endpoint
 from .errors import ApiError, Unavailable, send_json
 from .fleet import Engine
 from .guard import Guard, Interrupted, Reason
-from .outgoing import Job, prepare
+from .outgoing import FORWARDED, Job, prepare
 from .queue import Place
 from .relay import Relay
 from .server_protocol import client_of
@@ -30,6 +30,11 @@ log = logging.getLogger(__name__)
 _CLIENT_GONE = 499
 # However long an engine asks to be left alone: what it says is not checked, and it may have recovered.
 _LONGEST_REST_S = 60
+# The headers that steps after the first look at.
+_READ = {
+    name.encode(): name
+    for name in ("content-length", "content-type", "content-encoding", "x-session-id", *FORWARDED)
+}
 _CLOCKS = frozenset({Reason.FIRST_BYTE, Reason.BETWEEN_CHUNKS, Reason.TOTAL})
 
 
@@ -65,9 +70,8 @@ class _Request:
         self._exchange = exchange
         self._scope = scope
         # Looked up often: Starlette's Headers searches the list each time. Of two the first counts, as there.
-        self._headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
-        }
+        known = ((name, value) for name, value in reversed(scope["headers"]) if name in _READ)
+        self._headers = {_READ[name]: value.decode("latin-1") for name, value in known}
         self._receive = receive
         self._send = send
         self._client = client_of(scope)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
-from functools import lru_cache
 from urllib.parse import quote
 
 import msgspec
 
 from ..account import Exchange
+from ..authenticate import Key
 from ..config import EndpointClass, LimitsConfig
 from ..config import Limits as Rates
 from ..errors import ApiError, Unavailable
@@ -30,50 +30,79 @@ class Taken(msgspec.Struct, frozen=True):
     tokens: bool
 
 
-def claims(job: Job, config: LimitsConfig, now: datetime) -> list[Taken]:
-    """All that the job takes, in the order in which a refusal names it."""
-    key = job.asked.key
+class _Limit(msgspec.Struct, frozen=True):
+    """One limit of a key, for its use of all models or of one; `ends_ms` and `counter` are those of a day."""
+
+    field: str
+    model: str | None
+    counter: str
+    kind: Kind
+    limit: int
+    ends_ms: int
+    tokens: bool
+
+
+class Plan:
+    """Which limits hold for whom: worked out once for each key and model, until the configuration or the day
+    is another."""
+
+    def __init__(self) -> None:
+        self._of: tuple[LimitsConfig | None, date | None] = (None, None)
+        self._limits: dict[tuple[Key, str], list[_Limit]] = {}
+
+    def claims(self, job: Job, config: LimitsConfig, now: datetime) -> list[Taken]:
+        """All that the job takes, in the order in which a refusal names it."""
+        today = now.date()
+        if self._of[0] is not config or self._of[1] != today:
+            self._of, self._limits = (config, today), {}
+        who = job.asked.key, job.model
+        limits = self._limits.get(who)
+        if limits is None:
+            limits = self._limits[who] = list(_limits(*who, config, today))
+        if job.asked.endpoint.kind is EndpointClass.UTILITY:
+            limits = [one for one in limits if not one.tokens]
+        return [_take(one, job, config) for one in limits]
+
+
+def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator[_Limit]:
     # In a cluster all counters of a key lie on one node, as a script needs it.
     base = f"{_PREFIX}:{{{quote(key.name, safe='')}}}"
-    taken = list(_of(key.limits, config.default, base, None, job, config, now))
-    own, general = key.limits.models.get(job.model), config.models.get(job.model)
+    yield from _of(key.limits, config.default, base, None, today)
+    own, general = key.limits.models.get(model), config.models.get(model)
     if own or general:
-        scope = f"{base}:{quote(job.model, safe='')}"
-        taken += _of(own or _NONE, general or _NONE, scope, job.model, job, config, now)
-    return taken
+        yield from _of(own or _NONE, general or _NONE, f"{base}:{quote(model, safe='')}", model, today)
 
 
-def _of(
-    own: Rates, general: Rates, scope: str, model: str | None, job: Job, config: LimitsConfig, now: datetime
-) -> Iterator[Taken]:
-    for field in _REQUESTS:
+def _of(own: Rates, general: Rates, scope: str, model: str | None, today: date) -> Iterator[_Limit]:
+    for field, kind in _FIELDS.items():
         if limit := getattr(own, field) or getattr(general, field):
-            kind = Kind.WINDOW if field == "requests_per_minute" else Kind.PLACES
-            yield Taken(Claim(f"{scope}:{field}", kind, limit, 1), field, model, tokens=False)
-    if job.asked.endpoint.kind is EndpointClass.UTILITY:
-        return
-    for field in _TOKENS:
-        if limit := getattr(own, field) or getattr(general, field):
-            cost = reserved_tokens(job, config, limit)
-            if field == "tokens_per_minute":
-                claim = Claim(f"{scope}:{field}", Kind.WINDOW, limit, cost)
-            else:
-                period, ends = (_day if field == "tokens_per_day" else _month)(now.date())
-                claim = Claim(f"{scope}:{field}:{period}", Kind.PERIOD, limit, cost, ends)
-            yield Taken(claim, field, model, tokens=True)
+            period, ends_ms = "", 0
+            if kind is Kind.PERIOD:
+                period, ends_ms = (_day if field == "tokens_per_day" else _month)(today)
+                period = f":{period}"
+            yield _Limit(
+                field, model, f"{scope}:{field}{period}", kind, limit, ends_ms, field.startswith("tokens")
+            )
 
 
-_REQUESTS = ("requests_per_minute", "concurrent_requests")
-_TOKENS = ("tokens_per_minute", "tokens_per_day", "tokens_per_month")
+def _take(one: _Limit, job: Job, config: LimitsConfig) -> Taken:
+    cost = reserved_tokens(job, config, one.limit) if one.tokens else 1
+    return Taken(Claim(one.counter, one.kind, one.limit, cost, one.ends_ms), one.field, one.model, one.tokens)
 
 
-# The same all day, and for every request.
-@lru_cache(maxsize=2)
+_FIELDS = {
+    "requests_per_minute": Kind.WINDOW,
+    "concurrent_requests": Kind.PLACES,
+    "tokens_per_minute": Kind.WINDOW,
+    "tokens_per_day": Kind.PERIOD,
+    "tokens_per_month": Kind.PERIOD,
+}
+
+
 def _day(day: date) -> tuple[str, int]:
     return f"{day:%Y-%m-%d}", _start_ms(day + timedelta(days=1))
 
 
-@lru_cache(maxsize=2)
 def _month(day: date) -> tuple[str, int]:
     return f"{day:%Y-%m}", _start_ms((day.replace(day=1) + timedelta(days=31)).replace(day=1))
 

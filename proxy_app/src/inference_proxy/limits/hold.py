@@ -15,7 +15,7 @@ from ..account import Exchange
 from ..config import LimitsConfig, StoreConfig
 from ..errors import ApiError, Header, Unavailable
 from ..outgoing import Job
-from .claims import Taken, changes, claims, used_tokens
+from .claims import Plan, Taken, changes, used_tokens
 from .local import LocalStore
 from .shared import SharedStore
 from .store import Decision, Kind, Standing, Store, StoreAway
@@ -29,6 +29,7 @@ class Limits:
 
     def __init__(self, config: Callable[[], LimitsConfig]) -> None:
         self._config = config
+        self._plan = Plan()
         self._local = LocalStore()
         self._shared: SharedStore | None = None
         self._follows: StoreConfig | None = None
@@ -75,7 +76,7 @@ class Limits:
         """None for a caller without limits. Raises ApiError 429; Unavailable when the store is away and the
         configuration does not let requests pass without it."""
         config = self._config()
-        taken = claims(job, config, datetime.fromtimestamp(time.time(), UTC))
+        taken = self._plan.claims(job, config, datetime.now(UTC))
         if not taken:
             return None
         lease = str(next(self._leases))

@@ -87,6 +87,9 @@ if fits == 1 then
   end
   answer = look_at_all()
   answer[1] = 1
+  for i in ipairs(KEYS) do
+    answer[3 * i + 1] = 0
+  end
 end
 return answer
 """
