@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ async def running_browser(directory: Path) -> AsyncIterator[Page]:
     process = await asyncio.create_subprocess_exec(
         program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
         "--remote-debugging-port=0", f"--user-data-dir={directory}", "about:blank",
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
         async with asyncio.timeout(3 * WAIT_S):
@@ -95,8 +96,9 @@ async def running_browser(directory: Path) -> AsyncIterator[Page]:
                 yield page
             await listening
     finally:
+        # The whole group: what Debian installs is a script that starts the browser.
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
 
