@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -188,7 +187,7 @@ def _request_id(scope: Scope) -> str:
             if _REQUEST_ID.fullmatch(value):
                 return str(value, "ascii")
             break
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def _wrong_method(path: str, endpoint: Endpoint) -> ApiError:

@@ -215,20 +215,19 @@ def _part(taken: Sequence[Taken], workers: int) -> list[Taken]:
 
 def _headers(taken: Sequence[Taken], standings: Sequence[Standing]) -> tuple[Header, ...]:
     """OpenAI's headers, of the tightest limit of requests and the tightest of tokens; resets in seconds."""
+    tightest: dict[bytes, tuple[int, int, int]] = {}
+    for one, at in zip(taken, standings, strict=True):
+        if one.claim.kind is not Kind.PLACES:
+            what = b"tokens" if one.tokens else b"requests"
+            known = max(one.claim.limit - at.used, 0), one.claim.limit, at.reset_ms
+            tightest[what] = min(tightest.get(what, known), known)
     headers: list[Header] = []
-    for what, tokens in ((b"requests", False), (b"tokens", True)):
-        known = [
-            (max(one.claim.limit - at.used, 0), one.claim.limit, at.reset_ms)
-            for one, at in zip(taken, standings, strict=True)
-            if one.tokens is tokens and one.claim.kind is not Kind.PLACES
+    for what, (remaining, limit, reset_ms) in tightest.items():
+        headers += [
+            (b"x-ratelimit-limit-" + what, b"%d" % limit),
+            (b"x-ratelimit-remaining-" + what, b"%d" % remaining),
+            (b"x-ratelimit-reset-" + what, b"%ds" % _seconds(reset_ms)),
         ]
-        if known:
-            remaining, limit, reset_ms = min(known)
-            headers += [
-                (b"x-ratelimit-limit-" + what, b"%d" % limit),
-                (b"x-ratelimit-remaining-" + what, b"%d" % remaining),
-                (b"x-ratelimit-reset-" + what, b"%ds" % _seconds(reset_ms)),
-            ]
     return tuple(headers)
 
 
