@@ -49,8 +49,8 @@ class Server(uvicorn.Server):
 
 
 def _spare_the_collector() -> None:
-    """What is there now stays to the end, and requests leave few cycles behind: looking for garbage seldom, and
-    only among what came later, takes a twentieth from a request."""
+    """What is there now stays to the end, and requests leave few cycles behind: looking for garbage seldom,
+    and only among what came later, takes a twentieth from a request."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER)
