@@ -409,20 +409,33 @@ async def test_a_full_engine_is_not_ill(files: Files, engine: Engine) -> None:
             assert states(await proxy.ready()) == ["serving"]
 
 
-async def test_an_embedding_engine_is_asked_for_a_vector(files: Files, engine: Engine) -> None:
-    asked = asyncio.Event()
+@pytest.mark.parametrize(
+    ("probe", "path", "good"),
+    [
+        ("embeddings", "/v1/embeddings", {"data": [{"embedding": [0.1, -2]}]}),
+        ("rerank", "/v1/rerank", {"results": [{"index": 0, "relevance_score": 0.5}]}),
+        ("transcriptions", "/v1/audio/transcriptions", {"text": ""}),
+    ],
+)
+async def test_an_engine_that_generates_no_text_is_asked_for_what_it_does(
+    files: Files, engine: Engine, probe: str, path: str, good: Any
+) -> None:
+    answers, asked = [good, {}], asyncio.Queue[Call]()
 
-    async def vector(call: Call) -> None:
-        assert call.path == "/v1/embeddings"
-        await call.answer(200, {"data": [{"embedding": [0.1, -2]}]})
-        asked.set()
+    async def answer(call: Call) -> None:
+        await call.answer(200, answers[0])
+        asked.put_nowait(call)
 
-    engine.script = vector
-    entry = {"id": "host1:e", "url": engine.url, "models": ["big"], "probe": "embeddings"}
+    engine.script = answer
+    entry = {"id": "host1:e", "url": engine.url, "models": ["big"], "probe": probe}
     files.configure(engine, engines=[entry], health=QUICK | {"probe_after_s": 0.05})
     async with running_proxy(files) as proxy:
-        await asyncio.wait_for(asked.wait(), WAIT_S)
+        call = await asyncio.wait_for(asked.get(), WAIT_S)
+        assert call.path == path
+        assert b"big" in call.body
         assert states(await proxy.ready()) == ["serving"]
+        del answers[0]
+        await proxy.until(lambda status: states(status) == ["ejected"])
 
 
 async def test_a_slow_start_is_no_failure(files: Files, engine: Engine, log: Log, monkeypatch: Any) -> None:

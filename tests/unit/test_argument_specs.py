@@ -34,3 +34,10 @@ def test_internal_variables_are_marked_as_such(role: str) -> None:
     files = (ROOT / "roles" / role / "vars").glob("*.yml")
     names = [name for file in files for name in yaml.safe_load(file.read_text()) or {}]
     assert [name for name in names if not name.startswith(f"__{role}_")] == []
+
+
+def test_preflight_knows_the_keys_and_probes_of_an_engine_that_the_specs_have() -> None:
+    options = load("vllm", "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    engine, known = options["vllm_engines"]["options"], load("vllm", "vars/main.yml")
+    assert set(known["__vllm_engine_keys"]) == set(engine)
+    assert known["__vllm_probes"] == engine["probe"]["choices"]

@@ -86,7 +86,12 @@ def test_idle_has_nothing_to_wait_for_where_nothing_answers(fake) -> None:
 
 @pytest.mark.parametrize(
     ("probe", "answer"),
-    [("completions", {"usage": {"completion_tokens": 1}}), ("embeddings", {"data": [{"embedding": [0.1]}]})],
+    [
+        ("completions", {"usage": {"completion_tokens": 1}}),
+        ("embeddings", {"data": [{"embedding": [0.1]}]}),
+        ("rerank", {"results": [{"index": 0, "relevance_score": 0.9}]}),
+        ("transcriptions", {"text": ""}),
+    ],
 )
 def test_a_result_proves_it(fake, probe, answer) -> None:
     fake.answer = answer

@@ -1,6 +1,10 @@
-"""Does an engine work? One token tells, or one vector."""
+"""Does an engine work? The least that it can do tells: one token, one vector, one rank, one silent word."""
 
 import asyncio
+import io
+import wave
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -8,22 +12,19 @@ from .fleet import Engine
 from .upstream import EngineLost, Upstream
 
 _ANSWER_LIMIT = 1024 * 1024
-_QUESTIONS: dict[str, dict[str, object]] = {
-    "completions": {"prompt": "1", "max_tokens": 1, "temperature": 0},
-    "embeddings": {"input": "1"},
-}
+_BOUNDARY = "inference-proxy-probe"
 
 
 class _Vector(msgspec.Struct):
     embedding: list[float]
 
 
-class _Usage(msgspec.Struct):
-    completion_tokens: int
-
-
 class _Vectors(msgspec.Struct):
     data: list[_Vector]
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int
 
 
 class _Completion(msgspec.Struct):
@@ -31,13 +32,74 @@ class _Completion(msgspec.Struct):
     usage: _Usage
 
 
+class _Rank(msgspec.Struct):
+    relevance_score: float
+
+
+class _Ranking(msgspec.Struct):
+    results: list[_Rank]
+
+
+class _Transcript(msgspec.Struct):
+    text: str
+
+
+class _Probe(NamedTuple):
+    """What is asked, given the model: content type and body; and what an answer has to look like and hold."""
+
+    path: str
+    ask: Callable[[str], tuple[str, bytes]]
+    answer: type[msgspec.Struct]
+    made: Callable[[Any], bool]
+
+
+def _json(**fields: object) -> Callable[[str], tuple[str, bytes]]:
+    return lambda model: ("application/json", msgspec.json.encode({**fields, "model": model}))
+
+
+def _silence(model: str) -> tuple[str, bytes]:
+    """A form with a tenth of a second in which nobody speaks."""
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * 1600))
+    field = f'--{_BOUNDARY}\r\ncontent-disposition: form-data; name="'
+    begin = f'{field}model"\r\n\r\n{model}\r\n{field}file"; filename="silence.wav"\r\n'
+    begin += "content-type: audio/wav\r\n\r\n"
+    body = begin.encode() + sound.getvalue() + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    return f"multipart/form-data; boundary={_BOUNDARY}", body
+
+
+_PROBES = {
+    "completions": _Probe(
+        "/v1/completions",
+        _json(prompt="1", max_tokens=1, temperature=0),
+        _Completion,
+        lambda answer: bool(answer.choices) and answer.usage.completion_tokens > 0,
+    ),
+    "embeddings": _Probe(
+        "/v1/embeddings",
+        _json(input="1"),
+        _Vectors,
+        lambda answer: any(vector.embedding for vector in answer.data),
+    ),
+    "rerank": _Probe(
+        "/v1/rerank", _json(query="1", documents=["1"]), _Ranking, lambda answer: bool(answer.results)
+    ),
+    # Silence has no words, so any text will do.
+    "transcriptions": _Probe("/v1/audio/transcriptions", _silence, _Transcript, lambda _: True),
+}
+
+
 async def probe(upstream: Upstream, engine: Engine, timeout_s: float) -> str | None:
-    """Ask for a real answer of one token, on the way that clients' requests take. Returns what is wrong with
+    """Ask for a real, small answer, on the way that clients' requests take. Returns what is wrong with
     it; None: nothing. An engine that says it is full (503) is not wrong."""
-    body = msgspec.json.encode(_QUESTIONS[engine.probe] | {"model": min(engine.models)})
+    question = _PROBES[engine.probe]
     try:
         async with asyncio.timeout(timeout_s):
-            status, document = await _ask(upstream, engine, body, timeout_s)
+            status, document = await _ask(upstream, engine, question, timeout_s)
     except TimeoutError:
         return f"no token within {timeout_s:g} s"
     except EngineLost as error:
@@ -46,13 +108,13 @@ async def probe(upstream: Upstream, engine: Engine, timeout_s: float) -> str | N
         return None
     if status != 200:
         return f"its answer to a probe was {status}"
-    return _flaw(engine, document)
+    return _flaw(question, document)
 
 
-async def _ask(upstream: Upstream, engine: Engine, body: bytes, timeout_s: float) -> tuple[int, bytes]:
-    headers = {"content-type": "application/json"}
-    path = f"/v1/{engine.probe}"
-    answer = await upstream.request(engine, "POST", path, headers, body, connect_s=timeout_s)
+async def _ask(upstream: Upstream, engine: Engine, question: _Probe, timeout_s: float) -> tuple[int, bytes]:
+    content_type, body = question.ask(min(engine.models))
+    headers = {"content-type": content_type}
+    answer = await upstream.request(engine, "POST", question.path, headers, body, connect_s=timeout_s)
     try:
         document = bytearray()
         while piece := await answer.read():
@@ -64,13 +126,9 @@ async def _ask(upstream: Upstream, engine: Engine, body: bytes, timeout_s: float
         answer.close()
 
 
-def _flaw(engine: Engine, document: bytes) -> str | None:
+def _flaw(question: _Probe, document: bytes) -> str | None:
     try:
-        if engine.probe == "embeddings":
-            made = any(vector.embedding for vector in msgspec.json.decode(document, type=_Vectors).data)
-        else:
-            completion = msgspec.json.decode(document, type=_Completion)
-            made = bool(completion.choices) and completion.usage.completion_tokens > 0
+        made = question.made(msgspec.json.decode(document, type=question.answer))
     except msgspec.MsgspecError as error:
         return f"its answer to a probe makes no sense: {error}"
     return None if made else "its answer to a probe holds nothing"

@@ -14,6 +14,7 @@ Standard library only: it runs with the host's own Python (3.9 or newer), whatev
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import subprocess
@@ -21,17 +22,21 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import wave
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 # Everything that an engine still has to answer, and what moves while it does.
 UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{.*\})? (\S+)$", re.MULTILINE)
 TOKENS = re.compile(r"^vllm:iteration_tokens_total_sum(?:\{.*\})? (\S+)$", re.MULTILINE)
+# What an engine is asked for, by the name of its probe; the model is put in. Transcriptions get a form with silence.
 REQUESTS: Dict[str, Dict[str, Any]] = {
     "completions": {"prompt": "Hello", "max_tokens": 1, "temperature": 0},
     "embeddings": {"input": "Hello"},
+    "rerank": {"query": "Hello", "documents": ["Hello"]},
 }
+BOUNDARY = "engine-probe"
 ANSWER_S = 120.0  # one token, for which something may have to be compiled first
 PAUSE_S = 0.5
 JOURNAL_LINES = 40
@@ -64,14 +69,39 @@ class Engine:
         return f"vllm@{self.name}.service"
 
 
-def request(url: str, body: Optional[Dict[str, Any]] = None, timeout: float = 5.0) -> str:
+def request(url: str, body: Optional[bytes] = None, timeout: float = 5.0, kind: str = "application/json") -> str:
     """Body of the answer; OSError (which covers urllib's errors and timeouts) when there is none, or it is an error."""
-    data = None if body is None else json.dumps(body).encode()
-    call = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    call = urllib.request.Request(url, body, {"Content-Type": kind})
     # The host's own address: never through a proxy that the environment names.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(call, timeout=timeout) as answer:
         return str(answer.read().decode(errors="replace"))
+
+
+def question(engine: Engine) -> Tuple[str, bytes, str]:
+    """Path, body and content type of the request that proves the engine."""
+    if engine.probe != "transcriptions":
+        body = {"model": engine.model, **REQUESTS[engine.probe]}
+        return f"/v1/{engine.probe}", json.dumps(body).encode(), "application/json"
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * 1600))
+    field = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="'
+    begin = f'{field}model"\r\n\r\n{engine.model}\r\n{field}file"; filename="silence.wav"\r\nContent-Type: audio/wav\r\n\r\n'
+    form = begin.encode() + sound.getvalue() + f"\r\n--{BOUNDARY}--\r\n".encode()
+    return "/v1/audio/transcriptions", form, f"multipart/form-data; boundary={BOUNDARY}"
+
+
+def made(engine: Engine, answer: Dict[str, Any]) -> bool:
+    """Whether the answer holds what it must. Silence has no words, so any text will do."""
+    if engine.probe == "transcriptions":
+        return isinstance(answer.get("text"), str)
+    if engine.probe == "completions":
+        return bool((answer.get("usage") or {}).get("completion_tokens"))
+    return bool(answer.get("data" if engine.probe == "embeddings" else "results"))
 
 
 def total(pattern: "re.Pattern[str]", metrics: str) -> float:
@@ -138,10 +168,11 @@ def prove(engine: Engine, timeout: float, crashes_before: int = 0) -> None:
 
 def generate(engine: Engine) -> None:
     """Have the engine do its real work once. A busy engine that goes on generating for others has proved it as well."""
-    url = f"{engine.url}/v1/{engine.probe}"
+    path, body, kind = question(engine)
+    url = engine.url + path
     before = tokens(engine)
     try:
-        answer = json.loads(request(url, {"model": engine.model, **REQUESTS[engine.probe]}, timeout=ANSWER_S))
+        answer = json.loads(request(url, body, timeout=ANSWER_S, kind=kind))
     except (OSError, ValueError) as error:
         if tokens(engine) > before:
             return
@@ -149,8 +180,7 @@ def generate(engine: Engine) -> None:
         raise ProbeError(
             f"{engine.unit} is healthy, but {url} fails for model {engine.model!r}: {error} {detail}\n{journal(engine.unit)}"
         ) from error
-    made = answer.get("data") if engine.probe == "embeddings" else (answer.get("usage") or {}).get("completion_tokens")
-    if not made:
+    if not made(engine, answer):
         raise ProbeError(f"{engine.unit} answered {url} without a result: {json.dumps(answer)[:500]}")
 
 
