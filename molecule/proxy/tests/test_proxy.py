@@ -63,6 +63,35 @@ def test_keys(api, port, key):
     assert [card["id"] for card in answer["data"]] == [MODEL]
 
 
+def test_workers_count_a_limit_together(api, key):
+    ask = {"model": MODEL, "prompt": "Hi", "max_tokens": 1}
+    found = [call(api, 9000 + n % 2, "/v1/completions", f"{key}-limited", ask)[0] for n in range(8)]
+    assert sorted(found) == 5 * [200] + 3 * [429]
+
+
+def test_the_store_is_hardened_and_keeps_a_hash_only(api):
+    unit = api.service("proxy-store")
+    assert unit.is_running, api.check_output("journalctl --unit proxy-store --no-pager --lines 40")
+    assert unit.is_enabled
+    assert not api.service("redis-server").is_running
+    assert api.socket(f"tcp://{address(api)}:6379").is_listening
+    assert not api.socket("tcp://127.0.0.1:6379").is_listening
+    report = api.check_output("systemd-analyze security --no-pager proxy-store | tail -n 1")
+    assert float(report.split(":")[1].split()[0]) <= 3.0, report
+    password = api.file("/etc/proxy/store_password")
+    assert (password.user, password.group, password.mode) == ("root", "ec2-inference-proxy", 0o640)
+    assert password.content_string.strip() not in api.file("/etc/proxy-store/store.conf").content_string
+
+
+def test_a_worker_can_be_looked_at_from_its_own_host_only(api, port, key):
+    admin = port + 500
+    assert not api.socket(f"tcp://{address(api)}:{admin}").is_listening
+    code = "curl --silent --output /dev/null --write-out '%{http_code}' http://127.0.0.1:"
+    assert api.check_output(f"{code}{admin}/admin/engines") == "401"
+    page = api.check_output(f"curl --silent http://127.0.0.1:{admin}/metrics")
+    assert "inference_proxy_requests_total{" in page
+
+
 def test_listens_on_the_private_address_only(api, port):
     assert api.socket(f"tcp://{address(api)}:{port}").is_listening
     assert not api.socket(f"tcp://127.0.0.1:{port}").is_listening
