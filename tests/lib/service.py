@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from stack import MODEL, engine_url, http_client, openai_client, ssh
+from stack import MODEL, anthropic_client, engine_url, http_client, openai_client, ssh
 
 # Several seconds of generation, and within the model's context of 2,048 tokens.
 LONG = {"max_tokens": 1900, "extra_body": {"ignore_eos": True}}
@@ -38,6 +38,17 @@ class ServiceTests:
         answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=8)
         assert answer.usage.completion_tokens <= 8
         assert answer.model == MODEL
+
+    def test_anthropics_messages(self) -> None:
+        with anthropic_client() as client:
+            answer = client.messages.create(model=MODEL, messages=MESSAGES, max_tokens=8)
+            assert answer.usage.output_tokens <= 8
+            with client.messages.stream(model=MODEL, messages=MESSAGES, max_tokens=8) as stream:
+                assert stream.get_final_message().stop_reason in ("max_tokens", "end_turn")
+
+    def test_responses(self, client: openai.OpenAI) -> None:
+        answer = client.responses.create(model=MODEL, input="hello", max_output_tokens=8)
+        assert answer.usage.output_tokens <= 8
 
     def test_models_are_listed(self, client: openai.OpenAI) -> None:
         assert [model.id for model in client.models.list()] == [MODEL]

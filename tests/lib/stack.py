@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import httpx2
+from anthropic import Anthropic
 from openai import OpenAI
 
 CLIENT = Path(os.environ["LAB_CLIENT"])
@@ -31,6 +32,16 @@ def openai_client(**options: object) -> OpenAI:
         "timeout": TIMEOUT_S,
     }
     return OpenAI(**{**defaults, **options})  # type: ignore[arg-type]
+
+
+def anthropic_client() -> Anthropic:
+    """The same for the client of Anthropic's API, which adds the version to the path by itself."""
+    return Anthropic(
+        base_url=SETTINGS["OPENAI_BASE_URL"].removesuffix("/v1"),
+        api_key=SETTINGS["OPENAI_API_KEY"],
+        max_retries=0,
+        timeout=TIMEOUT_S,
+    )
 
 
 def http_client() -> httpx2.Client:
