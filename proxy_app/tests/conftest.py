@@ -27,6 +27,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rhythms, not deadlines: how often the proxy looks at engines and at its files."""
     monkeypatch.setattr(poller, "_INTERVAL_S", 0.03)
     monkeypatch.setattr(reload, "_INTERVAL_S", 0.02)
+    monkeypatch.setattr(logs, "_LINGER_S", 0)
 
 
 @pytest.fixture

@@ -3,17 +3,15 @@
 Never a key; a prompt or a completion only where the configuration asks for it (`log_content`).
 """
 
-import functools
 import re
-import sys
 import time
 from collections import Counter, deque
-from datetime import UTC, datetime
 
 import msgspec
 
 from .dialects import Dialect
 from .errors import Header
+from .logs import AccessLog
 from .metrics import OTHER, Metrics, Of, Sample, Values
 from .tracing import Trace
 from .usage_store import UsageStore, Used
@@ -102,6 +100,7 @@ class Accounts:
         self._metrics = metrics
         self._usage = usage
         self._open: set[Exchange] = set()
+        self.log = AccessLog()
         metrics.watch("requests_in_flight", "Requests that run or wait.", Of._fields, self._in_flight)
 
     def open(self, exchange: Exchange) -> None:
@@ -134,7 +133,7 @@ class Accounts:
             self._usage.add(_used(exchange, sample))
         if exchange.trace is not None:
             exchange.trace.end(exchange, sample)
-        write_line(_line(exchange, sample, first_s))
+        self.log.add(_line(exchange, sample, first_s))
 
     def _in_flight(self) -> Values:
         return Counter(_of(exchange) for exchange in self._open).items()
@@ -195,16 +194,3 @@ def _line(exchange: Exchange, sample: Sample, first_s: float | None) -> dict[str
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 2)
-
-
-def write_line(record: dict[str, object]) -> None:
-    """One JSON object with its time, in one write, so that lines of several writers never mix."""
-    second, rest = divmod(time.time(), 1)
-    line = {"time": f"{_to_the_second(int(second))}.{int(rest * 1000):03d}+00:00", **record}
-    sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
-    sys.stdout.flush()
-
-
-@functools.lru_cache(maxsize=1)
-def _to_the_second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -130,6 +130,7 @@ class Proxy:
                 await self.admin.close()
                 await self.state.usage.close()
                 await self.state.tracing.close()
+                self.state.accounts.log.flush()
 
     async def _answer_ourselves(self, request: Request) -> Response:
         """Endpoints for which no engine is asked."""

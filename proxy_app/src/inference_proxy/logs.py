@@ -1,11 +1,44 @@
-"""What is not an access line (warnings, reloads, the server's own messages) as JSON on stdout too."""
+"""The log: JSON lines on stdout, one for each request and one for whatever else there is to say."""
 
+import asyncio
+import functools
 import logging
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 
-from .account import write_line
+import msgspec
+
+# A write for each line costs more than all other accounting for a small request. A process that is killed
+# loses as much of its log.
+_LINGER_S = 0.05
+
+
+class AccessLog:
+    """Lines of requests, gathered for a moment and written together."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, record: Mapping[str, object]) -> None:
+        self._lines.append(_line(record))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self.flush)
+
+    def flush(self) -> None:
+        """Write what there is, without waiting."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lines, self._lines = self._lines, []
+        _write(b"".join(lines))
 
 
 class JsonHandler(logging.Handler):
+    """What is not about a single request: warnings, reloads, the server's own messages."""
+
     def emit(self, record: logging.LogRecord) -> None:
         line: dict[str, object] = {
             "event": "log",
@@ -15,7 +48,7 @@ class JsonHandler(logging.Handler):
         }
         if record.exc_info:
             line["traceback"] = logging.Formatter().formatException(record.exc_info)
-        write_line(line)
+        _write(_line(line))
 
 
 def configure() -> None:
@@ -23,3 +56,20 @@ def configure() -> None:
     root = logging.getLogger()
     root.handlers[:] = [JsonHandler()]
     root.setLevel(logging.INFO)
+
+
+def _line(record: Mapping[str, object]) -> bytes:
+    second, rest = divmod(time.time(), 1)
+    stamp = f"{_to_the_second(int(second))}.{int(rest * 1000):03d}+00:00"
+    return msgspec.json.encode({"time": stamp, **record}) + b"\n"
+
+
+@functools.lru_cache(maxsize=1)
+def _to_the_second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _write(lines: bytes) -> None:
+    """Whole lines in one write, so that those of several writers never mix."""
+    sys.stdout.buffer.write(lines)
+    sys.stdout.buffer.flush()
