@@ -145,8 +145,10 @@ class Soak:
 
     async def leave(self) -> None:
         reader, writer = await self._open(KEY, tokens=1000, stream=True, gap_us=STREAM_GAP_US)
+        # Not wait_for: before Python 3.12 it can swallow the cancellation by which all of this ends.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(reader.read(65536), random.random())
+            async with asyncio.timeout(random.random()):
+                await reader.read(65536)
         writer.transport.abort()
         self.tally.outcomes["left"] += 1
         await asyncio.sleep(random.random())
@@ -190,7 +192,8 @@ class Soak:
     async def scrape(self) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.admin_port)
         writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        page = await asyncio.wait_for(reader.read(), _ANSWER_S)
+        async with asyncio.timeout(_ANSWER_S):
+            page = await reader.read()
         writer.close()
         self.tally.outcomes[f"scrape {status(page)}"] += 1
         await asyncio.sleep(5)
@@ -224,7 +227,8 @@ class Soak:
         try:
             reader, writer = await self._open(key, **wanted)
             try:
-                return await asyncio.wait_for(reader.read(), _ANSWER_S)
+                async with asyncio.timeout(_ANSWER_S):
+                    return await reader.read()
             finally:
                 writer.transport.abort()
         except (OSError, TimeoutError) as error:

@@ -18,8 +18,6 @@ _NOTICE_S = 0.5
 _KEEP_ALIVE_S = 75
 # For answers to the requests that were ended, after shutdown_s.
 _FAREWELL_S = 10
-# New objects that may hold others, until the collector looks at them (Python's default is 700).
-_COLLECT_AFTER = 20_000
 
 
 class Server(uvicorn.Server):
@@ -49,11 +47,9 @@ class Server(uvicorn.Server):
 
 
 def _spare_the_collector() -> None:
-    """What is there now stays to the end, and requests leave few cycles behind: looking for garbage seldom,
-    and only among what came later, takes a twentieth from a request."""
+    """What is there now stays to the end: garbage is looked for only among what came later."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER)
 
 
 def make_server(config_path: Path, host: str, port: int) -> Server:
