@@ -115,10 +115,12 @@ class Soak:
             *(self.stranger, self.change_keys, self.kill_engines, self.scrape, self.sample),
         ]
         tasks = [asyncio.create_task(self._forever(do)) for do in doers]
-        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         for task in done:
             task.result()
 
@@ -258,6 +260,10 @@ def write_keys(directory: Path, keys: Sequence[str]) -> None:
 
 
 async def soak(minutes: float) -> Tally:
+    # As an interrupt does: what was started must not outlive this.
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     cores = two_cores()
     program = compile_native(find("gcc"), "engine")
     ours = CANDIDATES["ours"]
@@ -295,9 +301,11 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--output", type=Path, default=ROOT / "soak.json")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         tally = asyncio.run(soak(options.minutes))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("soak: interrupted", file=sys.stderr)
+        return 1
     except Missing as missing:
         print(f"soak: {missing}", file=sys.stderr)
         return 2
