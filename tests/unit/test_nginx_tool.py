@@ -103,6 +103,11 @@ def test_a_certificate_that_nobody_renews_is_issued_again(tool: ModuleType) -> N
 
 
 def test_the_placeholder_serves_until_there_is_a_certificate(tool: ModuleType) -> None:
+    tool.make_placeholder()
+    made = (tool.PLACEHOLDER / "privkey.pem").stat()
+    assert made.st_mode & 0o077 == 0, "a private key is its owner's alone"
+    tool.make_placeholder()
+    assert (tool.PLACEHOLDER / "privkey.pem").stat().st_ino == made.st_ino, "one that is there stays"
     assert str(tool.PLACEHOLDER) in tool.tls_text()
     make_certificate(tool, "a.test")
     assert str(tool.CERTIFICATE / "fullchain.pem") in tool.tls_text()

@@ -314,7 +314,15 @@ def test_a_drained_worker_gets_nothing_until_it_is_put_back() -> None:
         inventory = ["-i", "inventory/aws_ec2.yml", "-i", str(CLIENT / "inventory")]
         role = ["-m", "include_role", "-a", f"name=nginx_certbot tasks_from=upstream_{action}"]
         subprocess.run(
-            ["ansible", *inventory, "api1", "--become", *role, "-e", "nginx_certbot_drain_instance=api1:9000"],
+            [
+                "ansible",
+                *inventory,
+                "api1",
+                "--become",
+                *role,
+                "-e",
+                '{"nginx_certbot_drain_instances": ["api1:9000"]}',
+            ],
             cwd=PROJECT,
             env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
             check=True,

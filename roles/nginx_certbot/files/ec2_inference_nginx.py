@@ -123,6 +123,31 @@ def drained_now() -> set[str]:
     return {marker.name for marker in DRAINED.iterdir()} if DRAINED.is_dir() else set()
 
 
+def make_placeholder() -> None:
+    """A certificate of our own: nginx does not start without one, and certbot gets none without nginx."""
+    PLACEHOLDER.mkdir(exist_ok=True)
+    if (PLACEHOLDER / "fullchain.pem").exists():
+        return
+    key, certificate = PLACEHOLDER / ".privkey.pem", PLACEHOLDER / ".fullchain.pem"
+    argv = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "3650",
+    ]
+    made = run(*argv, "-subj", "/CN=placeholder", "-keyout", str(key), "-out", str(certificate))
+    if made.returncode:
+        raise Failed(f"no placeholder certificate could be made: {made.stderr.strip()}")
+    key.replace(PLACEHOLDER / "privkey.pem")
+    certificate.replace(PLACEHOLDER / "fullchain.pem")
+
+
 def tls_text() -> str:
     """tls.conf: the CA's certificate once there is one, the placeholder until then."""
     issued = (CERTIFICATE / "fullchain.pem").exists() and (CERTIFICATE / "privkey.pem").exists()
@@ -265,6 +290,13 @@ def undrain(instances: list[str], reason: str | None) -> str:
     return load_markers(removed)
 
 
+def describe() -> str:
+    """What the role's templates need to know of this host, as JSON: nginx's version, whether there is IPv6, what is drained."""
+    version = re.search(r"nginx/([0-9.]+)", run("nginx", "-v").stderr)
+    ipv6 = Path("/proc/net/if_inet6").exists()
+    return json.dumps({"nginx": version[1] if version else "0", "ipv6": ipv6, "drained": sorted(drained_now())})
+
+
 def names_of(certificate: Path) -> set[str]:
     text = run("openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", str(certificate)).stdout
     return {name.lower() for name in re.findall(r"DNS:([^,\s]+)", text)}
@@ -309,7 +341,7 @@ def is_live(domain: str) -> bool:
     return False
 
 
-def prove(domains: list[str], live: bool) -> str:
+def prove(domains: list[str], live: bool) -> None:
     """nginx answers for every domain, with our error body and the certificate on disk; `live`: a proxy answers through it."""
     pem = (CERTIFICATE / "fullchain.pem").read_text()
     end = "-----END CERTIFICATE-----"
@@ -334,7 +366,6 @@ def prove(domains: list[str], live: bool) -> str:
         if time.monotonic() > deadline:
             raise Failed("a proxy answered /health/live through nginx before this change, none does after it")
         time.sleep(0.5)
-    return "proved"
 
 
 def keep() -> str:
@@ -405,14 +436,16 @@ def arguments() -> argparse.ArgumentParser:
     command.add_argument("domains", nargs="+")
     command = commands.add_parser("live", help="does a proxy answer /health/live through nginx? yes or no")
     command.add_argument("domain")
-    command = commands.add_parser("prove", help="check that nginx serves the domains with their certificate")
+    command = commands.add_parser(
+        "prove", help="check that nginx serves the domains with their certificate; remember this configuration"
+    )
     command.add_argument("--live", action="store_true", help="and that a proxy answers through it")
     command.add_argument("domains", nargs="+")
     command = commands.add_parser("renew", help="renew what is due, load it")
     command.add_argument("certbot", nargs=argparse.REMAINDER, help="further arguments of certbot renew, after --")
+    commands.add_parser("describe", help="nginx's version, IPv6 and what is drained, as JSON")
     commands.add_parser("stale", help="does nginx run with something else than what lies on disk? yes or no")
     commands.add_parser("record", help="write down what nginx has just loaded at its start")
-    commands.add_parser("keep", help="remember the present configuration as proved")
     commands.add_parser("rollback", help="return to the configuration proved last")
     return parser
 
@@ -423,10 +456,14 @@ def answer_to(options: argparse.Namespace) -> str:
         return certificate_command(options.domains, options.server)
     if options.command == "live":
         return "yes" if is_live(options.domain) else "no"
+    if options.command == "describe":
+        return describe()
     if options.command == "stale":
         return "yes" if stale() else "no"
     if options.command == "prove":
-        return prove(options.domains, options.live)
+        prove(options.domains, options.live)
+        with alone():
+            return keep()
     if options.command == "renew":
         return renew([argument for argument in options.certbot if argument != "--"])
     if options.command == "record":
@@ -437,6 +474,7 @@ def answer_to(options: argparse.Namespace) -> str:
             test({UPSTREAM: options.candidate})
             return "good"
         if options.command == "tls":
+            make_placeholder()
             return "changed" if install({TLS: tls_text()}) else "unchanged"
         if options.command == "drain":
             return drain(options.instances, options.reason)
@@ -444,7 +482,7 @@ def answer_to(options: argparse.Namespace) -> str:
             return undrain(options.instances, options.reason)
         if options.command == "reload":
             return reload_command(options.if_changed)
-        return keep() if options.command == "keep" else rollback()
+        return rollback()
 
 
 def main() -> int:
