@@ -58,12 +58,12 @@ class Load:
         assert self.tally.answers > 0
 
     def _work(self, one: object) -> None:
+        # A connection a request: nginx closes idle kept-alive connections when it reloads, and a client that
+        # sends just then must retry, as RFC 9112 section 9.3.1 has it. That race is the client's own.
+        client = openai_client(
+            http_client=httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), timeout=120)
+        )
         while not self._stop.wait(PAUSE_S):
-            # A connection a request: nginx closes idle kept-alive connections when it reloads, and a client that
-            # sends just then must retry, as RFC 9112 section 9.3.1 has it. That race is the client's own.
-            client = openai_client(
-                http_client=httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), timeout=120)
-            )
             began = time.monotonic() - self._began
             try:
                 one(client)  # type: ignore[operator]
@@ -72,8 +72,7 @@ class Load:
                 self.tally.failures.append(
                     f"at {began:.1f} s {kind}: {type(error).__name__}: {error} ({error.__cause__!r})"
                 )
-            finally:
-                client.close()
+        client.close()
 
     def _stream(self, client: OpenAI) -> None:
         tokens, reason = 0, None
