@@ -67,6 +67,33 @@ def test_a_field_that_is_there_twice_is_refused(body: bytes) -> None:
     assert (caught.value.status, caught.value.code) == (400, "duplicate_field")
 
 
+SPACES = st.sampled_from(["", " ", "\n", "\t  "])
+# Short ones, escaped ones and such as take more bytes than characters.
+NAMES = st.sampled_from(["", "a", "model", "\u00e9", "\U0001f600", 'quo"te', "sl/ash"])
+
+
+@given(st.lists(st.tuples(NAMES, st.booleans(), VALUES), max_size=6), SPACES, SPACES, SPACES)
+def test_a_repeated_name_is_found_however_it_is_written(
+    fields: list[tuple[str, bool, Any]], before: str, colon: str, comma: str
+) -> None:
+    names = [name for name, _, _ in fields]
+    written = [
+        json.dumps(name, ensure_ascii=escaped)
+        + colon
+        + ":"
+        + colon
+        + json.dumps(value, separators=(",", ":"))
+        for name, escaped, value in fields
+    ]
+    body = (before + "{" + before + (comma + "," + comma).join(written) + before + "}" + before).encode()
+    if len(set(names)) == len(names):
+        assert list(parse(body)) == names
+    else:
+        with pytest.raises(ApiError) as caught:
+            parse(body)
+        assert caught.value.code == "duplicate_field"
+
+
 @given(VALUES)
 def test_depth_is_counted_outside_strings_only(value: Any) -> None:
     wrapped = [value, "[[[[", 'a"[\\', "\\"]

@@ -335,6 +335,14 @@ USAGE = b'{"usage":{"prompt_tokens":3,"completion_tokens":5}}'
 EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
 
 
+def test_the_end_of_an_answer_is_remembered_and_no_more() -> None:
+    made = exchange()
+    for _ in range(10):
+        made.keep(EVENT * 10_000 + USAGE + b"\n\n")
+    assert made.usage() == (3, 5)
+    assert sum(map(len, made.tail)) <= 32 * 1024, "a client that does not read makes large chunks"
+
+
 @pytest.mark.parametrize(
     ("exchange", "error", "used"),
     [

@@ -11,7 +11,7 @@ import msgspec
 
 from .dialects import Dialect
 from .errors import Header
-from .logs import AccessLog
+from .logs import AccessLog, stamp
 from .metrics import OTHER, Metrics, Of, Sample, Values
 from .tracing import Trace
 from .usage_store import UsageStore, Used
@@ -21,6 +21,7 @@ _PROMPT = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
 _COMPLETION = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
 _TAIL_CHUNKS = 4
 _TAIL_BYTES = 8192
+_MESSAGES = Dialect.MESSAGES
 # Of a prompt and of a completion, each, where they are logged at all.
 _CONTENT_BYTES = 32 * 1024
 _CONTENT_CHUNKS = 4096
@@ -61,6 +62,14 @@ class Exchange(msgspec.Struct, eq=False):
     prompt: bytes | None = None
     trace: Trace | None = None
 
+    def keep(self, chunk: bytes) -> None:
+        """Remember the end of an answer. For a client that reads slowly chunks become large: of those it is
+        the last event, which says that the stream is complete, and what is before it up to a bound."""
+        most = _TAIL_BYTES if self.prompt is None else _CONTENT_BYTES
+        if len(chunk) > most:
+            chunk = chunk[max(0, min(len(chunk) - most, chunk.rfind(b"\n\n", 0, -2))) :]
+        self.tail.append(chunk)
+
     def keep_content(self, prompt: bytes) -> None:
         """Have prompt and completion logged, the latter from its end backwards if it is long."""
         self.prompt = prompt[:_CONTENT_BYTES]
@@ -70,7 +79,7 @@ class Exchange(msgspec.Struct, eq=False):
         """What each answer says besides its own: the request's id, by the names that clients look for."""
         request_id = self.request_id.encode()
         headers = [(b"x-request-id", request_id), *self.notices]
-        if self.dialect is Dialect.MESSAGES:
+        if self.dialect is _MESSAGES:
             headers.append((b"request-id", request_id))
         return headers
 
@@ -133,7 +142,7 @@ class Accounts:
             self._usage.add(_used(exchange, sample))
         if exchange.trace is not None:
             exchange.trace.end(exchange, sample)
-        self.log.add(_line(exchange, sample, first_s))
+        self.log.add(msgspec.json.encode(_line(exchange, sample, first_s)))
 
     def _in_flight(self) -> Values:
         return Counter(_of(exchange) for exchange in self._open).items()
@@ -162,33 +171,62 @@ def _used(exchange: Exchange, sample: Sample) -> Used:
     )
 
 
-def _line(exchange: Exchange, sample: Sample, first_s: float | None) -> dict[str, object]:
-    line: dict[str, object] = {
-        "event": "request",
-        "request_id": exchange.request_id,
-        "key": exchange.key,
-        "owner": exchange.owner,
-        "method": exchange.method,
-        "path": exchange.path[:256],
-        "class": exchange.endpoint_class,
-        "model": exchange.model and exchange.model[:256],
-        "served_model": exchange.served,
-        "engine": exchange.engine,
-        "status": exchange.status,
-        "stream": exchange.stream,
-        "queue_ms": _ms(exchange.queue_s),
-        "ttft_ms": _ms(first_s),
-        "duration_ms": _ms(sample.duration_s),
-        "bytes": exchange.bytes_out,
-        "outcome": exchange.outcome,
-        "retries": exchange.retries,
-        "prompt_tokens": sample.prompt_tokens,
-        "completion_tokens": sample.completion_tokens,
-    }
+class _Line(msgspec.Struct, rename={"class_": "class"}):
+    """The access log's."""
+
+    time: str
+    event: str
+    request_id: str
+    key: str | None
+    owner: str | None
+    method: str
+    path: str
+    class_: str | None
+    model: str | None
+    served_model: str | None
+    engine: str | None
+    status: int
+    stream: bool
+    queue_ms: float | None
+    ttft_ms: float | None
+    duration_ms: float | None
+    bytes: int
+    outcome: str
+    retries: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    prompt: str | msgspec.UnsetType = msgspec.UNSET
+    completion: str | msgspec.UnsetType = msgspec.UNSET
+
+
+def _line(exchange: Exchange, sample: Sample, first_s: float | None) -> _Line:
+    line = _Line(
+        time=stamp(),
+        event="request",
+        request_id=exchange.request_id,
+        key=exchange.key,
+        owner=exchange.owner,
+        method=exchange.method,
+        path=exchange.path[:256],
+        class_=exchange.endpoint_class,
+        model=exchange.model and exchange.model[:256],
+        served_model=exchange.served,
+        engine=exchange.engine,
+        status=exchange.status,
+        stream=exchange.stream,
+        queue_ms=_ms(exchange.queue_s),
+        ttft_ms=_ms(first_s),
+        duration_ms=_ms(sample.duration_s),
+        bytes=exchange.bytes_out,
+        outcome=exchange.outcome,
+        retries=exchange.retries,
+        prompt_tokens=sample.prompt_tokens,
+        completion_tokens=sample.completion_tokens,
+    )
     if exchange.prompt is not None:
         answer = b"".join(exchange.tail)[-_CONTENT_BYTES:]
-        line["prompt"] = exchange.prompt.decode(errors="replace")
-        line["completion"] = answer.decode(errors="replace")
+        line.prompt = exchange.prompt.decode(errors="replace")
+        line.completion = answer.decode(errors="replace")
     return line
 
 

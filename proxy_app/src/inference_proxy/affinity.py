@@ -9,7 +9,7 @@ import hashlib
 import math
 from zlib import crc32
 
-from .config import Config, EndpointClass
+from .config import GENERATION, Config
 from .validate import Asked
 
 _64_BITS = (1 << 64) - 1
@@ -20,7 +20,7 @@ def key_of(asked: Asked, config: Config) -> int | None:
     if asked.session is not None:
         return crc32(asked.session.encode(), crc32(asked.key.owner.encode()))
     routing = config.routing
-    if asked.endpoint.kind is not EndpointClass.GENERATION or not routing.prefix_blocks:
+    if asked.endpoint.kind is not GENERATION or not routing.prefix_blocks:
         return None
     text = _beginning(asked, routing.prefix_blocks * routing.prefix_block_bytes)
     blocks = len(text) // routing.prefix_block_bytes

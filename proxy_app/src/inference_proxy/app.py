@@ -21,7 +21,7 @@ from .account import Exchange
 from .admin_server import AdminServer
 from .authenticate import authenticate
 from .catalogue import find_model, list_models
-from .config import Answer, EndpointClass
+from .config import CATALOGUE, Answer
 from .dialects import Dialect
 from .endpoints import OPENAPI, Endpoint, model_of
 from .errors import ApiError
@@ -75,7 +75,7 @@ class Proxy:
         if scope["method"] not in endpoint.methods:
             exchange.dialect = endpoint.dialect
             await self._refuse(exchange, _wrong_method(path, endpoint), send)
-        elif endpoint.kind is EndpointClass.CATALOGUE:
+        elif endpoint.kind is CATALOGUE:
             await self._cold(exchange, {**scope, "row": endpoint}, receive, send)
         else:
             assert self._pipeline is not None, "requests come after the lifespan has started"

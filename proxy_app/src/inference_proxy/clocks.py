@@ -2,7 +2,7 @@
 
 import msgspec
 
-from .config import EndpointClass, Timeouts
+from .config import AUDIO, GENERATION, POOLING, UTILITY, EndpointClass, Timeouts
 from .outgoing import Job
 
 
@@ -30,7 +30,7 @@ class Clocks(msgspec.Struct, frozen=True):
         prompt_s = job.asked.prompt_tokens / 1000 * timeouts.per_1k_prompt_tokens_s
         first_byte_s = (timeouts.first_byte_s + prompt_s) * slow + waiting * timeouts.per_waiting_request_s
         total_s = limit_s(endpoint.kind, timeouts)
-        generates = endpoint.kind is EndpointClass.GENERATION or endpoint.kind is EndpointClass.AUDIO
+        generates = endpoint.kind is GENERATION or endpoint.kind is AUDIO
         tokens = job.max_tokens if generates else 0
         if tokens is not None:
             total_s = min(total_s, first_byte_s + tokens * timeouts.per_token_s * slow)
@@ -45,8 +45,8 @@ class Clocks(msgspec.Struct, frozen=True):
 def limit_s(kind: EndpointClass, timeouts: Timeouts) -> float:
     """Most seconds for a request of this class, from its arrival."""
     limits = timeouts.total_s
-    if kind is EndpointClass.POOLING:
+    if kind is POOLING:
         return limits.pooling
-    if kind is EndpointClass.AUDIO:
+    if kind is AUDIO:
         return limits.audio
-    return limits.utility if kind is EndpointClass.UTILITY else limits.generation
+    return limits.utility if kind is UTILITY else limits.generation

@@ -51,7 +51,10 @@ class Answer:
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that name (in lower case)."""
-        return next((value for known, value in self.headers if known == name), None)
+        for known, value in self.headers:
+            if known == name:
+                return value
+        return None
 
     async def head(self) -> None:
         """Wait for status and headers. Raises EngineLost."""
@@ -72,8 +75,10 @@ class Answer:
             if self.complete:
                 return b""
             await self._wait(take)
-        piece = self._unread_piece()
-        self._forget_unread()
+        parts = self._parts
+        piece = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._unread = 0
         self._resume()
         return piece
 
@@ -175,8 +180,13 @@ class Answer:
             if self._unread > _UNREAD_LIMIT and not self._paused and not self.complete:
                 self._paused = True
                 self._transport.pause_reading()
-        elif self._take is not None and self._parts and self._take(self._unread_piece()):
-            self._forget_unread()
+        elif (
+            self._take is not None
+            and (parts := self._parts)
+            and self._take(parts[0] if len(parts) == 1 else b"".join(parts))
+        ):
+            parts.clear()
+            self._unread = 0
             if self.complete:
                 self._wake()
         elif self.status:
@@ -186,13 +196,6 @@ class Answer:
         if self._paused and not self._transport.is_closing():
             self._transport.resume_reading()
         self._paused = False
-
-    def _unread_piece(self) -> bytes:
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-
-    def _forget_unread(self) -> None:
-        self._parts.clear()
-        self._unread = 0
 
     async def _wait(self, take: Callable[[bytes], bool] | None) -> None:
         self._waiter = asyncio.get_running_loop().create_future()

@@ -5,7 +5,6 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -22,8 +21,9 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, record: Mapping[str, object]) -> None:
-        self._lines.append(_line(record))
+    def add(self, line: bytes) -> None:
+        """A JSON object without its newline."""
+        self._lines.append(line)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self.flush)
 
@@ -33,7 +33,8 @@ class AccessLog:
             self._timer.cancel()
             self._timer = None
         lines, self._lines = self._lines, []
-        _write(b"".join(lines))
+        if lines:
+            _write(b"\n".join(lines) + b"\n")
 
 
 class JsonHandler(logging.Handler):
@@ -41,6 +42,7 @@ class JsonHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line: dict[str, object] = {
+            "time": stamp(),
             "event": "log",
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -48,7 +50,7 @@ class JsonHandler(logging.Handler):
         }
         if record.exc_info:
             line["traceback"] = logging.Formatter().formatException(record.exc_info)
-        _write(_line(line))
+        _write(msgspec.json.encode(line) + b"\n")
 
 
 def configure() -> None:
@@ -58,10 +60,10 @@ def configure() -> None:
     root.setLevel(logging.INFO)
 
 
-def _line(record: Mapping[str, object]) -> bytes:
+def stamp() -> str:
+    """Now, as both kinds of lines have it."""
     second, rest = divmod(time.time(), 1)
-    stamp = f"{_to_the_second(int(second))}.{int(rest * 1000):03d}+00:00"
-    return msgspec.json.encode({"time": stamp, **record}) + b"\n"
+    return f"{_to_the_second(int(second))}.{int(rest * 1000):03d}+00:00"
 
 
 @functools.lru_cache(maxsize=1)

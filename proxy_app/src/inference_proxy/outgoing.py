@@ -1,11 +1,12 @@
 """What an engine gets: the client's own bytes, but for what is the proxy's to say."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from .body import rewrite
-from .config import Config, EndpointClass, ModelConfig
+from .config import GENERATION, POOLING, Config, ModelConfig
 from .endpoints import BodyKind
 from .errors import ApiError, Header
 from .usage_event import ask
@@ -22,8 +23,7 @@ _PROXYS_OWN = frozenset(
 FORWARDED = ("accept", "traceparent", "tracestate")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, eq=False):
     """A request as it is admitted, routed and sent: `asked`, for engines that serve `model`.
 
     `max_tokens` is the most that may be generated a choice, after the model's default and limit; None: as
@@ -58,9 +58,9 @@ def prepare(
     for_usage = ask(asked, changes)
     changes |= for_usage
     kind = asked.endpoint.kind
-    if config.isolate_prefix_cache and kind in (EndpointClass.GENERATION, EndpointClass.POOLING):
+    if config.isolate_prefix_cache and kind in (GENERATION, POOLING):
         changes["cache_salt"] = asked.key.cache_salt
-    if priority and kind is EndpointClass.POOLING:
+    if priority and kind is POOLING:
         # Only generation reads the header.
         changes["priority"] = priority
     body = rewrite(asked.body, asked.fields, changes, dropped=_PROXYS_OWN & asked.fields.keys())
@@ -79,7 +79,9 @@ def _max_tokens(asked: Asked, model: ModelConfig) -> int | None:
 
 def _changes(asked: Asked, model: ModelConfig, max_tokens: int | None) -> dict[str, Any]:
     endpoint = asked.endpoint
-    defaults = {**(model.defaults if endpoint.cap else {}), **endpoint.defaults}
+    defaults = endpoint.defaults
+    if endpoint.cap and model.defaults:
+        defaults = {**model.defaults, **defaults}
     changes = {name: value for name, value in defaults.items() if name not in asked.fields}
     if model.name != asked.model or "model" not in asked.fields:
         changes["model"] = model.name

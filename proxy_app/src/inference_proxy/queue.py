@@ -51,8 +51,7 @@ class Place:
         self._take(engine)
 
 
-@dataclass(slots=True)
-class _Request:
+class _Request(msgspec.Struct, frozen=True, eq=False):
     """What a job needs of an engine."""
 
     job: Job

@@ -8,7 +8,7 @@ import msgspec
 from starlette.types import Send
 
 from .account import Exchange
-from .errors import ApiError, send_json
+from .errors import ApiError, Header, send_json
 from .guard import Guard
 from .server_protocol import Client
 from .upstream import Answer, EngineLost
@@ -73,6 +73,8 @@ class Relay:
         stops its own stream and fills no memory.
         """
         exchange, guard = self._exchange, self._guard
+        if chunk and not self.is_events and self._answer.at_end and self._at_once(chunk):
+            return
         take = self._take if self.is_events and self._client is not None else None
         await self._start()
         while chunk:
@@ -84,12 +86,11 @@ class Relay:
                     chunk, hidden = split(chunk)
                     exchange.tail.append(hidden)
             elif self._answer.at_end:
-                # All of a small answer, in one write with its head.
-                exchange.tail.append(chunk)
+                exchange.keep(chunk)
                 self._held = chunk
                 break
             if chunk:
-                exchange.tail.append(chunk)
+                exchange.keep(chunk)
                 guard.reading_since = None
                 exchange.bytes_out += len(chunk)
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -99,6 +100,18 @@ class Relay:
             raise EngineLost("its stream ended before its last event")
         exchange.bytes_out += len(self._held)
         await self._send({"type": "http.response.body", "body": self._held})
+
+    def _at_once(self, body: bytes) -> bool:
+        """The short way of an answer that is all there. False: it has to take the other."""
+        headers = [header for header in self._headers() if header[0] != b"content-length"]
+        if self._client is None or not self._client.answer(self._answer.status, headers, body):
+            return False
+        exchange = self._exchange
+        exchange.status = self._answer.status
+        exchange.keep(body)
+        exchange.bytes_out = len(body)
+        self.started = True
+        return True
 
     def _take(self, chunk: bytes) -> bool:
         """The short way of a chunk, from the engine's socket to the client's without a switch of tasks, while
@@ -112,7 +125,7 @@ class Relay:
             or not self._client.write(chunk)
         ):
             return False
-        self._exchange.tail.append(chunk)
+        self._exchange.keep(chunk)
         self._exchange.bytes_out += len(chunk)
         self._guard.reading_since = self._guard.now()
         return True
@@ -148,6 +161,12 @@ class Relay:
             log.warning("request %s: its client does not read", self._exchange.request_id)
 
     async def _start(self) -> None:
+        self._exchange.status = self._answer.status
+        self.started = True
+        start = {"type": "http.response.start", "status": self._answer.status, "headers": self._headers()}
+        await self._send(start)
+
+    def _headers(self) -> list[Header]:
         answer = self._answer
         headers = self._exchange.headers()
         unwanted = _NOT_PASSED_ON
@@ -159,9 +178,7 @@ class Relay:
             headers.append((b"x-accel-buffering", b"no"))
             if answer.header(b"cache-control") is None:
                 headers.append((b"cache-control", b"no-cache"))
-        self._exchange.status = answer.status
-        self.started = True
-        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        return headers
 
     def _whole_events(self, chunk: bytes) -> bytes:
         """Keep the beginning of an unfinished event for the next time. So an error event never lands in the

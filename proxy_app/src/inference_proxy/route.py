@@ -1,10 +1,11 @@
 """Fourth step: which engine? The one with the least to do or, within a bound, one that knows the text."""
 
+import math
 import random
 from collections.abc import Sequence
 
 from .affinity import claim
-from .config import Config, EndpointClass, Routing
+from .config import GENERATION, Config, Routing
 from .fleet import Engine
 from .outgoing import Job
 
@@ -12,7 +13,7 @@ from .outgoing import Job
 def cost_of(job: Job, routing: Routing) -> int:
     """Tokens, 1 or more, by which the job counts as outstanding: its prompt and what it may generate."""
     tokens = job.asked.prompt_tokens
-    if job.asked.endpoint.kind is EndpointClass.GENERATION:
+    if job.asked.endpoint.kind is GENERATION:
         asked = routing.assumed_tokens if job.max_tokens is None else job.max_tokens
         tokens += asked * job.asked.choices
     return max(1, tokens)
@@ -38,9 +39,13 @@ def choose(engines: Sequence[Engine], cost: int, key: int | None, routing: Routi
         total = sum(loads) - cost * (len(engines) - 1)
         share = routing.affinity_bound * total / sum([engine.weight for engine in engines])
         most = max(share, routing.affinity_free_tokens)
-        near = [engine for engine, load in zip(engines, loads, strict=True) if load <= most * engine.weight]
-        if near:
-            return max(near, key=lambda engine: claim(key, engine.seed, engine.weight))
+        near, largest = None, -math.inf
+        for engine, load in zip(engines, loads, strict=True):
+            weight = engine.weight
+            if load <= most * weight and (claimed := claim(key, engine.seed, weight)) > largest:
+                near, largest = engine, claimed
+        if near is not None:
+            return near
     scores = [_score(engine, load) for engine, load in zip(engines, loads, strict=True)]
     least = min(scores)
     return random.choice([engine for engine, score in zip(engines, scores, strict=True) if score == least])

@@ -1,14 +1,17 @@
-"""uvicorn's HTTP protocol, with two short ways past ASGI for what happens most often, and a bound for heads.
+"""uvicorn's HTTP protocol, with three short ways past ASGI for what is frequent, and a bound for heads.
 
-A chunk of a stream need not wait for a task's turn, and noticing that a client left needs no task of its own.
-Under another server both are missing, and `send()` and `receive()` do the same, only at a higher price.
+A chunk of a stream need not wait for a task's turn, an answer that is all there goes out in one piece, and
+noticing that a client left needs no task of its own. Under another server they are missing, and `send()` and
+`receive()` do the same, only at a higher price.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from .errors import Header
 
 _EXTENSION = "inference_proxy.client"
 # Of request line and headers while they are incomplete. One read of the event loop (256 KiB) may come on top.
@@ -37,6 +40,30 @@ class Client:
         if self._flow.write_paused or not cycle.chunked_encoding or cycle.disconnected:
             return False
         cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        return True
+
+    def answer(self, status: int, headers: Iterable[Header], body: bytes) -> bool:
+        """Write a whole answer as `send()` would, but at once.
+
+        `headers` say nothing of the body's length or the connection, and hold nothing that could end a
+        header: an engine's have been through a parser, all others are our own. Not for an answer to HEAD,
+        nor for a status without a body. False means that it wrote nothing: then it is for `send()`.
+        """
+        cycle = self._cycle
+        if self._flow.write_paused or cycle.disconnected or cycle.response_started:
+            return False
+        pieces = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            pieces += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            pieces.append(b"connection: close\r\n")
+        pieces += (b"content-length: %d\r\n\r\n" % len(body), body)
+        cycle.response_started = cycle.response_complete = True
+        cycle.transport.write(b"".join(pieces))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
         return True
 
     def watch(self, gone: Callable[[], None]) -> None:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -28,8 +27,7 @@ class ClientGone(Exception):
     """The client left before its request was complete: there is nobody to answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, eq=False):
     """What a request asks for: all that the later steps decide by.
 
     `model` is the name that the client wrote. `max_tokens` is the client's cap a choice, None without one;

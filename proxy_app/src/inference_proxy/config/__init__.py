@@ -8,7 +8,7 @@ from .keys import KeyConfig
 from .limits import KeyLimits, Limits, LimitsConfig, StoreConfig
 from .networks import IpAddress, IpNetwork
 from .observing import AdminConfig, TracesConfig, UsageConfig
-from .paths import Answer, CustomEndpoint, EndpointClass
+from .paths import AUDIO, CATALOGUE, GENERATION, POOLING, UTILITY, Answer, CustomEndpoint, EndpointClass
 from .priorities import PriorityClass
 from .queue import Queue
 from .routing import Pool, Routing
@@ -16,6 +16,11 @@ from .timeouts import Timeouts, TotalLimits
 from .types import ConfigError
 
 __all__ = [
+    "AUDIO",
+    "CATALOGUE",
+    "GENERATION",
+    "POOLING",
+    "UTILITY",
     "AdminConfig",
     "Answer",
     "Config",

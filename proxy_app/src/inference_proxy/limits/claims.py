@@ -8,11 +8,11 @@ import msgspec
 
 from ..account import Exchange
 from ..authenticate import Key
-from ..config import EndpointClass, LimitsConfig
+from ..config import POOLING, UTILITY, LimitsConfig
 from ..config import Limits as Rates
 from ..errors import ApiError, Unavailable
 from ..outgoing import Job
-from .store import Claim, Kind
+from .store import PERIOD, PLACES, WINDOW, Claim
 
 _PREFIX = "inference-proxy"
 # As validate.py estimates a prompt.
@@ -30,25 +30,14 @@ class Taken(msgspec.Struct, frozen=True):
     tokens: bool
 
 
-class _Limit(msgspec.Struct, frozen=True):
-    """One limit of a key, for its use of all models or of one; `ends_ms` and `counter` are those of a day."""
-
-    field: str
-    model: str | None
-    counter: str
-    kind: Kind
-    limit: int
-    ends_ms: int
-    tokens: bool
-
-
 class Plan:
     """Which limits hold for whom: worked out once for each key and model, until the configuration or the day
     is another."""
 
     def __init__(self) -> None:
         self._of: tuple[LimitsConfig | None, date | None] = (None, None)
-        self._limits: dict[tuple[Key, str], list[_Limit]] = {}
+        # With a cost of 1, which is what one that counts requests takes.
+        self._limits: dict[tuple[Key, str], list[Taken]] = {}
 
     def claims(self, job: Job, config: LimitsConfig, now: datetime) -> list[Taken]:
         """All that the job takes, in the order in which a refusal names it."""
@@ -59,12 +48,12 @@ class Plan:
         limits = self._limits.get(who)
         if limits is None:
             limits = self._limits[who] = list(_limits(*who, config, today))
-        if job.asked.endpoint.kind is EndpointClass.UTILITY:
-            limits = [one for one in limits if not one.tokens]
-        return [_take(one, job, config) for one in limits]
+        if job.asked.endpoint.kind is UTILITY:
+            return [one for one in limits if not one.tokens]
+        return [_reserving(one, job, config) if one.tokens else one for one in limits]
 
 
-def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator[_Limit]:
+def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator[Taken]:
     # In a cluster all counters of a key lie on one node, as a script needs it.
     base = f"{_PREFIX}:{{{quote(key.name, safe='')}}}"
     yield from _of(key.limits, config.default, base, None, today)
@@ -73,29 +62,30 @@ def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator
         yield from _of(own or _NONE, general or _NONE, f"{base}:{quote(model, safe='')}", model, today)
 
 
-def _of(own: Rates, general: Rates, scope: str, model: str | None, today: date) -> Iterator[_Limit]:
+def _of(own: Rates, general: Rates, scope: str, model: str | None, today: date) -> Iterator[Taken]:
     for field, kind in _FIELDS.items():
         if limit := getattr(own, field) or getattr(general, field):
             period, ends_ms = "", 0
-            if kind is Kind.PERIOD:
+            if kind is PERIOD:
                 period, ends_ms = (_day if field == "tokens_per_day" else _month)(today)
                 period = f":{period}"
-            yield _Limit(
-                field, model, f"{scope}:{field}{period}", kind, limit, ends_ms, field.startswith("tokens")
-            )
+            claim = Claim(f"{scope}:{field}{period}", kind, limit, 1, ends_ms)
+            yield Taken(claim, field, model, field.startswith("tokens"))
 
 
-def _take(one: _Limit, job: Job, config: LimitsConfig) -> Taken:
-    cost = reserved_tokens(job, config, one.limit) if one.tokens else 1
-    return Taken(Claim(one.counter, one.kind, one.limit, cost, one.ends_ms), one.field, one.model, one.tokens)
+def _reserving(one: Taken, job: Job, config: LimitsConfig) -> Taken:
+    known = one.claim
+    cost = reserved_tokens(job, config, known.limit)
+    claim = Claim(known.counter, known.kind, known.limit, cost, known.ends_ms)
+    return Taken(claim, one.field, one.model, one.tokens)
 
 
 _FIELDS = {
-    "requests_per_minute": Kind.WINDOW,
-    "concurrent_requests": Kind.PLACES,
-    "tokens_per_minute": Kind.WINDOW,
-    "tokens_per_day": Kind.PERIOD,
-    "tokens_per_month": Kind.PERIOD,
+    "requests_per_minute": WINDOW,
+    "concurrent_requests": PLACES,
+    "tokens_per_minute": WINDOW,
+    "tokens_per_day": PERIOD,
+    "tokens_per_month": PERIOD,
 }
 
 
@@ -116,7 +106,7 @@ def reserved_tokens(job: Job, config: LimitsConfig, limit: int) -> int:
     has a guess, which is not held against a limit that is smaller than it."""
     asked = job.asked
     prompt = max(asked.prompt_tokens, 1)
-    if asked.endpoint.kind is EndpointClass.POOLING:
+    if asked.endpoint.kind is POOLING:
         return prompt
     if job.max_tokens is not None:
         return prompt + job.max_tokens * asked.choices
@@ -127,12 +117,12 @@ def used_tokens(job: Job, exchange: Exchange, error: BaseException | None) -> tu
     """Tokens of prompt and of answer: the engine's own numbers; where it told none, because it was cut off,
     the estimate of the prompt and of what was relayed. None at all for a request that no engine began, or
     that only counts tokens itself."""
-    if job.asked.endpoint.kind is EndpointClass.UTILITY:
+    if job.asked.endpoint.kind is UTILITY:
         return 0, 0
     prompt, completion = exchange.usage()
     if prompt is None and completion is None and (exchange.engine is None or _refused(exchange, error)):
         return 0, 0
-    if job.asked.endpoint.kind is EndpointClass.POOLING:
+    if job.asked.endpoint.kind is POOLING:
         completion = 0
     elif completion is None or error is not None:
         completion = max(completion or 0, relayed_tokens(exchange))

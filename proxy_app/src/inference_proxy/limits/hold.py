@@ -18,10 +18,15 @@ from ..outgoing import Job
 from .claims import Plan, Taken, changes, used_tokens
 from .local import LocalStore
 from .shared import SharedStore
-from .store import Decision, Kind, Standing, Store, StoreAway
+from .store import PLACES, Claim, Decision, Standing, Store, StoreAway
 
 # Keys, each with a model, whose limits can be looked at.
 _MOST_SEEN = 100
+# By whether tokens are counted, or requests.
+_NAMES = {
+    tokens: (b"x-ratelimit-limit-" + what, b"x-ratelimit-remaining-" + what, b"x-ratelimit-reset-" + what)
+    for tokens, what in ((False, b"requests"), (True, b"tokens"))
+}
 
 
 class Limits:
@@ -113,7 +118,8 @@ class Limits:
         return list(rows.values())
 
     async def _take(self, store: Store, job: Job, taken: Sequence[Taken], lease: str) -> "Reservation":
-        decision = await store.reserve([one.claim for one in taken], lease)
+        claims = [one.claim for one in taken]
+        decision = await store.reserve(claims, lease)
         who = job.asked.key.name, job.model
         self._seen.pop(who, None)
         self._seen[who] = _Seen(time.monotonic(), taken, decision.standings)
@@ -121,7 +127,7 @@ class Limits:
             del self._seen[next(iter(self._seen))]
         if not decision.granted:
             raise Refused(taken, decision.standings)
-        return Reservation(store, taken, lease, decision)
+        return Reservation(store, taken, claims, lease, decision)
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -162,6 +168,7 @@ class Hold:
 class Reservation(msgspec.Struct, frozen=True):
     store: Store
     taken: Sequence[Taken]
+    claims: Sequence[Claim]
     lease: str
     decision: Decision
 
@@ -171,7 +178,7 @@ class Reservation(msgspec.Struct, frozen=True):
 
     def settle(self, exchange: Exchange, error: BaseException | None) -> None:
         by = changes(self.taken, exchange, error)
-        self.store.settle([one.claim for one in self.taken], self.lease, self.decision.slot, by)
+        self.store.settle(self.claims, self.lease, self.decision.slot, by)
 
 
 class Refused(ApiError):
@@ -215,18 +222,20 @@ def _part(taken: Sequence[Taken], workers: int) -> list[Taken]:
 
 def _headers(taken: Sequence[Taken], standings: Sequence[Standing]) -> tuple[Header, ...]:
     """OpenAI's headers, of the tightest limit of requests and the tightest of tokens; resets in seconds."""
-    tightest: dict[bytes, tuple[int, int, int]] = {}
+    tightest: dict[bool, tuple[int, int, int]] = {}
     for one, at in zip(taken, standings, strict=True):
-        if one.claim.kind is not Kind.PLACES:
-            what = b"tokens" if one.tokens else b"requests"
-            known = max(one.claim.limit - at.used, 0), one.claim.limit, at.reset_ms
-            tightest[what] = min(tightest.get(what, known), known)
+        claim = one.claim
+        if claim.kind is not PLACES:
+            stands = max(claim.limit - at.used, 0), claim.limit, at.reset_ms
+            if one.tokens not in tightest or stands < tightest[one.tokens]:
+                tightest[one.tokens] = stands
     headers: list[Header] = []
-    for what, (remaining, limit, reset_ms) in tightest.items():
+    for tokens, (remaining, limit, reset_ms) in tightest.items():
+        of_limit, of_remaining, of_reset = _NAMES[tokens]
         headers += [
-            (b"x-ratelimit-limit-" + what, b"%d" % limit),
-            (b"x-ratelimit-remaining-" + what, b"%d" % remaining),
-            (b"x-ratelimit-reset-" + what, b"%ds" % _seconds(reset_ms)),
+            (of_limit, b"%d" % limit),
+            (of_remaining, b"%d" % remaining),
+            (of_reset, b"%ds" % _seconds(reset_ms)),
         ]
     return tuple(headers)
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from .store import SLOT_MS, SLOTS, Claim, Decision, Kind, Standing
+from .store import PERIOD, PLACES, SLOT_MS, SLOTS, WINDOW, Claim, Decision, Standing
 
 _SWEEP_MS = 60_000
 # Nobody knows when a running request ends.
@@ -62,11 +62,11 @@ class LocalStore:
         now = int(self._clock() * 1000) // SLOT_MS
         for claim, change in zip(claims, changes, strict=True):
             name = claim.counter
-            if claim.kind is Kind.PLACES:
+            if claim.kind is PLACES:
                 self._places.get(name, set()).discard(lease)
             elif not change:
                 continue
-            elif claim.kind is Kind.PERIOD:
+            elif claim.kind is PERIOD:
                 used, ends = self._periods.get(name, (0, claim.ends_ms))
                 self._periods[name] = max(used + change, 0), ends
             elif change > 0:
@@ -80,13 +80,13 @@ class LocalStore:
         return len(self._windows) + len(self._periods) + len(self._places)
 
     def _used(self, claim: Claim, slot: int) -> int:
-        if claim.kind is Kind.WINDOW:
+        if claim.kind is WINDOW:
             window = self._windows.get(claim.counter)
             if window is None:
                 return 0
             window.forget(slot)
             return window.used
-        if claim.kind is Kind.PERIOD:
+        if claim.kind is PERIOD:
             return self._periods.get(claim.counter, (0, 0))[0]
         return len(self._places.get(claim.counter, ()))
 
@@ -94,9 +94,9 @@ class LocalStore:
         """For a refusal: when would it fit?"""
         used = self._used(claim, slot)
         over = used + claim.cost - claim.limit
-        if claim.kind is Kind.PLACES:
+        if claim.kind is PLACES:
             return Standing(used, PLACE_WAIT_MS if over > 0 else 0, 0)
-        if claim.kind is Kind.PERIOD:
+        if claim.kind is PERIOD:
             rest = _rest_ms(claim, math.floor(self._calendar() * 1000))
             return Standing(used, rest if over > 0 else 0, rest)
         wait = reset = 0
@@ -109,11 +109,11 @@ class LocalStore:
         return Standing(used, wait or (_NEVER_MS if over > 0 else 0), reset)
 
     def _take(self, claim: Claim, lease: str, now: int, slot: int, today: int) -> Standing:
-        if claim.kind is Kind.PLACES:
+        if claim.kind is PLACES:
             places = self._places.setdefault(claim.counter, set())
             places.add(lease)
             return Standing(len(places), 0, 0)
-        if claim.kind is Kind.PERIOD:
+        if claim.kind is PERIOD:
             used = self._periods.get(claim.counter, (0, 0))[0] + claim.cost
             self._periods[claim.counter] = used, claim.ends_ms
             return Standing(used, 0, _rest_ms(claim, today))

@@ -11,7 +11,7 @@ from typing import cast
 from ..config import StoreConfig
 from .client import Argument, Client, Reply
 from .scripts import RENEW, RESERVE, SETTLE
-from .store import Claim, Decision, Kind, Standing, StoreAway
+from .store import PLACES, Claim, Decision, Standing, StoreAway
 
 # So long after a worker has died its places are free again; a worker that lives renews them in time.
 _LEASE_S = 30.0
@@ -51,7 +51,7 @@ class SharedStore:
             # The caller leaves, but the store may have said yes.
             reply.add_done_callback(lambda reply: self._give_back(claims, lease, reply))
             raise
-        places = [claim.counter for claim in claims if claim.kind is Kind.PLACES]
+        places = [claim.counter for claim in claims if claim.kind is PLACES]
         if decision.granted and places:
             self._leases[lease] = places
         return decision
@@ -61,7 +61,7 @@ class SharedStore:
         arguments: list[Argument] = [self._name + lease, slot]
         counters = []
         for claim, change in zip(claims, changes, strict=True):
-            if change or claim.kind is Kind.PLACES:
+            if change or claim.kind is PLACES:
                 counters.append(claim.counter)
                 arguments += (claim.kind, change, claim.ends_ms)
         if counters:

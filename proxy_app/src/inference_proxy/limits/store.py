@@ -23,6 +23,10 @@ class Kind(enum.StrEnum):
     PLACES = "places"
 
 
+# As config/paths.py has it for endpoints' classes.
+WINDOW, PERIOD, PLACES = Kind
+
+
 class Claim(msgspec.Struct, frozen=True):
     """What one request takes from one counter: `cost` of `limit`. `ends_ms` is the end of a PERIOD, in
     milliseconds since 1970; the name of its counter has the period in it."""
