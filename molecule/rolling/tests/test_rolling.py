@@ -137,8 +137,5 @@ def test_the_next_good_run_puts_the_host_back(load: Load) -> None:
     for host in PROXIES:
         assert not any(upstream(host).values())
         assert ready(host, 9000)["version"] not in ("0.2.0", "0.3.0")
-    again = playbook("proxy")
-    assert " changed=0 " in again.stdout.replace("changed=0", " changed=0 ")
-    assert not [line for line in again.stdout.splitlines() if "changed=" in line and "changed=0" not in line]
     with openai_client() as client:
         assert client.models.list().data
