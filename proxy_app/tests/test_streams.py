@@ -278,7 +278,8 @@ async def test_clients_that_do_not_read_take_no_memory(proxy: Proxy, engine: Eng
         async with asyncio.timeout(2 * WAIT_S):
             for _ in range(count):
                 await stalled.acquire()
-        assert resident_bytes() - before < count << 20
+        # What an event loop reads at once (256 KiB) twice, and the last events, for each of the clients.
+        assert resident_bytes() - before < count << 21
         assert len([call for call in engine.calls if not call.client_gone.is_set()]) == count
     async with asyncio.timeout(WAIT_S):
         for call in engine.calls:

@@ -28,19 +28,18 @@ class Rank:
 
 @dataclass(slots=True)
 class Gauges:
-    ranks: dict[bytes | None, Rank] = field(default_factory=dict)
+    """All ranks, one or more, and what each request asks about them: added up once."""
 
-    @property
-    def running(self) -> int:
-        return round(sum(rank.running for rank in self.ranks.values()))
+    ranks: dict[bytes | None, Rank]
+    running: int = field(init=False)
+    waiting: int = field(init=False)
+    kv_cache_usage: float = field(init=False)
 
-    @property
-    def waiting(self) -> int:
-        return round(sum(rank.waiting for rank in self.ranks.values()))
-
-    @property
-    def kv_cache_usage(self) -> float:
-        return max(rank.kv_cache_usage for rank in self.ranks.values())
+    def __post_init__(self) -> None:
+        ranks = self.ranks.values()
+        self.running = round(sum(rank.running for rank in ranks))
+        self.waiting = round(sum(rank.waiting for rank in ranks))
+        self.kv_cache_usage = max(rank.kv_cache_usage for rank in ranks)
 
 
 def parse(page: bytes) -> Gauges | None:
@@ -48,7 +47,7 @@ def parse(page: bytes) -> Gauges | None:
 
     The page has a hundred kilobytes, of which nearly all are histograms: lines are searched for, not read.
     """
-    gauges = Gauges()
+    ranks: dict[bytes | None, Rank] = {}
     page = b"\n" + page
     for start, field_name in _FIELDS.items():
         at = page.find(start)
@@ -56,10 +55,10 @@ def parse(page: bytes) -> Gauges | None:
             end = at + len(start)
             rest = _REST.match(page, end)
             if rest is not None and (number := _number(rest[2])) is not None:
-                rank = gauges.ranks.setdefault(rest[1], Rank())
+                rank = ranks.setdefault(rest[1], Rank())
                 setattr(rank, field_name, number)
             at = page.find(start, end)
-    return gauges if gauges.ranks else None
+    return Gauges(ranks) if ranks else None
 
 
 def _number(text: bytes) -> float | None:

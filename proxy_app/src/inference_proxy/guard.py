@@ -38,7 +38,7 @@ class Guard:
     engine works for it. One timer serves all clocks. It fires too early rather than being set again, so that
     a chunk costs an assignment to `reading_since`, and most requests a single timer. While a chunk is on its
     way to a client that does not read, `reading_since` is None: only the total clock runs then, for the
-    engine is not to blame.
+    engine is not to blame. now() is the time by which `reading_since` counts.
     """
 
     __slots__ = (
@@ -52,11 +52,13 @@ class Guard:
         "_timer_at",
         "_total_at",
         "_watcher",
+        "now",
         "reading_since",
     )
 
     def __init__(self, limit_s: float) -> None:
         self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
         self._total_at = self._loop.time() + limit_s
         self._first_byte_at: float | None = None
         self._between_s = limit_s
@@ -112,9 +114,6 @@ class Guard:
         """Stops that clock and starts the one between chunks."""
         self._first_byte_at = None
         self._arm(min(self._loop.time() + self._between_s, self._total_at))
-
-    def now(self) -> float:
-        return self._loop.time()
 
     def interrupt(self, reason: Reason) -> None:
         """End the block. The first reason stands; later ones are ignored."""

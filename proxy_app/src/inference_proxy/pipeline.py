@@ -70,8 +70,10 @@ class _Request:
         self._exchange = exchange
         self._scope = scope
         # Looked up often: Starlette's Headers searches the list each time. Of two the first counts, as there.
-        known = ((name, value) for name, value in reversed(scope["headers"]) if name in _READ)
-        self._headers = {_READ[name]: value.decode("latin-1") for name, value in known}
+        self._headers: dict[str, str] = {}
+        for name, value in reversed(scope["headers"]):
+            if (known := _READ.get(name)) is not None:
+                self._headers[known] = value.decode("latin-1")
         self._receive = receive
         self._send = send
         self._client = client_of(scope)
@@ -117,7 +119,9 @@ class _Request:
                 self._headers, endpoint.upstream_path, exchange.started
             )
 
-        body = await read_body(self._receive, self._headers.get("content-length"), endpoint.body_limit_bytes)
+        body = await read_body(
+            self._receive, self._headers.get("content-length"), endpoint.body_limit_bytes, self._client
+        )
         asked = validate(endpoint, key, self._headers, body)
         exchange.model, exchange.stream = asked.model, asked.stream
         if self._settings.config.log_content:

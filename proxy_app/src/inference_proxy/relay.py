@@ -38,6 +38,19 @@ class Relay:
     engine can be replaced by another, and a late one still answered with 504.
     """
 
+    __slots__ = (
+        "_answer",
+        "_client",
+        "_exchange",
+        "_guard",
+        "_held",
+        "_hides_usage",
+        "_now",
+        "_send",
+        "is_events",
+        "started",
+    )
+
     def __init__(
         self,
         answer: Answer,
@@ -55,6 +68,7 @@ class Relay:
         self._client = client
         self._hides_usage = hides_usage
         self._held = b""
+        self._now = guard.now
         self.started = False
         media_type, _, _ = (answer.header(b"content-type") or b"").partition(b";")
         self.is_events = media_type.strip().lower() == b"text/event-stream"
@@ -116,18 +130,19 @@ class Relay:
     def _take(self, chunk: bytes) -> bool:
         """The short way of a chunk, from the engine's socket to the client's without a switch of tasks, while
         `run` waits for the next one. Whatever is out of the ordinary is left for `run`."""
-        assert self._client is not None
+        exchange, client = self._exchange, self._client
         if (
-            self._held
+            client is None
+            or self._held
             or not chunk.endswith(b"\n\n")
-            or self._exchange.dialect.is_aborted(chunk)
+            or exchange.dialect.is_aborted(chunk)
             or (self._hides_usage and MARK in chunk)
-            or not self._client.write(chunk)
+            or not client.write(chunk)
         ):
             return False
-        self._exchange.keep(chunk)
-        self._exchange.bytes_out += len(chunk)
-        self._guard.reading_since = self._guard.now()
+        exchange.keep(chunk)
+        exchange.bytes_out += len(chunk)
+        self._guard.reading_since = self._now()
         return True
 
     async def refuse(self, chunk: bytes) -> None:
@@ -161,10 +176,15 @@ class Relay:
             log.warning("request %s: its client does not read", self._exchange.request_id)
 
     async def _start(self) -> None:
-        self._exchange.status = self._answer.status
+        status, headers = self._answer.status, self._headers()
+        self._exchange.status = status
         self.started = True
-        start = {"type": "http.response.start", "status": self._answer.status, "headers": self._headers()}
-        await self._send(start)
+        if self.is_events:
+            # Of a length that nobody knows: events may be held back or added.
+            headers = [header for header in headers if header[0] != b"content-length"]
+            if self._client is not None and self._client.begin(status, headers):
+                return
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     def _headers(self) -> list[Header]:
         answer = self._answer

@@ -1,8 +1,8 @@
-"""uvicorn's HTTP protocol, with three short ways past ASGI for what is frequent, and a bound for heads.
+"""uvicorn's HTTP protocol, with short ways past ASGI for what is frequent, and a bound for heads.
 
-A chunk of a stream need not wait for a task's turn, an answer that is all there goes out in one piece, and
-noticing that a client left needs no task of its own. Under another server they are missing, and `send()` and
-`receive()` do the same, only at a higher price.
+A small body need not be waited for, an answer that is all there goes out in one piece, a chunk of a stream
+needs no task's turn, and noticing that a client left no task of its own. Under another server they are
+missing, and `send()` and `receive()` do the same, only at a higher price.
 """
 
 from collections.abc import Callable, Iterable
@@ -49,14 +49,10 @@ class Client:
         header: an engine's have been through a parser, all others are our own. Not for an answer to HEAD,
         nor for a status without a body. False means that it wrote nothing: then it is for `send()`.
         """
-        cycle = self._cycle
-        if self._flow.write_paused or cycle.disconnected or cycle.response_started:
+        if not self._may_start():
             return False
-        pieces = [STATUS_LINE[status]]
-        for name, value in (*cycle.default_headers, *headers):
-            pieces += (name, b": ", value, b"\r\n")
-        if not cycle.keep_alive:
-            pieces.append(b"connection: close\r\n")
+        cycle = self._cycle
+        pieces = self._head(status, headers)
         pieces += (b"content-length: %d\r\n\r\n" % len(body), body)
         cycle.response_started = cycle.response_complete = True
         cycle.transport.write(b"".join(pieces))
@@ -65,6 +61,38 @@ class Client:
             cycle.transport.close()
         cycle.on_response()
         return True
+
+    def begin(self, status: int, headers: Iterable[Header]) -> bool:
+        """Write the head of an answer in chunks, under the same conditions as a whole one. They follow by
+        write() or by `send()`."""
+        if not self._may_start():
+            return False
+        cycle = self._cycle
+        cycle.response_started = cycle.chunked_encoding = True
+        cycle.transport.write(b"".join((*self._head(status, headers), b"transfer-encoding: chunked\r\n\r\n")))
+        return True
+
+    def body(self) -> bytes | None:
+        """The request's body, if it came with its head, as small ones do; else it is for `receive()`."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        cycle.message_event.clear()
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def _may_start(self) -> bool:
+        cycle = self._cycle
+        return not (self._flow.write_paused or cycle.disconnected or cycle.response_started)
+
+    def _head(self, status: int, headers: Iterable[Header]) -> list[bytes]:
+        cycle = self._cycle
+        pieces = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            pieces += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            pieces.append(b"connection: close\r\n")
+        return pieces
 
     def watch(self, gone: Callable[[], None]) -> None:
         """Call `gone` when the connection ends, at once if it already has. Not before the body was read."""

@@ -13,6 +13,7 @@ from .dialects import Dialect
 from .endpoints import BodyKind, Endpoint
 from .errors import ApiError
 from .multipart import Form
+from .server_protocol import Client
 
 # A token of English prose has about four bytes. What is counted against limits is the engine's own number in
 # the end; this one only has to be near it when a request is let in.
@@ -21,6 +22,9 @@ _BYTES_A_TOKEN = 4
 _EMBEDDED_MARK = b";base64,"
 _EMBEDDED = re.compile(_EMBEDDED_MARK + rb"[A-Za-z0-9+/=_-]+")
 _EMBEDDED_TOKENS = 1000
+
+
+_decode = msgspec.json.decode
 
 
 class ClientGone(Exception):
@@ -49,7 +53,9 @@ class Asked(msgspec.Struct, frozen=True, eq=False):
     form: Form | None = None
 
 
-async def read_body(receive: Receive, declared: str | None, limit: int) -> bytes:
+async def read_body(
+    receive: Receive, declared: str | None, limit: int, client: Client | None = None
+) -> bytes:
     """The whole body, at most `limit` bytes. Raises ApiError 413, ClientGone.
 
     The declared length is only a reason to refuse early: what counts is what arrives, so an upload in chunks
@@ -57,6 +63,10 @@ async def read_body(receive: Receive, declared: str | None, limit: int) -> bytes
     """
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
+    if client is not None and (body := client.body()) is not None:
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
     parts: list[bytes] = []
     size = 0
     while True:
@@ -118,7 +128,9 @@ class _Values:
 
     def get(self, name: str) -> Any:
         raw = self._fields.get(name)
-        return self._defaults.get(name) if raw is None else msgspec.json.decode(raw)
+        if raw is not None:
+            return _decode(raw)
+        return self._defaults.get(name) if self._defaults else None
 
     def flag(self, name: str) -> bool:
         value = self.get(name)

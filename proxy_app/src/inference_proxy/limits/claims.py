@@ -50,7 +50,8 @@ class Plan:
             limits = self._limits[who] = list(_limits(*who, config, today))
         if job.asked.endpoint.kind is UTILITY:
             return [one for one in limits if not one.tokens]
-        return [_reserving(one, job, config) if one.tokens else one for one in limits]
+        least, most = reserved_tokens(job, config)
+        return [_reserving(one, least, most) if one.tokens else one for one in limits]
 
 
 def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator[Taken]:
@@ -73,9 +74,9 @@ def _of(own: Rates, general: Rates, scope: str, model: str | None, today: date) 
             yield Taken(claim, field, model, field.startswith("tokens"))
 
 
-def _reserving(one: Taken, job: Job, config: LimitsConfig) -> Taken:
+def _reserving(one: Taken, least: int, most: int) -> Taken:
     known = one.claim
-    cost = reserved_tokens(job, config, known.limit)
+    cost = most if most <= known.limit else max(known.limit, least)
     claim = Claim(known.counter, known.kind, known.limit, cost, known.ends_ms)
     return Taken(claim, one.field, one.model, one.tokens)
 
@@ -101,16 +102,17 @@ def _start_ms(day: date) -> int:
     return int(datetime.combine(day, time(), UTC).timestamp()) * 1000
 
 
-def reserved_tokens(job: Job, config: LimitsConfig, limit: int) -> int:
-    """The estimate of the prompt and the most that may be generated. Where nobody set a cap the configuration
-    has a guess, which is not held against a limit that is smaller than it."""
+def reserved_tokens(job: Job, config: LimitsConfig) -> tuple[int, int]:
+    """At least and at most: the estimate of the prompt and the most that may be generated. They differ where
+    nobody set a cap: the configuration has a guess, which is not held against a limit smaller than it."""
     asked = job.asked
     prompt = max(asked.prompt_tokens, 1)
     if asked.endpoint.kind is POOLING:
-        return prompt
+        return prompt, prompt
     if job.max_tokens is not None:
-        return prompt + job.max_tokens * asked.choices
-    return min(prompt + config.tokens_without_cap * asked.choices, max(limit, prompt))
+        capped = prompt + job.max_tokens * asked.choices
+        return capped, capped
+    return prompt, prompt + config.tokens_without_cap * asked.choices
 
 
 def used_tokens(job: Job, exchange: Exchange, error: BaseException | None) -> tuple[int, int]:

@@ -226,15 +226,16 @@ def _headers(taken: Sequence[Taken], standings: Sequence[Standing]) -> tuple[Hea
     for one, at in zip(taken, standings, strict=True):
         claim = one.claim
         if claim.kind is not PLACES:
-            stands = max(claim.limit - at.used, 0), claim.limit, at.reset_ms
-            if one.tokens not in tightest or stands < tightest[one.tokens]:
-                tightest[one.tokens] = stands
+            left = claim.limit - at.used
+            known = tightest.get(one.tokens)
+            if known is None or left < known[0]:
+                tightest[one.tokens] = left, claim.limit, at.reset_ms
     headers: list[Header] = []
     for tokens, (remaining, limit, reset_ms) in tightest.items():
         of_limit, of_remaining, of_reset = _NAMES[tokens]
         headers += [
             (of_limit, b"%d" % limit),
-            (of_remaining, b"%d" % remaining),
+            (of_remaining, b"%d" % (remaining if remaining > 0 else 0)),
             (of_reset, b"%ds" % _seconds(reset_ms)),
         ]
     return tuple(headers)
