@@ -51,6 +51,8 @@ class Catalogue:
 
     def line(self, model: ModelConfig, key: Key) -> list[ModelConfig]:
         """The model, then those that stand in for it, each once, as far as the key may use them."""
+        if model.fallback is None:
+            return [model]
         line = [model]
         while (name := line[-1].fallback) is not None and self._models[name] not in line:
             line.append(self._models[name])
