@@ -11,12 +11,16 @@ from pathlib import Path
 
 from ec2lab import machine, network, process
 from ec2lab.images import remove_tree
-from ec2lab.model import Host, Lab, Topology
+from ec2lab.machine import HOME
+from ec2lab.model import PROJECT, Host, Lab, Topology
 from ec2lab.report import LabError, run
 
 BOOT_TIMEOUT_S = 90
 # Where a host sees the machine's directory of Python wheels.
 FIND_LINKS = "/srv/find-links"
+# What their Python has compiled from Ansible's zips; see the module.
+COMPILED = HOME / "compiled"
+KEEP_COMPILED = PROJECT / "lab" / "host" / "ec2lab_compiled.py"
 
 
 def directory(lab: Lab, host: Host) -> Path:
@@ -51,7 +55,10 @@ def boot(lab: Lab, host: Host) -> None:
         return
     process.kill(process.inside(root(lab, host)))
     network.remove_interfaces(f"{lab.tag}-{host.index}")
-    binds = [f"--bind-ro={wheels}:{FIND_LINKS}"] if (wheels := machine.find_links()) else []
+    COMPILED.mkdir(parents=True, exist_ok=True)
+    binds = [f"--bind={COMPILED}:/var/cache/ec2lab-compiled"]
+    if wheels := machine.find_links():
+        binds.append(f"--bind-ro={wheels}:{FIND_LINKS}")
     argv = [
         "systemd-nspawn",
         "--quiet",
@@ -163,6 +170,8 @@ def _seed(lab: Lab, host: Host, topology: Topology) -> None:
             f"Address={lab.address(host)}/{subnet.prefixlen}\nGateway={lab.address()}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
         ),
         "usr/local/share/ca-certificates/lab-acme.crt": (lab.directory / "acme" / "ca.pem").read_text(),
+        "usr/lib/python3/dist-packages/ec2lab_compiled.py": KEEP_COMPILED.read_text(),
+        "usr/lib/python3/dist-packages/ec2lab_compiled.pth": "import ec2lab_compiled\n",
     }
     for name, text in files.items():
         path = base / name
