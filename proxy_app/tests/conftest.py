@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from engine import Engine
 from harness import Files, Log, Proxy, running_engine, running_proxy
-from inference_proxy import logs, poller, reload
+from inference_proxy import account, logs, poller, reload
 
 # No time limit an example: how fast the machine is does not matter.
 settings.register_profile("proxy", deadline=None, max_examples=50)
@@ -27,7 +27,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rhythms, not deadlines: how often the proxy looks at engines and at its files."""
     monkeypatch.setattr(poller, "_INTERVAL_S", 0.03)
     monkeypatch.setattr(reload, "_INTERVAL_S", 0.02)
-    monkeypatch.setattr(logs, "_LINGER_S", 0)
+    monkeypatch.setattr(account, "_LINGER_S", 0)
 
 
 @pytest.fixture

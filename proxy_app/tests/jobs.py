@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from starlette.datastructures import Headers
-
 from inference_proxy.authenticate import Key
 from inference_proxy.config import Config, ModelConfig
 from inference_proxy.endpoints import Endpoints
@@ -57,7 +55,9 @@ def a_job(
     endpoint = endpoints.find(f"/v1{path}") or endpoints.find(path)
     assert endpoint is not None
     key = Key("k", "0" * 64, frozenset(), owner, priority, f"salt of {owner}")
-    headers = Headers({"content-type": "application/json"} | ({"x-session-id": session} if session else {}))
+    headers = {b"content-type": b"application/json"} | (
+        {b"x-session-id": session.encode()} if session else {}
+    )
     asked = validate(endpoint, key, headers, json.dumps({"model": "big"} | body).encode())
     model = next((m for m in config.models if m.name == asked.model), ModelConfig(name=asked.model))
     return prepare(asked, model, config, headers, "id")

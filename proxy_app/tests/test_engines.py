@@ -11,7 +11,7 @@ from engine import WAIT_S, Call, Engine, complete
 from expect import expect_error
 from harness import SMALL_KEY, Files, Log, Proxy, running_engine, running_proxy
 from inference_proxy import poller
-from inference_proxy.upstream import Upstream
+from inference_proxy.engine_client import EngineClient
 
 pytestmark = pytest.mark.anyio
 
@@ -272,7 +272,7 @@ async def test_the_connect_clock(files: Files, engine: Engine, monkeypatch: pyte
         return 200, b'{"data": []}'
 
     # A listener whose queue is full answers no SYN, so connecting to it hangs. The poller must not know.
-    monkeypatch.setattr(Upstream, "get", always_well)
+    monkeypatch.setattr(EngineClient, "get", always_well)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
         fillers = [socket.socket() for _ in range(3)]
         for filler in fillers:

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from inference_proxy.clocks import Clocks
-from inference_proxy.guard import Guard, Interrupted, Reason
+from inference_proxy.guard import GRAIN_S, Guard, Guards, Interrupted, Reason
 
 pytestmark = pytest.mark.anyio
 
@@ -25,12 +26,8 @@ class Clock:
     def time(self) -> float:
         return self._now
 
-    def call_at(self, when: float, callback: Callable[[], Any]) -> "Clock":
-        self._due = when, callback
-        return self
-
-    def cancel(self) -> None:
-        self._due = None
+    def call_at(self, when: float, callback: Callable[..., Any], *arguments: Any) -> None:
+        self._due = when, functools.partial(callback, *arguments)
 
     async def advance(self, seconds: float) -> None:
         end = self._now + seconds
@@ -50,7 +47,7 @@ async def clock() -> Clock:
 async def guard(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Guard:
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "get_running_loop", lambda: clock)
-        return Guard(100)
+        return Guard(Guards(), 100)
 
 
 @contextlib.asynccontextmanager
@@ -84,7 +81,7 @@ async def test_the_first_byte_may_take_its_time(guard: Guard, clock: Clock) -> N
 async def test_but_no_longer(guard: Guard, clock: Clock) -> None:
     async with ended_by(guard, Reason.FIRST_BYTE):
         guard.start(CLOCKS)
-        await clock.advance(10)
+        await clock.advance(10 + 2 * GRAIN_S)
 
 
 @pytest.mark.complaint(8)
@@ -100,7 +97,7 @@ async def test_a_gap_ends_it(guard: Guard, clock: Clock) -> None:
         stream(guard)
         for _ in range(20):
             await read_chunk(guard, clock, after_s=1.9)
-        await read_chunk(guard, clock, after_s=2)
+        await read_chunk(guard, clock, after_s=2 + 2 * GRAIN_S)
 
 
 async def test_a_client_that_does_not_read_is_not_the_engines_fault(guard: Guard, clock: Clock) -> None:
@@ -114,7 +111,7 @@ async def test_a_client_that_does_not_read_is_not_the_engines_fault(guard: Guard
 async def test_nothing_outlasts_the_total(guard: Guard, clock: Clock) -> None:
     async with ended_by(guard, Reason.TOTAL):
         stream(guard)
-        await clock.advance(60)
+        await clock.advance(60 + 2 * GRAIN_S)
 
 
 async def test_a_second_engine_gets_no_more_in_all(guard: Guard, clock: Clock) -> None:
@@ -128,7 +125,7 @@ async def test_nor_does_what_came_before_an_engine(guard: Guard, clock: Clock) -
     async with ended_by(guard, Reason.TOTAL):
         await clock.advance(95)
         guard.start(CLOCKS)
-        await clock.advance(5)
+        await clock.advance(5 + 2 * GRAIN_S)
 
 
 async def test_the_first_reason_stands(guard: Guard, clock: Clock) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.datastructures import Headers
 
 from inference_proxy.account import Exchange, usage
 from inference_proxy.authenticate import KeyRing
@@ -17,7 +16,7 @@ from inference_proxy.config import Config, EndpointClass, KeyConfig, LimitsConfi
 from inference_proxy.endpoints import Endpoints
 from inference_proxy.errors import ApiError, Unavailable
 from inference_proxy.limits import scripts
-from inference_proxy.limits.claims import Plan, Taken, changes, used_tokens
+from inference_proxy.limits.claims import Plans, changes, reserved_tokens, used_tokens
 from inference_proxy.limits.hold import _part as part_of
 from inference_proxy.limits.local import LocalStore
 from inference_proxy.limits.shared import SharedStore
@@ -44,13 +43,6 @@ def make_local() -> tuple[LocalStore, Time]:
     return LocalStore(time, time), time
 
 
-def now_or_never(coroutine: Any) -> Any:
-    """The result of a coroutine that waits for nothing."""
-    with pytest.raises(StopIteration) as stopped:
-        coroutine.send(None)
-    return stopped.value.value
-
-
 def window(limit: int, cost: int = 1, counter: str = "w") -> Claim:
     return Claim(f"inference-proxy:{counter}", Kind.WINDOW, limit, cost)
 
@@ -72,7 +64,7 @@ def test_no_minute_sees_more_than_its_limit(steps: list[tuple[float, int]], limi
     granted: list[tuple[float, int]] = []
     for pause, cost in steps:
         time.s += pause
-        decision = now_or_never(store.reserve([window(limit, cost)], "l"))
+        decision = store.reserve([window(limit, cost)], "l")
         if decision.granted:
             granted.append((time.s, cost))
     for start, _ in granted:
@@ -87,14 +79,14 @@ def test_what_is_refused_fits_after_the_wait_that_was_told(
     for pause, cost in steps:
         time.s += pause
         claim = window(limit, cost)
-        decision = now_or_never(store.reserve([claim], "l"))
+        decision = store.reserve([claim], "l")
         (standing,) = decision.standings
         assert standing.used <= limit
         if not decision.granted:
             assert 0 < standing.wait_ms <= (SLOTS + 1) * SLOT_MS
             if cost <= limit:
                 time.s += standing.wait_ms / 1000 + 0.001
-                assert now_or_never(store.reserve([claim], "l")).granted
+                assert store.reserve([claim], "l").granted
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 80)), max_size=30), st.integers(1, 200))
@@ -103,12 +95,12 @@ def test_a_budget_is_what_was_used_once_all_is_settled(pairs: list[tuple[int, in
     used = 0
     for reserved, spent in pairs:
         claim = period(limit, reserved)
-        decision = now_or_never(store.reserve([claim], "l"))
+        decision = store.reserve([claim], "l")
         assert decision.granted == (used + reserved <= limit)
         if decision.granted:
             store.settle([claim], "l", decision.slot, [spent - reserved])
             used += spent
-    assert now_or_never(store.reserve([period(10**6, 1)], "l")).standings[0].used == used + 1
+    assert store.reserve([period(10**6, 1)], "l").standings[0].used == used + 1
 
 
 @given(st.integers(1, 5), st.lists(st.booleans(), max_size=40))
@@ -117,7 +109,7 @@ def test_places_are_never_more_than_there_are(limit: int, comings: list[bool]) -
     inside: list[tuple[str, Decision]] = []
     for number, comes in enumerate(comings):
         if comes:
-            decision = now_or_never(store.reserve([places(limit)], str(number)))
+            decision = store.reserve([places(limit)], str(number))
             assert decision.granted == (len(inside) < limit)
             if decision.granted:
                 inside.append((str(number), decision))
@@ -132,9 +124,9 @@ def test_all_claims_are_taken_or_none(first: int, second: int, third: int) -> No
     store, _ = make_local()
     both = [window(5, first + 1, "a"), period(5, second + 1), places(3)]
     for number in range(third):
-        now_or_never(store.reserve([places(3)], str(number)))
-    before = [at.used for at in now_or_never(store.reserve([*both, window(0, 1, "z")], "x")).standings]
-    decision = now_or_never(store.reserve(both, "x"))
+        store.reserve([places(3)], str(number))
+    before = [at.used for at in store.reserve([*both, window(0, 1, "z")], "x").standings]
+    decision = store.reserve(both, "x")
     after = [at.used for at in decision.standings]
     if decision.granted:
         assert after == [first + 1, second + 1, third + 1]
@@ -145,38 +137,36 @@ def test_all_claims_are_taken_or_none(first: int, second: int, third: int) -> No
 def test_a_minute_gives_back_what_is_not_used_and_takes_what_is_used_more() -> None:
     store, time = make_local()
     claim = window(100, 60)
-    decision = now_or_never(store.reserve([claim], "a"))
+    decision = store.reserve([claim], "a")
     store.settle([claim], "a", decision.slot, [-50])
-    again = now_or_never(store.reserve([claim], "b"))
+    again = store.reserve([claim], "b")
     assert again.granted
     assert again.standings[0].used == 70
     time.s += 59
     store.settle([claim], "b", again.slot, [25])
     time.s += 10
-    assert now_or_never(store.reserve([window(100, 1)], "c")).standings[0].used == 26, (
-        "used late, counted late"
-    )
+    assert store.reserve([window(100, 1)], "c").standings[0].used == 26, "used late, counted late"
 
 
 def test_a_late_settlement_gives_nothing_back_to_another_minute() -> None:
     store, time = make_local()
     claim = window(100, 60)
-    decision = now_or_never(store.reserve([claim], "a"))
+    decision = store.reserve([claim], "a")
     time.s += 200
-    now_or_never(store.reserve([claim], "b"))
+    store.reserve([claim], "b")
     store.settle([claim], "a", decision.slot, [-60])
-    assert now_or_never(store.reserve([window(100, 1)], "c")).standings[0].used == 61
+    assert store.reserve([window(100, 1)], "c").standings[0].used == 61
 
 
 def test_a_store_keeps_nothing_of_what_is_over() -> None:
     store, time = make_local()
     for number in range(1000):
         claims = [window(9, 1, f"w{number}"), Claim(f"p{number}", Kind.PERIOD, 9, 1, MIDNIGHT_MS), places(9)]
-        decision = now_or_never(store.reserve(claims, "l"))
+        decision = store.reserve(claims, "l")
         store.settle(claims, "l", decision.slot, [0, 0, 0])
     assert len(store) == 2001
     time.s += 200
-    now_or_never(store.reserve([window(9, 1, "w")], "l"))
+    store.reserve([window(9, 1, "w")], "l")
     assert len(store) == 1
 
 
@@ -231,7 +221,7 @@ def test_the_shared_store_counts_as_the_local_one_does(
                     time.s = (int(time.s * 1000) + arguments[0]) / 1000
                     await server.ask("SET", "inference-proxy:now", str(int(time.s * 1000)))
                 elif what == "reserve":
-                    decision = await local.reserve(arguments[0], str(number))
+                    decision = local.reserve(arguments[0], str(number))
                     assert await store.reserve(arguments[0], str(number)) == decision
                     if decision.granted:
                         running.append((arguments[0], str(number), decision))
@@ -261,16 +251,20 @@ def job(path: str = "/v1/chat/completions", key: dict[str, Any] | None = None, *
     assert endpoint is not None
     found = KeyRing([KeyConfig(name="alice", sha256=HASH, **(key or {}))]).find(b"secret")
     assert found is not None
-    asked = validate(endpoint, found, Headers({}), body)
-    return prepare(asked, ModelConfig(name="m"), CONFIG, Headers({}), "r")
+    asked = validate(endpoint, found, {}, body)
+    return prepare(asked, ModelConfig(name="m"), CONFIG, {}, "r")
 
 
 HASH = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"  # of "secret"
 
 
+def claims(job: Job, config: LimitsConfig, now: datetime = NOW) -> list[Claim]:
+    return Plans().of(job, config, now.timestamp()).claim(*reserved_tokens(job, config))
+
+
 def costs(job: Job, **config: Any) -> dict[str, tuple[int, int]]:
-    found = Plan().claims(job, LimitsConfig.model_validate(config), NOW)
-    return {one.claim.counter.partition("}:")[2]: (one.claim.limit, one.claim.cost) for one in found}
+    found = claims(job, LimitsConfig.model_validate(config))
+    return {claim.counter.partition("}:")[2]: (claim.limit, claim.cost) for claim in found}
 
 
 def test_a_key_without_limits_takes_nothing() -> None:
@@ -294,8 +288,7 @@ def test_its_own_limits_come_before_the_general_ones_one_by_one() -> None:
 def test_periods_end_at_midnight_in_utc() -> None:
     config = LimitsConfig.model_validate({"default": {"tokens_per_day": 1, "tokens_per_month": 1}})
     ends = {
-        now: [one.claim.ends_ms for one in Plan().claims(job(), config, now)]
-        for now in (NOW, NOW - timedelta(days=3))
+        now: [claim.ends_ms for claim in claims(job(), config, now)] for now in (NOW, NOW - timedelta(days=3))
     }
     assert ends[NOW] == [MIDNIGHT_MS, MIDNIGHT_MS]
     assert ends[NOW - timedelta(days=3)] == [MIDNIGHT_MS - 3 * 86_400_000, MIDNIGHT_MS]
@@ -363,18 +356,19 @@ def test_what_was_used(exchange: Exchange, error: BaseException | None, used: in
 
 def test_who_is_turned_away_for_our_sake_has_taken_nothing() -> None:
     config = LimitsConfig.model_validate({"default": {"requests_per_minute": 9, "tokens_per_day": 5000}})
-    taken = Plan().claims(job(max_tokens=10), config, NOW)
+    asked = job(max_tokens=10)
+    plan = Plans().of(asked, config, NOW.timestamp())
+    taken = plan.claim(*reserved_tokens(asked, config))
     away = Unavailable("queue_full", "", retry_after_s=1)
-    assert changes(taken, Exchange("r", "POST", "/"), away) == [-1, -20]
-    assert changes(taken, Exchange("r", "POST", "/"), asyncio.CancelledError()) == [0, -20]
+    assert changes(plan, taken, Exchange("r", "POST", "/"), away) == [-1, -20]
+    assert changes(plan, taken, Exchange("r", "POST", "/"), asyncio.CancelledError()) == [0, -20]
 
 
 @given(st.integers(1, 10**6), st.integers(1, 64), st.integers(1, 10**6))
 def test_the_parts_of_a_limit_are_no_more_than_the_whole(limit: int, workers: int, cost: int) -> None:
-    taken = [Taken(window(limit, cost), "tokens_per_minute", None, tokens=True)]
-    (part,) = part_of(taken, workers)
-    assert part.claim.limit * workers <= max(limit, workers)
-    assert (part.claim.cost <= part.claim.limit) == (cost <= limit), "who fits the whole fits a part"
+    (part,) = part_of([window(limit, cost)], workers)
+    assert part.limit * workers <= max(limit, workers)
+    assert (part.cost <= part.limit) == (cost <= limit), "who fits the whole fits a part"
 
 
 others = st.lists(

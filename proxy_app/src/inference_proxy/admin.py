@@ -78,6 +78,7 @@ class Admin:
 
     async def _page(self, _: Request) -> Response:
         state = self._state
+        state.accounts.catch_up()
         page = status_page.render(
             worker=state.worker,
             ready=state.ready(),
@@ -90,6 +91,7 @@ class Admin:
         return Response(page, headers=status_page.HEADERS)
 
     async def _metrics(self, request: Request) -> Response:
+        self._state.accounts.catch_up()
         page, content_type = await self._state.metrics.exposition(request.headers.get("accept", ""))
         return Response(page, headers={"content-type": content_type})
 
@@ -130,6 +132,7 @@ class Admin:
             )
         until = _day(request, "until", today())
         since = _day(request, "since", default_since(until))
+        self._state.accounts.catch_up()
         await self._state.usage.flush()
         key = request.query_params.get("key")
         with _said(f"usage cannot be read from {config.directory}"):

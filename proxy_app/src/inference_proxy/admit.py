@@ -5,7 +5,7 @@ from types import TracebackType
 
 from .account import Exchange
 from .config import Config
-from .limits import Hold, Limits
+from .limits import Limits, used_tokens
 from .outgoing import Job
 from .queue import Place, Queues
 
@@ -18,40 +18,36 @@ class Admission:
     tells what the engine counted, or None where the request did not come that far.
     """
 
-    __slots__ = ("_config", "_exchange", "_hold", "_job", "_place", "_queues")
+    __slots__ = ("_config", "_exchange", "_hold", "_job", "_limits", "_place", "_queues")
 
-    def __init__(self, hold: Hold, queues: Queues, job: Job, exchange: Exchange, config: Config) -> None:
-        self._hold = hold
+    def __init__(self, limits: Limits, queues: Queues, job: Job, exchange: Exchange, config: Config) -> None:
+        self._limits = limits
         self._queues = queues
         self._job = job
         self._exchange = exchange
         self._config = config
 
     async def __aenter__(self) -> Place:
-        await self._hold.__aenter__()
+        exchange = self._exchange
+        self._hold = await self._limits.hold(self._job, exchange)
         came = time.perf_counter()
         try:
             self._place = await self._queues.enter(self._job, self._config)
         except BaseException as error:
-            await self._hold.__aexit__(type(error), error, error.__traceback__)
+            self._settle(error)
             raise
         finally:
-            self._exchange.queue_s = (self._exchange.queue_s or 0.0) + time.perf_counter() - came
+            exchange.queue_s = (exchange.queue_s or 0.0) + time.perf_counter() - came
         return self._place
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._place.leave()
-        await self._hold.__aexit__(kind, error, trace)
+        self._settle(error)
 
-
-class Gate:
-    """Hands out admissions. One for all requests of a worker: limits and queues stand behind it."""
-
-    def __init__(self, limits: Limits, queues: Queues) -> None:
-        self._limits = limits
-        self._queues = queues
-
-    def admit(self, job: Job, exchange: Exchange, config: Config) -> Admission:
-        return Admission(self._limits.hold(job, exchange), self._queues, job, exchange, config)
+    def _settle(self, error: BaseException | None) -> None:
+        # Not for its caller's limits alone: what they count is what the usage by day has.
+        self._exchange.used = used_tokens(self._job, self._exchange, error)
+        if self._hold is not None:
+            self._hold.settle(self._exchange, error)

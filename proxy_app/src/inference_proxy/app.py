@@ -24,12 +24,13 @@ from .catalogue import find_model, list_models
 from .config import CATALOGUE, Answer
 from .dialects import Dialect
 from .endpoints import OPENAPI, Endpoint, model_of
+from .engine_client import EngineClient
 from .errors import ApiError
+from .http_request import Fields, fields_of
 from .pipeline import Pipeline, refuse
 from .poller import Poller
 from .reload import Watcher
 from .state import State
-from .upstream import Upstream
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
@@ -65,7 +66,8 @@ class Proxy:
         path: str = scope["path"]
         if path.startswith("/health/"):
             return await self._starlette(scope, receive, send)
-        exchange = Exchange(_request_id(scope), scope["method"], path)
+        fields = fields_of(scope["headers"])
+        exchange = Exchange(_request_id(fields), scope["method"], path)
         endpoint = self.state.settings.endpoints.find(path)
         if endpoint is None:
             return await self._refuse(
@@ -80,7 +82,7 @@ class Proxy:
         else:
             assert self._pipeline is not None, "requests come after the lifespan has started"
             exchange.dialect = endpoint.dialect
-            await self._pipeline(endpoint, exchange, scope, receive, send)
+            await self._pipeline(endpoint, exchange, fields, scope, receive, send)
 
     async def _refuse(self, exchange: Exchange, error: ApiError, send: Send) -> None:
         exchange.status, exchange.outcome = error.status, error.code or "error"
@@ -104,8 +106,9 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        async with Upstream() as upstream, self.state.limits as limits:
-            poller = Poller(self.state.fleet, upstream)
+        async with self.state.limits as limits:
+            client = EngineClient()
+            poller = Poller(self.state.fleet, client)
             await poller.start()
             await self.admin.follow()
 
@@ -119,7 +122,7 @@ class Proxy:
             self.state.usage.start()
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, watcher.poke)
-            self._pipeline = Pipeline(self.state, upstream)
+            self._pipeline = Pipeline(self.state, client)
             try:
                 yield
             finally:
@@ -127,16 +130,18 @@ class Proxy:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
                 await poller.stop()
+                client.close()
                 await self.admin.close()
+                self.state.accounts.catch_up()
                 await self.state.usage.close()
                 await self.state.tracing.close()
-                self.state.accounts.log.flush()
 
     async def _answer_ourselves(self, request: Request) -> Response:
         """Endpoints for which no engine is asked."""
         endpoint: Endpoint = request.scope["row"]
         settings = self.state.settings
-        key = authenticate(request.scope, settings.keys, settings.config.trusted_proxies)
+        fields = fields_of(request.scope["headers"])
+        key = authenticate(fields, request.scope, settings.keys, settings.config.trusted_proxies)
         exchange: Exchange = request.scope["exchange"]
         exchange.key, exchange.owner = key.name, key.owner
         if endpoint.answer is not None:
@@ -181,13 +186,11 @@ def _release() -> str:
     return os.environ.get("PROXY_RELEASE", "")
 
 
-def _request_id(scope: Scope) -> str:
+def _request_id(fields: Fields) -> str:
     """nginx's, if it is one that can stand in a header and a log as it is."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            if _REQUEST_ID.fullmatch(value):
-                return str(value, "ascii")
-            break
+    known = fields.get(b"x-request-id")
+    if known is not None and _REQUEST_ID.fullmatch(known):
+        return str(known, "ascii")
     return os.urandom(16).hex()
 
 

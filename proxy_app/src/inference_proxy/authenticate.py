@@ -4,7 +4,7 @@ import base64
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.types import Scope
@@ -12,6 +12,7 @@ from starlette.types import Scope
 from .client_address import client_address, within
 from .config import IpNetwork, KeyConfig, KeyLimits
 from .errors import ApiError
+from .http_request import Fields
 
 _UNLIMITED = KeyLimits()
 
@@ -83,10 +84,11 @@ def cache_salt(owner: str, hashes: Sequence[str]) -> str:
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
-def authenticate(scope: Scope, keys: KeyRing, trusted_proxies: Sequence[IpNetwork]) -> Key:
-    """The key of a request, from `Authorization: Bearer`, or Anthropic's `x-api-key`. Raises ApiError:
-    401 for one that is missing, unknown or expired; 403 for a client outside of the key's networks."""
-    token = _token(scope["headers"])
+def authenticate(fields: Fields, scope: Scope, keys: KeyRing, trusted_proxies: Sequence[IpNetwork]) -> Key:
+    """The key of a request with these header fields, from `Authorization: Bearer`, or Anthropic's
+    `x-api-key`. Raises ApiError: 401 for one that is missing, unknown or expired; 403 for a client outside of
+    the key's networks."""
+    token = _token(fields)
     if not token:
         raise _unauthorized("missing_api_key", "No API key: send it as 'Authorization: Bearer <key>'.")
     key = keys.find(token)
@@ -105,16 +107,12 @@ def authenticate(scope: Scope, keys: KeyRing, trusted_proxies: Sequence[IpNetwor
     return key
 
 
-def _token(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    token = b""
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, rest = value.partition(b" ")
-            token = rest.strip() if scheme.lower() == b"bearer" else b""
-            break
-        if name == b"x-api-key":
-            token = value.strip()
-    return token
+def _token(fields: Fields) -> bytes:
+    authorization = fields.get(b"authorization")
+    if authorization is None:
+        return fields.get(b"x-api-key", b"").strip()
+    scheme, _, token = authorization.partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else b""
 
 
 def _unauthorized(code: str, message: str) -> ApiError:

@@ -9,6 +9,10 @@ class Phase(enum.StrEnum):
     HALF_OPEN = "half_open"
 
 
+# For what runs in each request: see config/paths.py.
+CLOSED = Phase.CLOSED
+
+
 class Breaker:
     """One an engine. When to open is for the fleet to say, which knows how many others are out."""
 

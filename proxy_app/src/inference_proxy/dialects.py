@@ -64,15 +64,15 @@ class Dialect(enum.Enum):
 
     def is_aborted(self, chunk: bytes) -> bool:
         """Whether a piece of an answer says that the engine dropped the request."""
-        if self is _CHAT:
+        if self is CHAT:
             return _ABORTED in chunk
-        if self is _MESSAGES:
+        if self is MESSAGES:
             return _NO_REASON in chunk
         return b'"status":"cancelled"' in chunk and _CANCELLED.search(chunk) is not None
 
 
 # Looked at for each chunk, and before Python 3.12 finding an enum's member costs more than the rest.
-_CHAT, _MESSAGES = Dialect.CHAT, Dialect.MESSAGES
+CHAT, MESSAGES = Dialect.CHAT, Dialect.MESSAGES
 
 # The beginning of a line. A model cannot write one: in a JSON string a newline is escaped. An error event of
 # the engine's is an end as well: the client has been told.

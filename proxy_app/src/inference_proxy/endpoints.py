@@ -15,6 +15,10 @@ class BodyKind(Enum):
     MULTIPART = auto()
 
 
+# As config/paths.py has it for classes.
+MULTIPART = BodyKind.MULTIPART
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A row. `path` lacks the version where `versioned`; `kind` decides clocks and limits. Of the body's

@@ -8,8 +8,13 @@ import httptools
 
 # Unread body that stops the reading of more. One read of the event loop (256 KiB) may come on top.
 _UNREAD_LIMIT = 64 * 1024
-# Headers, interim answers and trailers together; also anything that goes on without yielding a byte of body.
+# Headers, interim answers, trailers and anything else that goes on without yielding a byte of body. One read
+# of the event loop may come on top here, too.
 _HEAD_LIMIT = 64 * 1024
+
+
+_CODING = b"transfer-encoding"
+_FRAMING = (b"content-length", _CODING)
 
 
 class EngineLost(Exception):
@@ -35,7 +40,6 @@ class Answer:
         self._parser: Any = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._unread = 0
-        self._head_size = 0
         self._bodiless = 0
         self._keep_alive = False
         self._ends_with_connection = False
@@ -56,12 +60,17 @@ class Answer:
                 return value
         return None
 
-    async def head(self) -> None:
-        """Wait for status and headers. Raises EngineLost."""
-        while not self.status:
-            if self._error is not None:
-                raise self._error
-            await self._wait(None)
+    async def head(self) -> "Answer":
+        """Wait for status and headers; without them it is closed. Raises EngineLost."""
+        try:
+            while not self.status:
+                if self._error is not None:
+                    raise self._error
+                await self._next(None)
+        except BaseException:
+            self.close()
+            raise
+        return self
 
     async def read(self, take: Callable[[bytes], bool] | None = None) -> bytes:
         """All that has come since the last read, in one piece; b"" at the end. Raises EngineLost.
@@ -74,7 +83,7 @@ class Answer:
                 raise self._error
             if self.complete:
                 return b""
-            await self._wait(take)
+            await self._next(take)
         parts = self._parts
         piece = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
@@ -125,10 +134,8 @@ class Answer:
     # What the parser calls.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_size += len(name) + len(value)
-        if self._head_size > _HEAD_LIMIT:
-            self._fail(f"its headers take more than {_HEAD_LIMIT} bytes")
-        elif not self.status:
+        # Trailers, after a status, go nowhere.
+        if not self.status:
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -141,15 +148,12 @@ class Answer:
             return
         if not 200 <= status < 600:
             return self._fail(f"its answer has the status {status}")
-        framed = False
-        for name, value in self.headers:
-            if name == b"content-length" or name == b"transfer-encoding":
-                # Anything but one length or one plain `chunked` is what request smuggling is made of.
-                if framed or (name == b"transfer-encoding" and value.lower() != b"chunked"):
-                    return self._fail("the length of its answer is declared in an unclear way")
-                framed = True
+        framing = [field for field in self.headers if field[0] in _FRAMING]
+        # Anything but one length or one plain `chunked` is what request smuggling is made of.
+        if len(framing) > 1 or (framing and framing[0][0] == _CODING and framing[0][1].lower() != b"chunked"):
+            return self._fail("the length of its answer is declared in an unclear way")
         self.status = status
-        self._ends_with_connection = not framed
+        self._ends_with_connection = not framing
         # To what a HEAD was answered the parser expects a body, so it cannot tell whether more came.
         self._keep_alive = not self._is_head and self._parser.should_keep_alive()
         self.complete = self._is_head
@@ -197,13 +201,11 @@ class Answer:
             self._transport.resume_reading()
         self._paused = False
 
-    async def _wait(self, take: Callable[[bytes], bool] | None) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+    def _next(self, take: Callable[[bytes], bool] | None) -> asyncio.Future[None]:
+        """For whatever comes next. Who gives up waiting closes the answer, so nobody tidies up after them."""
         self._take = take
-        try:
-            await self._waiter
-        finally:
-            self._waiter = self._take = None
+        self._waiter = waiter = asyncio.get_running_loop().create_future()
+        return waiter
 
     def _wake(self) -> None:
         waiter, self._waiter, self._take = self._waiter, None, None

@@ -62,7 +62,7 @@ class EngineClient:
         if connection is not None:
             answer = connection.ask(method, head, body)
             try:
-                return await _headed(answer)
+                return await answer.head()
             except EngineLost:
                 # The engine closed an idle connection just as we wrote to it. It has not read the request, as
                 # far as anyone can know, and a new connection cannot have the same fate.
@@ -73,7 +73,7 @@ class EngineClient:
                 connection = await self._connect(origin)
         except TimeoutError as error:
             raise ConnectTimeout(f"{origin}: no connection within {connect_s} s") from error
-        return await _headed(connection.ask(method, head, body))
+        return await connection.ask(method, head, body).head()
 
     async def get(self, url: str, *, timeout_s: float) -> tuple[int, bytes]:
         """Status and body of a small document, over a connection of its own: so it also tells whether new
@@ -83,7 +83,7 @@ class EngineClient:
         head = request_head("GET", parts.netloc, parts.path or "/", {}, 0, close=True)
         async with asyncio.timeout(timeout_s):
             connection = await self._connect(origin)
-            answer = await _headed(connection.ask("GET", head, b"", last=True))
+            answer = await connection.ask("GET", head, b"", last=True).head()
             try:
                 document = bytearray()
                 while piece := await answer.read():
@@ -214,15 +214,6 @@ class _Address(NamedTuple):
             raise ValueError(f"{origin!r} is not the origin of an engine, such as http://10.0.0.5:8000")
         secure = parts.scheme == "https"
         return _Address(secure, parts.hostname, parts.port or (443 if secure else 80), parts.netloc)
-
-
-async def _headed(answer: Answer) -> Answer:
-    try:
-        await answer.head()
-    except BaseException:
-        answer.close()
-        raise
-    return answer
 
 
 @functools.cache

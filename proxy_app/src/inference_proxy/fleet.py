@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from .affinity import seed_of
-from .breaker import Breaker, Phase
+from .breaker import CLOSED, Breaker, Phase
 from .config import Config, EngineConfig
 from .errors import Unavailable
 from .gauges import Gauges
@@ -153,7 +153,15 @@ class Fleet:
     def serving(self, model: str, pool: str | None) -> list[Engine]:
         """Engines in service for such requests, with room or without: those of the pool (None: of no pool),
         or of any where it has none for this model. Raises Unavailable."""
-        engines = [engine for engine in self.engines if model in engine.models and engine.serves]
+        # As Engine.serves has it. For each request, and a property costs as much as all the rest.
+        engines = [
+            engine
+            for engine in self.engines
+            if model in engine.models
+            and engine.reachable
+            and not engine.drained
+            and engine.breaker.phase is CLOSED
+        ]
         if not engines:
             raise Unavailable(
                 "model_unavailable", f"No engine is serving '{model}' at the moment.", retry_after_s=5

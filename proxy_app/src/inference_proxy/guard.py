@@ -3,6 +3,7 @@
 import asyncio
 import enum
 import functools
+from collections.abc import Iterator
 from types import TracebackType
 
 from starlette.types import Receive
@@ -10,7 +11,10 @@ from starlette.types import Receive
 from .clocks import Clocks
 from .server_protocol import Client
 
-# Mostly sooner than any clock runs out, and later than a request ends: so most need a single timer.
+GRAIN_S = 0.1
+"""How late a clock may end its request, at most, in seconds."""
+
+# Mostly sooner than any clock runs out, and later than a request ends: so most are looked at once or never.
 _FIRST_LOOK_S = 30.0
 
 
@@ -31,55 +35,116 @@ class Interrupted(Exception):
         self.reason = reason
 
 
+class Guards:
+    """Those of a worker's running requests, and one timer for all of their clocks: a timer of the event loop
+    for each costs more than the rest of a guard. It is a timing wheel (Varghese and Lauck 1987), which finds
+    whoever is due without looking at the others.
+    """
+
+    def __init__(self) -> None:
+        self._all: set[Guard] = set()
+        self._slots: dict[int, set[Guard]] = {}  # of GRAIN_S each, by their number
+        self._turned = 0  # the last slot that was seen to
+        self._turning = False
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator["Guard"]:
+        """They may leave meanwhile."""
+        return iter(list(self._all))
+
+    def enter(self, guard: "Guard") -> None:
+        self._all.add(guard)
+
+    def leave(self, guard: "Guard", slot: int) -> None:
+        self._all.discard(guard)
+        self.cancel(guard, slot)
+
+    def call_at(self, when: float, guard: "Guard", loop: asyncio.AbstractEventLoop) -> int:
+        """Have it look at its clocks then, by the loop's time. The slot is for cancel()."""
+        if not self._turning:
+            self._turning, self._turned = True, int(loop.time() / GRAIN_S)
+            self._turn_at(self._turned + 1, loop)
+        slot = max(int(when / GRAIN_S), self._turned) + 1
+        due = self._slots.get(slot)
+        if due is None:
+            due = self._slots[slot] = set()
+        due.add(guard)
+        return slot
+
+    def cancel(self, guard: "Guard", slot: int) -> None:
+        due = self._slots.get(slot)
+        if due is not None:
+            due.discard(guard)
+            if not due:
+                del self._slots[slot]
+
+    def _turn_at(self, slot: int, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_at(slot * GRAIN_S, self._turn, slot, loop)
+
+    def _turn(self, slot: int, loop: asyncio.AbstractEventLoop) -> None:
+        # By the time alone it could be the slot before, for floats are rounded.
+        slot = max(slot, int(loop.time() / GRAIN_S))
+        while self._turned < slot:
+            self._turned += 1
+            for guard in self._slots.pop(self._turned, ()):
+                guard.look()
+        self._turning = bool(self._slots)
+        if self._turning:
+            self._turn_at(slot + 1, loop)
+
+
 class Guard:
     """Cancels the task inside `with guard:` for a Reason; the block then ends with Interrupted.
 
     From its beginning the request has `limit_s` seconds in all; start() sets the clocks that run while an
-    engine works for it. One timer serves all clocks. It fires too early rather than being set again, so that
-    a chunk costs an assignment to `reading_since`, and most requests a single timer. While a chunk is on its
-    way to a client that does not read, `reading_since` is None: only the total clock runs then, for the
-    engine is not to blame. now() is the time by which `reading_since` counts.
+    engine works for it. They are looked at too early rather than being set again, so that a chunk costs an
+    assignment to `reading_since`. While a chunk is on its way to a client that does not read, `reading_since`
+    is None: only the total clock runs then, for the engine is not to blame. now() is the time by which
+    `reading_since` counts.
     """
 
     __slots__ = (
         "_between_s",
         "_client",
         "_first_byte_at",
+        "_guards",
         "_loop",
         "_reason",
+        "_slot",
         "_task",
-        "_timer",
-        "_timer_at",
         "_total_at",
         "_watcher",
         "now",
         "reading_since",
     )
 
-    def __init__(self, limit_s: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.now = self._loop.time
-        self._total_at = self._loop.time() + limit_s
+    def __init__(self, guards: Guards, limit_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._guards = guards
+        self._loop = loop
+        self.now = loop.time
+        self._total_at = loop.time() + limit_s
         self._first_byte_at: float | None = None
         self._between_s = limit_s
         self._reason: Reason | None = None
         self._task: asyncio.Task[object] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._slot = 0
         self._client: Client | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.reading_since: float | None = None
 
     def __enter__(self) -> "Guard":
         self._task = asyncio.current_task()
-        self._arm(min(self._loop.time() + _FIRST_LOOK_S, self._total_at))
+        self._guards.enter(self)
+        self._look_at(min(self.now() + _FIRST_LOOK_S, self._total_at))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._guards.leave(self, self._slot)
         if self._client is not None:
             self._client.unwatch()
         if self._watcher is not None:
@@ -104,16 +169,16 @@ class Guard:
 
     def start(self, clocks: Clocks) -> None:
         """An engine is asked now. A second one has time for its first byte anew, and no more in all."""
-        now = self._loop.time()
+        now = self.now()
         self._first_byte_at = now + clocks.first_byte_s
         self._between_s = clocks.between_chunks_s
         self._total_at = min(self._total_at, now + clocks.total_s)
-        self._arm(min(self._first_byte_at, self._total_at))
+        self._look_at(min(self._first_byte_at, self._total_at))
 
     def first_byte_came(self) -> None:
         """Stops that clock and starts the one between chunks."""
         self._first_byte_at = None
-        self._arm(min(self._loop.time() + self._between_s, self._total_at))
+        self._look_at(min(self.now() + self._between_s, self._total_at))
 
     def interrupt(self, reason: Reason) -> None:
         """End the block. The first reason stands; later ones are ignored."""
@@ -126,17 +191,10 @@ class Guard:
             pass
         self.interrupt(Reason.CLIENT_GONE)
 
-    def _arm(self, when: float) -> None:
-        if self._timer is not None:
-            if self._timer_at <= when:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._tick)
-        self._timer_at = when
-
-    def _tick(self) -> None:
-        self._timer = None
-        now = self._loop.time()
+    def look(self) -> None:
+        """End the block if a clock has run out, or look again when one may have."""
+        self._slot = 0
+        now = self.now()
         if now >= self._total_at:
             return self.interrupt(Reason.TOTAL)
         if self._first_byte_at is not None:
@@ -145,4 +203,12 @@ class Guard:
             due, reason = (self.reading_since or now) + self._between_s, Reason.BETWEEN_CHUNKS
         if now >= due:
             return self.interrupt(reason)
-        self._arm(min(due, self._total_at))
+        self._look_at(min(due, self._total_at))
+
+    def _look_at(self, when: float) -> None:
+        """Then at the latest."""
+        if self._slot:
+            if when >= self._slot * GRAIN_S:
+                return
+            self._guards.cancel(self, self._slot)
+        self._slot = self._guards.call_at(when, self, self._loop)

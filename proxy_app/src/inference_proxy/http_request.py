@@ -1,19 +1,27 @@
-"""The head of a request to an engine: the only place where text becomes HTTP on that side."""
+"""Heads of requests: a client's, looked up by name, and an engine's, where alone text becomes HTTP."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _TARGET = re.compile(r"/[!-~]*")
 # RFC 9110, 5.5, without the obsolete folding: a control character could end the header and begin another.
-_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_VALUES = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 # They say where this message ends and how its connection is used, which the client alone knows.
 _OWN = frozenset(
     {"accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection",
      "te", "trailer", "transfer-encoding", "upgrade", "user-agent"}
 )  # fmt: skip
 _BODILESS = frozenset({"GET", "HEAD"})
+
+
+Fields = Mapping[bytes, bytes]
+"""Header fields of a client's request by their names in lower case; of two of one name the first."""
+
+
+def fields_of(headers: Sequence[tuple[bytes, bytes]]) -> Fields:
+    return dict(reversed(headers))
 
 
 def request_head(
@@ -24,18 +32,18 @@ def request_head(
     `target` is path and query, as they go on the wire. Names of headers may have any case. Raises ValueError
     for whatever could be read as more than one request, or as one of another length: nothing is repaired.
     """
-    lines = [_beginning(method, host, target)]
+    head = [_beginning(method, host, target)]
     for name, value in headers.items():
-        _check_name(name)
-        if not _VALUE.fullmatch(value):
-            raise ValueError(f"header {name!r}: its value holds control characters, or others beyond latin-1")
-        lines.append(f"{name}: {value}")
+        head += (_field(name), value, "\r\n")
+    if not _VALUES.fullmatch("".join(headers.values())):
+        bad = next(name for name, value in headers.items() if not _VALUES.fullmatch(value))
+        raise ValueError(f"header {bad!r}: its value holds control characters, or others beyond latin-1")
     if length or method not in _BODILESS:
-        lines.append(f"content-length: {length}")
+        head.append(f"content-length: {length}\r\n")
     if close:
-        lines.append("connection: close")
-    lines.append("\r\n")
-    return "\r\n".join(lines).encode("latin-1")
+        head.append("connection: close\r\n")
+    head.append("\r\n")
+    return "".join(head).encode("latin-1")
 
 
 # What all requests have in common: worked out once for each engine and path, and for each name.
@@ -50,11 +58,12 @@ def _beginning(method: str, host: str, target: str) -> str:
     # Bytes of an answer pass through as they are, so an engine must not be invited to compress them.
     return (
         f"{method} {target} HTTP/1.1\r\nhost: {host}\r\naccept-encoding: identity\r\n"
-        "user-agent: ec2-inference-proxy"
+        "user-agent: ec2-inference-proxy\r\n"
     )
 
 
 @lru_cache(maxsize=256)
-def _check_name(name: str) -> None:
+def _field(name: str) -> str:
     if not _TOKEN.fullmatch(name) or name.lower() in _OWN:
         raise ValueError(f"header {name!r}: not a name that a request to an engine may carry")
+    return f"{name}: "

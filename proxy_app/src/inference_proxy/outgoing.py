@@ -1,14 +1,14 @@
 """What an engine gets: the client's own bytes, but for what is the proxy's to say."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from .body import rewrite
 from .config import GENERATION, POOLING, Config, ModelConfig
-from .endpoints import BodyKind
+from .endpoints import MULTIPART
 from .errors import ApiError, Header
+from .http_request import Fields as HeaderFields
 from .usage_event import ask
 from .validate import Asked
 
@@ -20,7 +20,7 @@ _PROXYS_OWN = frozenset(
 )  # fmt: skip
 # What a client may say in headers. All else stays here: its key, its cookies, and the headers by which vLLM
 # takes orders (priority, rank, load metrics).
-FORWARDED = ("accept", "traceparent", "tracestate")
+_FORWARDED = tuple((name.encode(), name) for name in ("accept", "traceparent", "tracestate"))
 
 
 class Job(msgspec.Struct, frozen=True, eq=False):
@@ -40,17 +40,17 @@ class Job(msgspec.Struct, frozen=True, eq=False):
     hides_usage: bool = False
 
 
-def prepare(
-    asked: Asked, model: ModelConfig, config: Config, client: Mapping[str, str], request_id: str
-) -> Job:
+def prepare(asked: Asked, model: ModelConfig, config: Config, client: HeaderFields, request_id: str) -> Job:
     """Raises ApiError 400 for a form with fields that are the proxy's own: its bytes are not taken apart."""
-    headers = {name: value for name in FORWARDED if (value := client.get(name)) is not None}
-    headers["x-request-id"] = request_id
+    headers = {"x-request-id": request_id}
+    for field, name in _FORWARDED:
+        if field in client:
+            headers[name] = client[field].decode("latin-1")
     priority = config.priorities[asked.key.priority].engine_priority
     if priority:
         headers["x-vllm-priority"] = str(priority)
-    if asked.endpoint.body is BodyKind.MULTIPART:
-        headers["content-type"] = client["content-type"]
+    if asked.endpoint.body is MULTIPART:
+        headers["content-type"] = client[b"content-type"].decode("latin-1")
         return Job(asked, model.name, None, _form(asked, model), headers, ())
     headers["content-type"] = "application/json"
     max_tokens = _max_tokens(asked, model)

@@ -4,25 +4,29 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from .account import Exchange
-from .admit import Gate
-from .authenticate import authenticate
+from .admit import Admission
+from .authenticate import Key, authenticate
 from .clocks import Clocks, limit_s
 from .config import ModelConfig
 from .endpoints import Endpoint
+from .engine_answer import Answer, EngineLost
+from .engine_client import ConnectTimeout, EngineClient, EngineUnreachable
 from .errors import ApiError, Unavailable, send_json
 from .fleet import Engine
 from .guard import Guard, Interrupted, Reason
-from .outgoing import FORWARDED, Job, prepare
+from .http_request import Fields
+from .outgoing import Job, prepare
 from .queue import Place
 from .relay import Relay
 from .server_protocol import client_of
 from .state import State
-from .upstream import Answer, ConnectTimeout, EngineLost, EngineUnreachable, Upstream
-from .validate import Asked, ClientGone, read_body, validate
+from .validate import Asked, ClientGone, body_at_once, read_body, validate
 
 log = logging.getLogger(__name__)
 
@@ -30,64 +34,82 @@ log = logging.getLogger(__name__)
 _CLIENT_GONE = 499
 # However long an engine asks to be left alone: what it says is not checked, and it may have recovered.
 _LONGEST_REST_S = 60
-# The headers that steps after the first look at.
-_READ = {
-    name.encode(): name
-    for name in ("content-length", "content-type", "content-encoding", "x-session-id", *FORWARDED)
-}
 _CLOCKS = frozenset({Reason.FIRST_BYTE, Reason.BETWEEN_CHUNKS, Reason.TOTAL})
 
 
 class Pipeline:
     """A plain ASGI callable: neither Starlette's router nor any middleware stands around it."""
 
-    def __init__(self, state: State, upstream: Upstream) -> None:
+    def __init__(self, state: State, client: EngineClient) -> None:
         self.state = state
-        self.upstream = upstream
-        self.gate = Gate(state.limits, state.queues)
+        self.client = client
 
-    async def __call__(
-        self, endpoint: Endpoint, exchange: Exchange, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        await _Request(self, endpoint, exchange, scope, receive, send).run()
+    def __call__(
+        self,
+        endpoint: Endpoint,
+        exchange: Exchange,
+        headers: Fields,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> Coroutine[Any, Any, None]:
+        return _Request(self, endpoint, exchange, headers, scope, receive, send).run()
 
 
 class _Request:
+    __slots__ = (
+        "_client",
+        "_endpoint",
+        "_engine",
+        "_engines",
+        "_exchange",
+        "_guard",
+        "_has_standin",
+        "_headers",
+        "_receive",
+        "_relay",
+        "_scope",
+        "_send",
+        "_settings",
+        "_state",
+    )
+
     def __init__(
         self,
         pipeline: Pipeline,
         endpoint: Endpoint,
         exchange: Exchange,
+        headers: Fields,
         scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
-        self._state = pipeline.state
-        self._upstream = pipeline.upstream
-        self._gate = pipeline.gate
-        self._settings = pipeline.state.settings
+        state = pipeline.state
+        self._state = state
+        self._settings = state.settings
+        self._engines = pipeline.client
         self._endpoint = endpoint
         self._exchange = exchange
         self._scope = scope
-        # Looked up often: Starlette's Headers searches the list each time. Of two the first counts, as there.
-        self._headers: dict[str, str] = {}
-        for name, value in reversed(scope["headers"]):
-            if (known := _READ.get(name)) is not None:
-                self._headers[known] = value.decode("latin-1")
+        self._headers = headers
         self._receive = receive
         self._send = send
         self._client = client_of(scope)
-        self._guard = Guard(limit_s(endpoint.kind, self._settings.config.timeouts))
+        self._guard = Guard(state.guards, limit_s(endpoint.kind, state.settings.config.timeouts))
         self._engine: Engine | None = None
         self._relay: Relay | None = None
         self._has_standin = False
 
     async def run(self) -> None:
-        self._state.guards.add(self._guard)
-        self._state.accounts.open(self._exchange)
+        accounts, limit = self._state.accounts, self._endpoint.body_limit_bytes
+        accounts.open(self._exchange)
         try:
             with self._guard:
-                await self._steps()
+                key = self._authenticate()
+                body = body_at_once(self._client, limit)
+                if body is None:
+                    body = await read_body(self._receive, self._headers.get(b"content-length"), limit)
+                await self._serve(self._validate(key, body))
         except ClientGone:
             self._note_client_gone()
         except Interrupted as interrupted:
@@ -106,33 +128,30 @@ class _Request:
             log.exception("request %s failed", self._exchange.request_id)
             await self._end(ApiError(500, "internal_error", "The proxy failed to handle this request."))
         finally:
-            self._state.guards.discard(self._guard)
-            self._state.accounts.close(self._exchange)
+            accounts.close(self._exchange)
 
-    async def _steps(self) -> None:
-        exchange, endpoint = self._exchange, self._endpoint
-
-        key = authenticate(self._scope, self._settings.keys, self._settings.config.trusted_proxies)
+    def _authenticate(self) -> Key:
+        exchange, settings, tracing = self._exchange, self._settings, self._state.tracing
+        key = authenticate(self._headers, self._scope, settings.keys, settings.config.trusted_proxies)
         exchange.key, exchange.owner = key.name, key.owner
-        if self._state.tracing.on:
-            exchange.trace = self._state.tracing.begin(
-                self._headers, endpoint.upstream_path, exchange.started
-            )
+        if tracing.on:
+            exchange.trace = tracing.begin(self._headers, self._endpoint.upstream_path, exchange.started)
+        return key
 
-        body = await read_body(
-            self._receive, self._headers.get("content-length"), endpoint.body_limit_bytes, self._client
-        )
-        asked = validate(endpoint, key, self._headers, body)
+    def _validate(self, key: Key, body: bytes) -> Asked:
+        exchange = self._exchange
+        asked = validate(self._endpoint, key, self._headers, body)
         exchange.model, exchange.stream = asked.model, asked.stream
         if self._settings.config.log_content:
             exchange.keep_content(body)
-
+        # All that `receive` can still tell is that the client left.
         self._guard.watch(self._receive, self._client)
-        await self._serve(asked)
+        return asked
 
     async def _serve(self, asked: Asked) -> None:
         """By the model that was asked for, or else by the first that stands in for it and has room."""
         settings, exchange = self._settings, self._exchange
+        limits, queues = self._state.limits, self._state.queues
         named = settings.catalogue.resolve(asked.model, asked.key)
         line = settings.catalogue.line(named.model, asked.key)
         for model in line:
@@ -145,7 +164,7 @@ class _Request:
                 exchange.notices += ((b"x-fallback-model", model.name.encode()),)
             self._has_standin = model is not line[-1]
             try:
-                async with self._gate.admit(job, exchange, settings.config) as place:
+                async with Admission(limits, queues, job, exchange, settings.config) as place:
                     return await self._relay_from(place, job, model)
             except Unavailable:
                 if not self._has_standin:
@@ -180,8 +199,8 @@ class _Request:
         waiting = 0 if engine.gauges is None else engine.gauges.waiting
         clocks = Clocks.of(job, timeouts, model.size, waiting)
         self._guard.start(clocks)
-        answer = await self._upstream.request(
-            engine,
+        answer = await self._engines.request(
+            engine.url,
             "POST",
             self._endpoint.upstream_path,
             job.headers,
@@ -227,7 +246,10 @@ class _Request:
     def _after(self, lost: EngineLost, engine: Engine, job: Job, left: int) -> Engine:
         """Who is asked instead, the same engine if it is alone. Raises ApiError: nobody."""
         log.warning("request %s: engine %s lost: %s", self._exchange.request_id, engine.id, lost)
-        if not isinstance(lost, EngineUnreachable):
+        if isinstance(lost, EngineUnreachable):
+            # Nobody listens there: others need not find out by themselves; the poller brings it back.
+            engine.reachable = False
+        else:
             self._state.fleet.failed(engine)
         if self._relay is not None and self._relay.started:
             raise ApiError(502, "engine_lost", "The engine broke off in the middle of its answer.") from lost

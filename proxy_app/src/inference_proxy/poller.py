@@ -8,9 +8,10 @@ import msgspec
 
 from . import gauges
 from .breaker import Phase
+from .engine_answer import EngineLost
+from .engine_client import EngineClient
 from .fleet import Engine, Fleet
 from .probe import probe
-from .upstream import EngineLost, Upstream
 
 _INTERVAL_S = 2.0
 _TIMEOUT_S = 2.0
@@ -25,14 +26,14 @@ class _Models(msgspec.Struct):
 
 
 class Poller:
-    def __init__(self, fleet: Fleet, upstream: Upstream) -> None:
+    def __init__(self, fleet: Fleet, client: EngineClient) -> None:
         self._fleet = fleet
-        self._upstream = upstream
+        self._client = client
         self._tasks: dict[Engine, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Meet every engine once, so that the first request finds them, then go on in the background."""
-        await asyncio.gather(*(_Watch(self._fleet, self._upstream, e).look() for e in self._fleet.engines))
+        await asyncio.gather(*(_Watch(self._fleet, self._client, e).look() for e in self._fleet.engines))
         self.follow()
 
     def follow(self) -> None:
@@ -41,7 +42,7 @@ class Poller:
             self._tasks.pop(engine).cancel()
         for engine in self._fleet.engines:
             if engine not in self._tasks:
-                watch = _Watch(self._fleet, self._upstream, engine)
+                watch = _Watch(self._fleet, self._client, engine)
                 self._tasks[engine] = asyncio.create_task(watch.run())
 
     async def stop(self) -> None:
@@ -53,9 +54,9 @@ class Poller:
 class _Watch:
     """One engine. A probe runs beside the looks, at most one at a time."""
 
-    def __init__(self, fleet: Fleet, upstream: Upstream, engine: Engine) -> None:
+    def __init__(self, fleet: Fleet, client: EngineClient, engine: Engine) -> None:
         self._fleet = fleet
-        self._upstream = upstream
+        self._client = client
         self._engine = engine
         self._silences = 0
         self._probing: asyncio.Task[None] | None = None
@@ -85,7 +86,7 @@ class _Watch:
     async def _meet(self) -> None:
         engine, before, why = self._engine, self._engine.reachable, ""
         try:
-            status, body = await self._upstream.get(f"{engine.url}/v1/models", timeout_s=_TIMEOUT_S)
+            status, body = await self._client.get(f"{engine.url}/v1/models", timeout_s=_TIMEOUT_S)
             if status != 200:
                 raise ValueError(f"GET /v1/models answered {status}")
             cards = msgspec.json.decode(body, type=_Models).data
@@ -116,7 +117,7 @@ class _Watch:
         """Gauges are an aid: an engine that does not give them is judged by its answers alone."""
         engine = self._engine
         try:
-            status, page = await self._upstream.get(f"{engine.url}/metrics", timeout_s=_TIMEOUT_S)
+            status, page = await self._client.get(f"{engine.url}/metrics", timeout_s=_TIMEOUT_S)
         except (TimeoutError, EngineLost):
             return
         engine.took_gauges(gauges.parse(page) if status == 200 else None, self._fleet.now())
@@ -141,7 +142,7 @@ class _Watch:
     async def _probe(self) -> None:
         fleet, engine = self._fleet, self._engine
         try:
-            flaw = await probe(self._upstream, engine, fleet.health.probe_timeout_s)
+            flaw = await probe(self._client, engine, fleet.health.probe_timeout_s)
             if flaw is None:
                 fleet.take_back(engine)
             elif engine.reachable:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from .engine_answer import EngineLost
+from .engine_client import EngineClient
 from .fleet import Engine
-from .upstream import EngineLost, Upstream
 
 _ANSWER_LIMIT = 1024 * 1024
 _BOUNDARY = "inference-proxy-probe"
@@ -93,13 +94,13 @@ _PROBES = {
 }
 
 
-async def probe(upstream: Upstream, engine: Engine, timeout_s: float) -> str | None:
+async def probe(client: EngineClient, engine: Engine, timeout_s: float) -> str | None:
     """Ask for a real, small answer, on the way that clients' requests take. Returns what is wrong with
     it; None: nothing. An engine that says it is full (503) is not wrong."""
     question = _PROBES[engine.probe]
     try:
         async with asyncio.timeout(timeout_s):
-            status, document = await _ask(upstream, engine, question, timeout_s)
+            status, document = await _ask(client, engine, question, timeout_s)
     except TimeoutError:
         return f"no token within {timeout_s:g} s"
     except EngineLost as error:
@@ -111,10 +112,10 @@ async def probe(upstream: Upstream, engine: Engine, timeout_s: float) -> str | N
     return _flaw(question, document)
 
 
-async def _ask(upstream: Upstream, engine: Engine, question: _Probe, timeout_s: float) -> tuple[int, bytes]:
+async def _ask(client: EngineClient, engine: Engine, question: _Probe, timeout_s: float) -> tuple[int, bytes]:
     content_type, body = question.ask(min(engine.models))
     headers = {"content-type": content_type}
-    answer = await upstream.request(engine, "POST", question.path, headers, body, connect_s=timeout_s)
+    answer = await client.request(engine.url, "POST", question.path, headers, body, connect_s=timeout_s)
     try:
         document = bytearray()
         while piece := await answer.read():

@@ -1,6 +1,7 @@
 """Fifth step: the request to the engine, the engine's answer to the client, bytes as they come."""
 
 import asyncio
+import functools
 import logging
 from typing import Any
 
@@ -8,10 +9,10 @@ import msgspec
 from starlette.types import Send
 
 from .account import Exchange
+from .engine_answer import Answer, EngineLost
 from .errors import ApiError, Header, send_json
 from .guard import Guard
 from .server_protocol import Client
-from .upstream import Answer, EngineLost
 from .usage_event import MARK, split
 
 # An event that is longer than this is passed on in pieces rather than kept.
@@ -70,8 +71,7 @@ class Relay:
         self._held = b""
         self._now = guard.now
         self.started = False
-        media_type, _, _ = (answer.header(b"content-type") or b"").partition(b";")
-        self.is_events = media_type.strip().lower() == b"text/event-stream"
+        self.is_events = _is_events(answer.header(b"content-type") or b"")
 
     async def first_chunk(self) -> bytes:
         """Wait for the engine's first byte. Raises EngineLost."""
@@ -117,8 +117,8 @@ class Relay:
 
     def _at_once(self, body: bytes) -> bool:
         """The short way of an answer that is all there. False: it has to take the other."""
-        headers = [header for header in self._headers() if header[0] != b"content-length"]
-        if self._client is None or not self._client.answer(self._answer.status, headers, body):
+        client, status = self._client, self._answer.status
+        if client is None or not client.answer(status, self._headers(b"content-length"), body):
             return False
         exchange = self._exchange
         exchange.status = self._answer.status
@@ -176,20 +176,20 @@ class Relay:
             log.warning("request %s: its client does not read", self._exchange.request_id)
 
     async def _start(self) -> None:
-        status, headers = self._answer.status, self._headers()
+        status = self._answer.status
+        # Events are of a length that nobody knows: they may be held back or added.
+        headers = self._headers(b"content-length") if self.is_events else self._headers()
         self._exchange.status = status
         self.started = True
-        if self.is_events:
-            # Of a length that nobody knows: events may be held back or added.
-            headers = [header for header in headers if header[0] != b"content-length"]
-            if self._client is not None and self._client.begin(status, headers):
-                return
+        if self.is_events and self._client is not None and self._client.begin(status, headers):
+            return
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    def _headers(self) -> list[Header]:
+    def _headers(self, *more: bytes) -> list[Header]:
+        """Ours and the engine's, without those of one connection and `more`."""
         answer = self._answer
         headers = self._exchange.headers()
-        unwanted = _NOT_PASSED_ON
+        unwanted = _NOT_PASSED_ON.union(more) if more else _NOT_PASSED_ON
         if connection := answer.header(b"connection"):
             unwanted |= {name.strip().lower() for name in connection.split(b",")}
         headers += [header for header in answer.headers if header[0] not in unwanted]
@@ -213,6 +213,11 @@ class Relay:
             return data
         self._held = data[cut:]
         return data[:cut]
+
+
+@functools.lru_cache(maxsize=64)
+def _is_events(content_type: bytes) -> bool:
+    return content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
 
 
 def read_error(status: int, body: bytes) -> ApiError:

@@ -34,7 +34,8 @@ def choose(engines: Sequence[Engine], cost: int, key: int | None, routing: Routi
     outstanding tokens. Else, or if none is within the bound: the least loaded, at random among equals."""
     if len(engines) == 1:
         return engines[0]
-    loads = [engine.tokens + engine.others * routing.assumed_tokens + cost for engine in engines]
+    assumed = routing.assumed_tokens
+    loads = [engine.tokens + engine.others * assumed + cost for engine in engines]
     if key is not None:
         total = sum(loads) - cost * (len(engines) - 1)
         share = routing.affinity_bound * total / sum([engine.weight for engine in engines])

@@ -8,7 +8,7 @@ from pathlib import Path
 import uvicorn
 
 from .app import Proxy
-from .server_protocol import Protocol
+from .server_protocol import Protocol, close_idle
 from .state import Settings, State
 from .systemd import notify
 
@@ -16,6 +16,8 @@ from .systemd import notify
 _NOTICE_S = 0.5
 # Longer than nginx keeps an idle upstream connection (60 s): the side that sends next is the one to close.
 _KEEP_ALIVE_S = 75
+# uvicorn's, of a tenth of a second each.
+_TICKS_A_SWEEP = 50
 # For answers to the requests that were ended, after shutdown_s.
 _FAREWELL_S = 10
 
@@ -31,6 +33,12 @@ class Server(uvicorn.Server):
         if self.started:
             _spare_the_collector()
             notify("READY=1")
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_A_SWEEP == 0:
+            now = asyncio.get_running_loop().time()
+            close_idle(self.server_state.connections, now, _KEEP_ALIVE_S)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Say so, then accept nothing new, let requests finish for shutdown_s, end the rest with an error."""
@@ -67,6 +75,5 @@ def make_server(config_path: Path, host: str, port: int) -> Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
     )
     return Server(config, state)

@@ -88,8 +88,8 @@ class Client:
     def _head(self, status: int, headers: Iterable[Header]) -> list[bytes]:
         cycle = self._cycle
         pieces = [STATUS_LINE[status]]
-        for name, value in (*cycle.default_headers, *headers):
-            pieces += (name, b": ", value, b"\r\n")
+        pieces += [b"%b: %b\r\n" % header for header in cycle.default_headers]
+        pieces += [b"%b: %b\r\n" % header for header in headers]
         if not cycle.keep_alive:
             pieces.append(b"connection: close\r\n")
         return pieces
@@ -115,10 +115,15 @@ class _Trailers(list[tuple[bytes, bytes]]):
 
 
 class Protocol(HttpToolsProtocol):
+    """`idle_since` is when its last answer ended, by the loop's time; None while it has a request, and before
+    the first one."""
+
     gone: Callable[[], None] | None = None
+    idle_since: float | None = None
     _head_size: int | None = None  # None between heads
 
     def data_received(self, data: bytes) -> None:
+        self.idle_since = None
         super().data_received(data)
         if self._head_size is not None:
             self._head_size += len(data)
@@ -137,10 +142,30 @@ class Protocol(HttpToolsProtocol):
         # The task that runs the application begins later, so it finds this in its scope.
         self.scope["extensions"] = {_EXTENSION: {"client": Client(self)}}
 
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but for a timer: setting one after each answer costs more than all the rest of it."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self.idle_since = self.loop.time()
+
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         if self.gone is not None:
             self.gone()
+
+
+def close_idle(connections: Iterable[object], now: float, idle_s: float) -> None:
+    """Close those of our protocol that have had no request for so long. `now` is by the loop's time."""
+    for connection in list(connections):
+        if isinstance(connection, Protocol):
+            since = connection.idle_since
+            if since is not None and now - since >= idle_s:
+                connection.transport.close()
 
 
 def client_of(scope: Scope) -> Client | None:

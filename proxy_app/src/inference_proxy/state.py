@@ -11,7 +11,7 @@ from .catalogue import Catalogue
 from .config import Config, ConfigError, KeyConfig, list_drained, load_config, load_keys
 from .endpoints import Endpoints
 from .fleet import Fleet
-from .guard import Guard, Reason
+from .guard import Guards, Reason
 from .limits import Limits
 from .metrics import Metrics, Values
 from .queue import Queues
@@ -57,7 +57,7 @@ class State:
         self.queues = Queues(self.fleet)
         self.limits = Limits(lambda: self.settings.config.limits)
         self.retries = RetryBudget(settings.config.retries)
-        self.guards: set[Guard] = set()
+        self.guards = Guards()
         self.metrics = Metrics()
         self.usage = UsageStore(str(worker))
         self.tracing = Tracing()
@@ -84,7 +84,7 @@ class State:
 
     def interrupt_all(self) -> None:
         """End what is still running, each request with an answer that says so."""
-        for guard in list(self.guards):
+        for guard in self.guards:
             guard.interrupt(Reason.SHUTDOWN)
 
     def ready(self) -> bool:

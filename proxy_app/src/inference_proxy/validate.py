@@ -9,9 +9,10 @@ from starlette.types import Receive
 
 from .authenticate import Key
 from .body import Fields, parse
-from .dialects import Dialect
-from .endpoints import BodyKind, Endpoint
+from .dialects import MESSAGES, Dialect
+from .endpoints import MULTIPART, Endpoint
 from .errors import ApiError
+from .http_request import Fields as HeaderFields
 from .multipart import Form
 from .server_protocol import Client
 
@@ -53,9 +54,16 @@ class Asked(msgspec.Struct, frozen=True, eq=False):
     form: Form | None = None
 
 
-async def read_body(
-    receive: Receive, declared: str | None, limit: int, client: Client | None = None
-) -> bytes:
+def body_at_once(client: Client | None, limit: int) -> bytes | None:
+    """The whole body, if it came with its head and is at most `limit` bytes; None: it is for read_body().
+    Raises ApiError 413."""
+    body = None if client is None else client.body()
+    if body is not None and len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+async def read_body(receive: Receive, declared: bytes | None, limit: int) -> bytes:
     """The whole body, at most `limit` bytes. Raises ApiError 413, ClientGone.
 
     The declared length is only a reason to refuse early: what counts is what arrives, so an upload in chunks
@@ -63,10 +71,6 @@ async def read_body(
     """
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
-    if client is not None and (body := client.body()) is not None:
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
     parts: list[bytes] = []
     size = 0
     while True:
@@ -82,10 +86,10 @@ async def read_body(
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def validate(endpoint: Endpoint, key: Key, headers: Mapping[str, str], body: bytes) -> Asked:
+def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -> Asked:
     """Check the fields that the proxy acts on, and no others. Raises ApiError 400, 415, naming the field."""
-    if endpoint.body is BodyKind.MULTIPART:
-        form = Form(headers.get("content-type", ""), body)
+    if endpoint.body is MULTIPART:
+        form = Form(headers.get(b"content-type", b"").decode("latin-1"), body)
         return Asked(
             endpoint=endpoint,
             key=key,
@@ -94,7 +98,7 @@ def validate(endpoint: Endpoint, key: Key, headers: Mapping[str, str], body: byt
             max_tokens=None,
             choices=1,
             prompt_tokens=0,
-            session=headers.get("x-session-id"),
+            session=_session(headers),
             body=body,
             fields={},
             form=form,
@@ -113,7 +117,7 @@ def validate(endpoint: Endpoint, key: Key, headers: Mapping[str, str], body: byt
         max_tokens=next((cap for name in endpoint.cap if (cap := values.count(name, 0)) is not None), None),
         choices=values.count("n", 1) or 1,
         prompt_tokens=_estimate(endpoint, fields, body),
-        session=headers.get("x-session-id") or values.session(endpoint.dialect),
+        session=_session(headers) or values.session(endpoint.dialect),
         body=body,
         fields=fields,
     )
@@ -146,7 +150,7 @@ class _Values:
 
     def session(self, dialect: Dialect) -> str | None:
         """What the API has for telling users apart."""
-        if dialect is Dialect.MESSAGES:
+        if dialect is MESSAGES:
             metadata = self.get("metadata")
             user = metadata.get("user_id") if isinstance(metadata, dict) else None
             return user if isinstance(user, str) else None
@@ -163,12 +167,19 @@ class _Values:
         return value
 
 
-def check_is_json(headers: Mapping[str, str]) -> None:
+def _session(headers: HeaderFields) -> str | None:
+    session = headers.get(b"x-session-id")
+    return None if session is None else session.decode("latin-1")
+
+
+def check_is_json(headers: HeaderFields) -> None:
     """Raises ApiError 415. No content type at all is taken for JSON, which is all that could be meant."""
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ("", "application/json"):
+    if headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers:
+        return
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if kind not in (b"", b"application/json"):
         raise ApiError(415, "unsupported_media_type", "Send this as 'Content-Type: application/json'.")
-    if headers.get("content-encoding", "identity").lower() != "identity":
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise ApiError(415, "unsupported_encoding", "Send the body without a Content-Encoding.")
 
 
@@ -188,12 +199,12 @@ def _model(value: Any) -> str:
 
 def _estimate(endpoint: Endpoint, fields: Fields, body: bytes) -> int:
     """Tokens of the prompt, from the size of the fields that hold it, without building them."""
-    prompt = [raw for name in endpoint.prompt if (raw := fields.get(name)) is not None]
-    size = sum(memoryview(raw).nbytes for raw in prompt)
+    prompt = [memoryview(raw) for name in endpoint.prompt if (raw := fields.get(name)) is not None]
+    size = sum([part.nbytes for part in prompt])
     embedded = 0
     if _EMBEDDED_MARK in body:
-        for raw in prompt:
-            for match in _EMBEDDED.finditer(bytes(raw)):
+        for part in prompt:
+            for match in _EMBEDDED.finditer(part):
                 size -= match.end() - match.start()
                 embedded += 1
     return size // _BYTES_A_TOKEN + embedded * _EMBEDDED_TOKENS

@@ -12,17 +12,19 @@ from ..config import POOLING, UTILITY, LimitsConfig
 from ..config import Limits as Rates
 from ..errors import ApiError, Unavailable
 from ..outgoing import Job
-from .store import PERIOD, PLACES, WINDOW, Claim
+from .store import PERIOD, PLACES, WINDOW, Claim, Standing
 
 _PREFIX = "inference-proxy"
+_DAY_S = 86_400
 # As validate.py estimates a prompt.
 _BYTES_A_TOKEN = 4
 _NONE = Rates()
+_TOLD = (b"limit-", b"remaining-", b"reset-")
 
 
-class Taken(msgspec.Struct, frozen=True):
-    """A claim and the limit behind it: `field` is its name in the configuration, `model` None where it holds
-    for all of a key's models together, `tokens` whether it counts tokens."""
+class Limit(msgspec.Struct, frozen=True):
+    """`field` is its name in the configuration, `model` None where it holds for all of a key's models
+    together. `claim` is what a request takes of it; where `tokens` are counted the claim is of one."""
 
     claim: Claim
     field: str
@@ -30,31 +32,65 @@ class Taken(msgspec.Struct, frozen=True):
     tokens: bool
 
 
-class Plan:
-    """Which limits hold for whom: worked out once for each key and model, until the configuration or the day
-    is another."""
+class Plan(msgspec.Struct, eq=False):
+    """The limits of one key for one model, in the order in which a refusal names them, and how they stood
+    when its latest request came, at `seen` by time.monotonic(). `told` are the headers that answers have, by
+    which of the limits: the tightest counts."""
+
+    key: str
+    limits: Sequence[Limit]
+    told: Sequence[tuple[tuple[bytes, ...], Sequence[int]]]
+    claims: Sequence[Claim] = ()
+    standings: Sequence[Standing] = ()
+    seen: float = 0.0
+
+    def claim(self, least: int, most: int) -> list[Claim]:
+        """What a request takes that reserves so many tokens (see reserved_tokens)."""
+        return [
+            _reserving(limit.claim, least, most) if limit.tokens else limit.claim for limit in self.limits
+        ]
+
+
+class Plans:
+    """One for each key, model and whether tokens count: worked out once, until the configuration or the day
+    (in UTC) is another."""
 
     def __init__(self) -> None:
-        self._of: tuple[LimitsConfig | None, date | None] = (None, None)
-        # With a cost of 1, which is what one that counts requests takes.
-        self._limits: dict[tuple[Key, str], list[Taken]] = {}
+        self._config: LimitsConfig | None = None
+        self._day = 0
+        self._known: dict[tuple[Key, str, bool], Plan] = {}
 
-    def claims(self, job: Job, config: LimitsConfig, now: datetime) -> list[Taken]:
-        """All that the job takes, in the order in which a refusal names it."""
-        today = now.date()
-        if self._of[0] is not config or self._of[1] != today:
-            self._of, self._limits = (config, today), {}
-        who = job.asked.key, job.model
-        limits = self._limits.get(who)
-        if limits is None:
-            limits = self._limits[who] = list(_limits(*who, config, today))
-        if job.asked.endpoint.kind is UTILITY:
-            return [one for one in limits if not one.tokens]
-        least, most = reserved_tokens(job, config)
-        return [_reserving(one, least, most) if one.tokens else one for one in limits]
+    def __iter__(self) -> Iterator[Plan]:
+        return iter(self._known.values())
+
+    def of(self, job: Job, config: LimitsConfig, now: float) -> Plan:
+        """`now` is a time as time.time() has it."""
+        day = int(now) // _DAY_S
+        if self._config is not config or self._day != day:
+            self._config, self._day, self._known = config, day, {}
+        asked = job.asked
+        who = asked.key, job.model, asked.endpoint.kind is not UTILITY
+        plan = self._known.get(who)
+        if plan is None:
+            plan = self._known[who] = _plan(*who, config, datetime.fromtimestamp(now, UTC).date())
+        return plan
 
 
-def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator[Taken]:
+def _plan(key: Key, model: str, tokens: bool, config: LimitsConfig, today: date) -> Plan:
+    limits = [limit for limit in _limits(key, model, config, today) if tokens or not limit.tokens]
+    told = []
+    for what in (b"requests", b"tokens"):
+        members = [
+            at
+            for at, limit in enumerate(limits)
+            if limit.tokens == (what == b"tokens") and limit.claim.kind is not PLACES
+        ]
+        if members:
+            told.append((tuple(b"x-ratelimit-" + part + what for part in _TOLD), members))
+    return Plan(key.name, limits, told)
+
+
+def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator[Limit]:
     # In a cluster all counters of a key lie on one node, as a script needs it.
     base = f"{_PREFIX}:{{{quote(key.name, safe='')}}}"
     yield from _of(key.limits, config.default, base, None, today)
@@ -63,22 +99,20 @@ def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator
         yield from _of(own or _NONE, general or _NONE, f"{base}:{quote(model, safe='')}", model, today)
 
 
-def _of(own: Rates, general: Rates, scope: str, model: str | None, today: date) -> Iterator[Taken]:
+def _of(own: Rates, general: Rates, scope: str, model: str | None, today: date) -> Iterator[Limit]:
     for field, kind in _FIELDS.items():
-        if limit := getattr(own, field) or getattr(general, field):
+        if most := getattr(own, field) or getattr(general, field):
             period, ends_ms = "", 0
             if kind is PERIOD:
                 period, ends_ms = (_day if field == "tokens_per_day" else _month)(today)
                 period = f":{period}"
-            claim = Claim(f"{scope}:{field}{period}", kind, limit, 1, ends_ms)
-            yield Taken(claim, field, model, field.startswith("tokens"))
+            claim = Claim(f"{scope}:{field}{period}", kind, most, 1, ends_ms)
+            yield Limit(claim, field, model, field.startswith("tokens"))
 
 
-def _reserving(one: Taken, least: int, most: int) -> Taken:
-    known = one.claim
-    cost = most if most <= known.limit else max(known.limit, least)
-    claim = Claim(known.counter, known.kind, known.limit, cost, known.ends_ms)
-    return Taken(claim, one.field, one.model, one.tokens)
+def _reserving(claim: Claim, least: int, most: int) -> Claim:
+    cost = most if most <= claim.limit else max(claim.limit, least)
+    return Claim(claim.counter, claim.kind, claim.limit, cost, claim.ends_ms)
 
 
 _FIELDS = {
@@ -143,10 +177,13 @@ def relayed_tokens(exchange: Exchange) -> int:
     return exchange.bytes_out * events // len(tail) if events else exchange.bytes_out // _BYTES_A_TOKEN
 
 
-def changes(taken: Sequence[Taken], exchange: Exchange, error: BaseException | None) -> list[int]:
+def changes(
+    plan: Plan, claims: Sequence[Claim], exchange: Exchange, error: BaseException | None
+) -> list[int]:
     """What each claim has to be changed by at the request's end. One that did not run for lack of our
     capacity has taken nothing, not even a request."""
     if isinstance(error, Unavailable) or exchange.status == 503:
-        return [-one.claim.cost for one in taken]
+        return [-claim.cost for claim in claims]
     used = sum(exchange.used)
-    return [used - one.claim.cost if one.tokens else 0 for one in taken]
+    pairs = zip(plan.limits, claims, strict=True)
+    return [used - claim.cost if limit.tokens else 0 for limit, claim in pairs]

@@ -1,11 +1,10 @@
 """A request's way through the limits of its caller: taken before it runs, settled when it has ended."""
 
 import asyncio
+import functools
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -15,18 +14,13 @@ from ..account import Exchange
 from ..config import LimitsConfig, StoreConfig
 from ..errors import ApiError, Header, Unavailable
 from ..outgoing import Job
-from .claims import Plan, Taken, changes, used_tokens
+from .claims import Plan, Plans, changes, reserved_tokens
 from .local import LocalStore
 from .shared import SharedStore
-from .store import PLACES, Claim, Decision, Standing, Store, StoreAway
+from .store import Claim, Store, StoreAway
 
 # Keys, each with a model, whose limits can be looked at.
 _MOST_SEEN = 100
-# By whether tokens are counted, or requests.
-_NAMES = {
-    tokens: (b"x-ratelimit-limit-" + what, b"x-ratelimit-remaining-" + what, b"x-ratelimit-reset-" + what)
-    for tokens, what in ((False, b"requests"), (True, b"tokens"))
-}
 
 
 class Limits:
@@ -34,12 +28,11 @@ class Limits:
 
     def __init__(self, config: Callable[[], LimitsConfig]) -> None:
         self._config = config
-        self._plan = Plan()
+        self._plans = Plans()
         self._local = LocalStore()
         self._shared: SharedStore | None = None
         self._follows: StoreConfig | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self._seen: dict[tuple[str, str], _Seen] = {}
         self._leases = itertools.count(1)
 
     async def __aenter__(self) -> "Limits":
@@ -74,28 +67,37 @@ class Limits:
         self._follows = config
         self._shared = SharedStore(config) if config is not None else None
 
-    def hold(self, job: Job, exchange: Exchange) -> "Hold":
-        return Hold(self, job, exchange)
-
-    async def reserve(self, job: Job) -> "Reservation | None":
-        """None for a caller without limits. Raises ApiError 429; Unavailable when the store is away and the
-        configuration does not let requests pass without it."""
+    async def hold(self, job: Job, exchange: Exchange) -> "Hold | None":
+        """Take what the request may use, until it is settled; None for a caller without limits. The answer
+        gets headers that tell how the limits stand. Raises Refused; Unavailable when the store is away and
+        the configuration does not let requests pass without it."""
         config = self._config()
-        taken = self._plan.claims(job, config, datetime.now(UTC))
-        if not taken:
+        plan = self._plans.of(job, config, time.time())
+        if not plan.limits:
             return None
+        claims = plan.claim(*reserved_tokens(job, config))
         lease = str(next(self._leases))
+        store: Store = self._local
         if self._shared is None:
-            return await self._take(self._local, job, taken, lease)
-        try:
-            return await self._take(self._shared, job, taken, lease)
-        except StoreAway:
-            assert config.store is not None, "a shared store is a configured one"
-            if not config.store.fail_open:
-                raise Unavailable(
-                    "limits_unavailable", "The service cannot count requests at the moment.", retry_after_s=1
-                ) from None
-            return await self._take(self._local, job, _part(taken, config.store.workers), lease)
+            decision = self._local.reserve(claims, lease)
+        else:
+            try:
+                decision, store = await self._shared.reserve(claims, lease), self._shared
+            except StoreAway:
+                assert config.store is not None, "a shared store is a configured one"
+                if not config.store.fail_open:
+                    raise Unavailable(
+                        "limits_unavailable",
+                        "The service cannot count requests at the moment.",
+                        retry_after_s=1,
+                    ) from None
+                claims = _part(claims, config.store.workers)
+                decision = self._local.reserve(claims, lease)
+        plan.seen, plan.claims, plan.standings = time.monotonic(), claims, decision.standings
+        exchange.notices += _headers(plan)
+        if not decision.granted:
+            raise Refused(plan)
+        return Hold(store, plan, claims, lease, decision.slot)
 
     def rows(self) -> list[dict[str, Any]]:
         """How limits stood when this worker's latest requests came, the latest key first. What all workers
@@ -104,142 +106,96 @@ class Limits:
         rows: dict[
             str, dict[str, Any]
         ] = {}  # by counter: a request of another model had the same ones, earlier
-        for (key, _), seen in reversed(self._seen.items()):
-            for one, standing in zip(seen.taken, seen.standings, strict=True):
+        for plan in sorted(self._plans, key=lambda plan: plan.seen, reverse=True)[:_MOST_SEEN]:
+            for limit, claim, standing in zip(plan.limits, plan.claims, plan.standings, strict=True):
                 row = {
-                    "key": key,
-                    "model": one.model,
-                    "limit": one.field,
+                    "key": plan.key,
+                    "model": limit.model,
+                    "limit": limit.field,
                     "used": standing.used,
-                    "of": one.claim.limit,
-                    "seconds_ago": round(now - seen.at),
+                    "of": claim.limit,
+                    "seconds_ago": round(now - plan.seen),
                 }
-                rows.setdefault(one.claim.counter, row)
+                rows.setdefault(claim.counter, row)
         return list(rows.values())
 
-    async def _take(self, store: Store, job: Job, taken: Sequence[Taken], lease: str) -> "Reservation":
-        claims = [one.claim for one in taken]
-        decision = await store.reserve(claims, lease)
-        who = job.asked.key.name, job.model
-        self._seen.pop(who, None)
-        self._seen[who] = _Seen(time.monotonic(), taken, decision.standings)
-        if len(self._seen) > _MOST_SEEN:
-            del self._seen[next(iter(self._seen))]
-        if not decision.granted:
-            raise Refused(taken, decision.standings)
-        return Reservation(store, taken, claims, lease, decision)
 
+class Hold(msgspec.Struct, frozen=True, eq=False):
+    """What one request has taken of its caller's limits."""
 
-class _Seen(msgspec.Struct, frozen=True):
-    at: float
-    taken: Sequence[Taken]
-    standings: Sequence[Standing]
-
-
-class Hold:
-    """One request's place under its caller's limits, as `async with`. Raises what Limits.reserve does."""
-
-    __slots__ = ("_exchange", "_job", "_limits", "_reservation")
-
-    def __init__(self, limits: Limits, job: Job, exchange: Exchange) -> None:
-        self._limits = limits
-        self._job = job
-        self._exchange = exchange
-        self._reservation: Reservation | None = None
-
-    async def __aenter__(self) -> None:
-        try:
-            self._reservation = await self._limits.reserve(self._job)
-        except Refused as refused:
-            self._exchange.notices += refused.standing
-            raise
-        if self._reservation is not None:
-            self._exchange.notices += self._reservation.headers
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Not of its caller's limits alone: what they count is what the usage by day has.
-        self._exchange.used = used_tokens(self._job, self._exchange, error)
-        if self._reservation is not None:
-            self._reservation.settle(self._exchange, error)
-
-
-class Reservation(msgspec.Struct, frozen=True):
     store: Store
-    taken: Sequence[Taken]
+    plan: Plan
     claims: Sequence[Claim]
     lease: str
-    decision: Decision
-
-    @property
-    def headers(self) -> tuple[Header, ...]:
-        return _headers(self.taken, self.decision.standings)
+    slot: int
 
     def settle(self, exchange: Exchange, error: BaseException | None) -> None:
-        by = changes(self.taken, exchange, error)
-        self.store.settle(self.claims, self.lease, self.decision.slot, by)
+        """At the request's end: give back what was not used, or take what was used more."""
+        by = changes(self.plan, self.claims, exchange, error)
+        self.store.settle(self.claims, self.lease, self.slot, by)
 
 
 class Refused(ApiError):
-    """429: a limit of the caller's. `standing` are the headers that tell how all of them stand."""
+    """429: a limit of the caller's, by the standings of its plan."""
 
-    def __init__(self, taken: Sequence[Taken], standings: Sequence[Standing]) -> None:
-        self.standing = _headers(taken, standings)
-        over = [(one, at) for one, at in zip(taken, standings, strict=True) if at.wait_ms]
-        one, _ = max(over, key=lambda pair: pair[1].wait_ms)
-        never = next((large for large, _ in over if large.claim.cost > large.claim.limit), None)
-        one = never or one
-        what, of = one.field.replace("_", " "), f" of model '{one.model}'" if one.model else ""
-        seconds = _seconds(max(at.wait_ms for _, at in over))
+    def __init__(self, plan: Plan) -> None:
+        over = [
+            (limit, claim, at)
+            for limit, claim, at in zip(plan.limits, plan.claims, plan.standings, strict=True)
+            if at.wait_ms
+        ]
+        never = next(((limit, claim) for limit, claim, _ in over if claim.cost > claim.limit), None)
+        limit, claim = never or max(over, key=lambda one: one[2].wait_ms)[:2]
+        what, of = limit.field.replace("_", " "), f" of model '{limit.model}'" if limit.model else ""
+        seconds = _seconds(max(at.wait_ms for _, _, at in over))
         headers: list[Header] = [(b"retry-after", b"%d" % seconds)]
         if never is not None:
             code = "request_exceeds_limit"
             message = (
-                f"This request may take {one.claim.cost} tokens, more than your key's limit of "
-                f"{one.claim.limit} {what}{of}: shorten the prompt or ask for fewer tokens."
+                f"This request may take {claim.cost} tokens, more than your key's limit of "
+                f"{claim.limit} {what}{of}: shorten the prompt or ask for fewer tokens."
             )
             # Clients of OpenAI's heed it: no waiting makes this one fit.
             headers.append((b"x-should-retry", b"false"))
         else:
-            code = f"{one.field}_exceeded"
-            message = (
-                f"Your key's limit of {one.claim.limit} {what}{of} is reached: try again in {seconds} s."
-            )
+            code = f"{limit.field}_exceeded"
+            message = f"Your key's limit of {claim.limit} {what}{of} is reached: try again in {seconds} s."
         super().__init__(429, code, message, kind="rate_limit_error", headers=headers)
 
 
-def _part(taken: Sequence[Taken], workers: int) -> list[Taken]:
+def _part(claims: Sequence[Claim], workers: int) -> list[Claim]:
     """One worker's part of each limit; what is larger than that takes all of it, rather than never run."""
     parts = []
-    for one in taken:
-        limit = max(one.claim.limit // workers, 1)
-        cost = min(one.claim.cost, limit) if one.claim.cost <= one.claim.limit else one.claim.cost
-        claim = msgspec.structs.replace(one.claim, limit=limit, cost=cost)
-        parts.append(msgspec.structs.replace(one, claim=claim))
+    for claim in claims:
+        limit = max(claim.limit // workers, 1)
+        cost = min(claim.cost, limit) if claim.cost <= claim.limit else claim.cost
+        parts.append(msgspec.structs.replace(claim, limit=limit, cost=cost))
     return parts
 
 
-def _headers(taken: Sequence[Taken], standings: Sequence[Standing]) -> tuple[Header, ...]:
+def _headers(plan: Plan) -> tuple[Header, ...]:
     """OpenAI's headers, of the tightest limit of requests and the tightest of tokens; resets in seconds."""
-    tightest: dict[bool, tuple[int, int, int]] = {}
-    for one, at in zip(taken, standings, strict=True):
-        claim = one.claim
-        if claim.kind is not PLACES:
-            left = claim.limit - at.used
-            known = tightest.get(one.tokens)
-            if known is None or left < known[0]:
-                tightest[one.tokens] = left, claim.limit, at.reset_ms
+    claims, standings = plan.claims, plan.standings
     headers: list[Header] = []
-    for tokens, (remaining, limit, reset_ms) in tightest.items():
-        of_limit, of_remaining, of_reset = _NAMES[tokens]
-        headers += [
-            (of_limit, b"%d" % limit),
-            (of_remaining, b"%d" % (remaining if remaining > 0 else 0)),
-            (of_reset, b"%ds" % _seconds(reset_ms)),
-        ]
+    for names, members in plan.told:
+        left, at = min([(claims[at].limit - standings[at].used, at) for at in members])
+        headers += zip(
+            names,
+            (
+                _digits(claims[at].limit),
+                b"%d" % (left if left > 0 else 0),
+                _digits(_seconds(standings[at].reset_ms)) + b"s",
+            ),
+            strict=True,
+        )
     return tuple(headers)
 
 
+@functools.lru_cache(maxsize=1024)
+def _digits(number: int) -> bytes:
+    return b"%d" % number
+
+
 def _seconds(milliseconds: int) -> int:
-    return math.ceil(milliseconds / 1000)
+    """Rounded up."""
+    return -(-milliseconds // 1000)

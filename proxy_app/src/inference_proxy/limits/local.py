@@ -32,16 +32,18 @@ class _Counter(Protocol):
 class _Window:
     """What was taken in each slot that still counts, the oldest first, and in all of them."""
 
-    __slots__ = ("_all", "_slots")
+    __slots__ = ("_all", "_seen", "_slots")
 
     def __init__(self, _: Claim) -> None:
         self._slots: dict[int, int] = {}
         self._all = 0
+        self._seen = 0  # the slot in which it was last asked
 
     def used(self, slot: int) -> int:
-        slots = self._slots
-        while slots and (oldest := next(iter(slots))) < slot - SLOTS:
-            self._all -= slots.pop(oldest)
+        if slot != self._seen:
+            self._seen, slots = slot, self._slots
+            while slots and (oldest := next(iter(slots))) < slot - SLOTS:
+                self._all -= slots.pop(oldest)
         return self._all
 
     def take(self, claim: Claim, lease: str, now: int, today: int) -> Standing:
@@ -131,8 +133,8 @@ _COUNTERS: dict[Kind, Callable[[Claim], _Counter]] = {WINDOW: _Window, PERIOD: _
 
 
 class LocalStore:
-    """A Store in memory: exact for one worker, gone with it. It holds nothing of a counter that is back at
-    zero for more than a minute.
+    """A Store in memory: exact for one worker, gone with it. It holds a window for a minute after it is back
+    at zero, and a period's count to the period's end.
 
     `clock` gives seconds that never go back; `calendar` seconds since 1970.
     """
@@ -145,30 +147,34 @@ class LocalStore:
         self._counters: dict[str, _Counter] = {}
         self._swept_ms = 0
 
-    async def reserve(self, claims: Sequence[Claim], lease: str) -> Decision:
+    def reserve(self, claims: Sequence[Claim], lease: str) -> Decision:
+        """Take all claims, or none if one does not fit."""
         now, today = int(self._clock() * 1000), int(self._calendar() * 1000)
         slot = now // SLOT_MS
         if now >= self._swept_ms + _SWEEP_MS:
             self._sweep(now, slot, today)
-        known = [(claim, self._counter(claim)) for claim in claims]
-        for claim, counter in known:
+        known = self._counters
+        counters = [known.get(claim.counter) or self._new(claim) for claim in claims]
+        for claim, counter in zip(claims, counters, strict=True):
             if counter.used(slot) + claim.cost > claim.limit:
-                return Decision(False, slot, [counter.look(claim, now, today) for claim, counter in known])
-        return Decision(True, slot, [counter.take(claim, lease, now, today) for claim, counter in known])
+                pairs = zip(claims, counters, strict=True)
+                return Decision(False, slot, [counter.look(claim, now, today) for claim, counter in pairs])
+        pairs = zip(claims, counters, strict=True)
+        return Decision(True, slot, [counter.take(claim, lease, now, today) for claim, counter in pairs])
 
     def settle(self, claims: Sequence[Claim], lease: str, slot: int, changes: Sequence[int]) -> None:
         now = int(self._clock() * 1000) // SLOT_MS
         for claim, change in zip(claims, changes, strict=True):
-            self._counter(claim).settle(lease, slot, change, now)
+            counter = self._counters.get(claim.counter)
+            # Without it nothing is left of what was claimed; what was used beyond that counts from now on.
+            (counter or self._new(claim)).settle(lease, slot, change, now)
 
     def __len__(self) -> int:
         """Counters that take room."""
         return len(self._counters)
 
-    def _counter(self, claim: Claim) -> _Counter:
-        counter = self._counters.get(claim.counter)
-        if counter is None:
-            counter = self._counters[claim.counter] = _COUNTERS[claim.kind](claim)
+    def _new(self, claim: Claim) -> _Counter:
+        counter = self._counters[claim.counter] = _COUNTERS[claim.kind](claim)
         return counter
 
     def _sweep(self, now: int, slot: int, today: int) -> None:

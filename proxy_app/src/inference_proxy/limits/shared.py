@@ -41,6 +41,7 @@ class SharedStore:
         await self._client.close()
 
     async def reserve(self, claims: Sequence[Claim], lease: str) -> Decision:
+        """Take all claims, or none if one does not fit. Raises StoreAway."""
         arguments: list[Argument] = [self._name + lease, int(_LEASE_S * 1000)]
         for claim in claims:
             arguments += (claim.kind, claim.limit, claim.cost, claim.ends_ms)

@@ -1,4 +1,4 @@
-"""What a store of counters can do: the one interface between limits and where they are counted."""
+"""What a store of counters can do: all that there is between limits and where they are counted."""
 
 import enum
 from collections.abc import Sequence
@@ -60,9 +60,9 @@ class StoreAway(Exception):
 
 
 class Store(Protocol):
-    async def reserve(self, claims: Sequence[Claim], lease: str) -> Decision:
-        """Take all claims, or none if one does not fit. `lease` names the request's place among PLACES.
-        Raises StoreAway."""
+    """It also has `reserve`, which takes all claims, or none if one does not fit, and whose answer is a
+    Decision: LocalStore's at once, SharedStore's to be awaited. A lease names a request's place among PLACES.
+    """
 
     def settle(self, claims: Sequence[Claim], lease: str, slot: int, changes: Sequence[int]) -> None:
         """End a reservation: its place is free, and `changes`, one for each claim, is what was taken more
