@@ -29,6 +29,10 @@ class Clock:
     def call_at(self, when: float, callback: Callable[..., Any], *arguments: Any) -> None:
         self._due = when, functools.partial(callback, *arguments)
 
+    @property
+    def idle(self) -> bool:
+        return self._due is None
+
     async def advance(self, seconds: float) -> None:
         end = self._now + seconds
         while self._due is not None and self._due[0] <= end:
@@ -154,3 +158,20 @@ async def test_after_its_block_it_does_nothing(guard: Guard, clock: Clock) -> No
     await clock.advance(100)
     guard.interrupt(Reason.SHUTDOWN)
     await asyncio.sleep(0)
+
+
+async def test_one_timer_serves_all_and_nothing_is_left_of_those_that_are_over(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guards = Guards()
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "get_running_loop", lambda: clock)
+        many = [Guard(guards, limit_s) for limit_s in (5.0, 20.0, 50.0)]
+    with contextlib.ExitStack() as entered:
+        for guard in many:
+            entered.enter_context(guard)
+        assert len(guards) == 3
+        await clock.advance(4)
+    assert list(guards) == []
+    await clock.advance(60)
+    assert clock.idle, "no timer runs for nobody"
