@@ -14,6 +14,7 @@ from types import CodeType
 
 DIRECTORY = "/var/cache/ec2lab-compiled"
 
+# Private, so type stubs lack it, and there is no public way in. Debian 12's and 13's Python both have it.
 _compile = zipimport._compile_source  # type: ignore[attr-defined]
 
 
@@ -34,4 +35,4 @@ def kept(path: str, source: bytes) -> CodeType:
     return code
 
 
-zipimport._compile_source = kept  # type: ignore[attr-defined]
+zipimport._compile_source = kept  # type: ignore[attr-defined]  # as above

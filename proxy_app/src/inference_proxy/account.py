@@ -109,7 +109,7 @@ def usage(end: bytes) -> tuple[int | None, int | None]:
 class Accounts:
     """The requests of a worker: those that run, and what remains of those that have ended.
 
-    That is worked out for several together, up to 50 ms late: one after another they cost half as much as
+    That is worked out for several together, up to 50 ms late: one after another they cost a third less than
     each between other things. A process that is killed loses as much. Whoever reads metrics or usage calls
     catch_up() before.
     """
