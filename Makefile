@@ -3,6 +3,8 @@ PYTHON ?= python3
 SCENARIO ?= site
 VENV := .venv
 export PYTHON
+# Container images set it. Without what Python keeps of a compilation, each of hundreds of processes compiles Ansible again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: browser demo demo-down test test-fast molecule bench soak docs lock check-machine venv help
 

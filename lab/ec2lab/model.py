@@ -117,7 +117,7 @@ class Lab:
         return PROJECT / ".lab" / self.name
 
     def environment(self) -> dict[str, str]:
-        """The environment in which boto3 and the dynamic inventory meet this lab's EC2 API."""
+        """The environment in which boto3 and the dynamic inventory meet this lab's EC2 API, and `ansible-playbook` costs less."""
         return {
             "AWS_ENDPOINT_URL": self.ec2_url,
             "AWS_ACCESS_KEY_ID": "lab",
@@ -125,6 +125,8 @@ class Lab:
             "AWS_REGION": "us-east-1",
             "LAB_NAME": self.name,
             "LAB_CLIENT": str(self.client),
+            "ANSIBLE_CALLBACK_PLUGINS": str(PROJECT / "lab" / "callback_plugins"),
+            "ANSIBLE_CALLBACKS_ENABLED": "kept_modules",
         }
 
     def load(self) -> dict[str, Any]:
