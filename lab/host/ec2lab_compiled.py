@@ -1,10 +1,12 @@
 """Keeps what a lab host's Python compiles from zip files, for all hosts of the machine and from run to run.
 
 Ansible sends each task as a zip of sources, and Python keeps nothing of what it compiles from one: that is half
-of a task's CPU time, and the lab runs thousands. Loaded by a .pth file beside it.
+of a task's CPU time, and the lab runs thousands. For the same reason garbage is collected rarely. Loaded by a .pth
+file beside it.
 """
 
 import contextlib
+import gc
 import marshal
 import os
 import zipimport
@@ -36,3 +38,5 @@ def kept(path: str, source: bytes) -> CodeType:
 
 
 zipimport._compile_source = kept  # type: ignore[attr-defined]  # as above
+# A quarter of what the imports of a task still cost goes to a search for garbage that is not there.
+gc.set_threshold(200_000, 20, 100)

@@ -49,6 +49,12 @@ def test_both_workers_run_the_release_that_was_kept(api, port):
     assert api.check_output("basename $(readlink /opt/proxy/previous)").startswith(("0.1.0-", "0.2.0-"))
 
 
+def test_releases_share_what_they_need(api):
+    # 0.3.0 is still there; the old one and its environment went when they were needed no more.
+    assert {name.split("-")[0] for name in api.check_output("ls /opt/proxy/releases").split()} == {"0.1.0", "0.2.0", "0.3.0"}
+    assert len(api.check_output("ls /opt/proxy/venvs").split()) == 1
+
+
 def test_generates(api, port, key):
     body = {"model": MODEL, "prompt": "Hi", "max_tokens": 3, "ignore_eos": True}
     status, answer = call(api, port, "/v1/completions", key, body)
