@@ -303,7 +303,7 @@ async def test_pieces_are_offered_as_they_come(ask: Asker, engine: Engine) -> No
     took = asyncio.Semaphore(0)
     waits = asyncio.Event()
 
-    def take(piece: bytes) -> bool:
+    def take(piece: bytes, _: bytes) -> bool:
         taken.append(piece)
         took.release()
         return piece != b"no"

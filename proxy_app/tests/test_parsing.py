@@ -68,6 +68,7 @@ def on_the_wire(pieces: list[bytes], framing: str) -> bytes:
     return b"HTTP/1.1 200 OK\r\n\r\n" + body
 
 
+LOOKS_LIKE_CHUNKS = st.sampled_from([b"3\r\nabc\r\n", b"\r\n", b"a\r\n", b"0\r\n\r\n", b"8\r\n3\r\nabc\r\n"])
 CUTS = st.lists(st.integers(min_value=0, max_value=1 << 20), max_size=20)
 
 
@@ -90,7 +91,8 @@ def test_where_reads_cut_an_answer_changes_nothing(
     async def run() -> None:
         reading = Reading()
 
-        def take(piece: bytes) -> bool:
+        def take(piece: bytes, framed: bytes) -> bool:
+            assert framed == b"%x\r\n%b\r\n" % (len(piece), piece)
             if len(piece) % 2:
                 return False
             reading.pieces.append(piece)
@@ -115,6 +117,45 @@ def test_where_reads_cut_an_answer_changes_nothing(
         else:
             assert got == body[: len(body) - missing]
             assert reading.released == [framing != "close"]
+
+    asyncio.run(run())
+
+
+@given(pieces=st.lists(st.one_of(LOOKS_LIKE_CHUNKS, st.binary(max_size=40)), max_size=8), data=st.data())
+def test_what_goes_past_the_parser_is_what_it_would_say(pieces: list[bytes], data: st.DataObject) -> None:
+    """Each chunk a read of its own, some of them in two or together with the next one, and their content
+    such that a part of it could be taken for a chunk."""
+    wire = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece]
+    reads = [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"]
+    for chunk in wire:
+        way = data.draw(st.sampled_from(["whole", "cut", "glued"]))
+        if way == "whole":
+            reads.append(chunk)
+        elif way == "glued":
+            reads[-1] += chunk
+        else:
+            cut = data.draw(st.integers(min_value=1, max_value=len(chunk) - 1))
+            reads += [chunk[:cut], chunk[cut:]]
+    reads.append(b"0\r\n\r\n")
+
+    async def run() -> None:
+        reading = Reading()
+
+        def take(piece: bytes, framed: bytes) -> bool:
+            assert framed == b"%x\r\n%b\r\n" % (len(piece), piece)
+            reading.pieces.append(piece)
+            return True
+
+        task = asyncio.create_task(reading.read(take))
+        for part in reads:
+            reading.answer.feed(part)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await task
+        assert b"".join(reading.pieces) == b"".join(pieces)
+        assert not reading.lost
+        reading.answer.close()
+        assert reading.released == [True]
 
     asyncio.run(run())
 

@@ -68,9 +68,9 @@ async def test_a_chunk_needs_no_switch_of_tasks(
 
     write = server_protocol.Client.write
 
-    def noting(client: server_protocol.Client, piece: bytes) -> bool:
-        if written := write(client, piece):
-            short.append(piece)
+    def noting(client: server_protocol.Client, chunk: bytes) -> bool:
+        if written := write(client, chunk):
+            short.append(chunk)
         return written
 
     monkeypatch.setattr(server_protocol.Client, "write", noting)
@@ -90,7 +90,7 @@ async def test_a_chunk_needs_no_switch_of_tasks(
             await asyncio.wait_for(response.content.readuntil(b"\n\n"), WAIT_S)
             seen.release()
         assert await response.content.read() == b"data: [DONE]\n\n"
-    assert short[:4] == [b"data: %d\n\n" % number for number in range(1, 5)]
+    assert short[:4] == [b"9\r\ndata: %d\n\n\r\n" % number for number in range(1, 5)]
 
 
 async def test_a_server_without_the_short_way_will_do(

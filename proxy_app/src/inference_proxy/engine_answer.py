@@ -15,6 +15,12 @@ _HEAD_LIMIT = 64 * 1024
 
 _CODING = b"transfer-encoding"
 _FRAMING = (b"content-length", _CODING)
+# A chunk's size and its end, in more than which nobody needs to look for the first.
+_SIZE_END = b"\r\n"
+_SIZE_DIGITS = 8
+
+# Is offered a piece of the body, and the same as a chunk of HTTP/1.1; says whether it has taken it.
+Take = Callable[[bytes, bytes], bool]
 
 
 class EngineLost(Exception):
@@ -44,9 +50,11 @@ class Answer:
         self._keep_alive = False
         self._ends_with_connection = False
         self._paused = False
+        # The parser stands between two chunks.
+        self._between_chunks = False
         self._error: EngineLost | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._take: Callable[[bytes], bool] | None = None
+        self._take: Take | None = None
 
     @property
     def at_end(self) -> bool:
@@ -72,7 +80,7 @@ class Answer:
             raise
         return self
 
-    async def read(self, take: Callable[[bytes], bool] | None = None) -> bytes:
+    async def read(self, take: Take | None = None) -> bytes:
         """All that has come since the last read, in one piece; b"" at the end. Raises EngineLost.
 
         `take` spares a switch of tasks for each piece: what arrives while this waits is offered to it from
@@ -105,6 +113,8 @@ class Answer:
     # What the connection calls.
 
     def feed(self, data: bytes) -> None:
+        if self._take is not None and self._between_chunks and self._take_whole(data, self._take):
+            return
         self.began = True
         before = self._unread
         try:
@@ -117,6 +127,9 @@ class Answer:
             self._bodiless += len(data)
             if self._bodiless > _HEAD_LIMIT:
                 self._fail(f"its answer has more than {_HEAD_LIMIT} bytes without content")
+        if self._between_chunks:
+            # But not if the beginning of the next one's size came, too.
+            self._between_chunks = data.endswith(_SIZE_END)
         if self._error is None:
             self._deliver()
 
@@ -165,6 +178,12 @@ class Answer:
             self._parts.append(body)
             self._unread += len(body)
 
+    def on_chunk_header(self) -> None:
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._between_chunks = True
+
     def on_message_complete(self) -> None:
         if self.status:
             self.complete = True
@@ -179,29 +198,42 @@ class Answer:
             self._transport.abort()
             self._wake()
 
+    def _take_whole(self, data: bytes, take: Take) -> bool:
+        """Past the parser, if this is one whole chunk and nothing else, as each read of a stream is: it goes
+        on as it came. Only what we would write ourselves counts: no extension, no leading zero."""
+        at = data.find(_SIZE_END, 1, _SIZE_DIGITS + len(_SIZE_END))
+        size = len(data) - at - 2 * len(_SIZE_END)
+        if at < 0 or size <= 0 or not data.startswith(b"%x\r\n" % size) or not data.endswith(_SIZE_END):
+            return False
+        if take(data[at + 2 : -2], data):
+            return True
+        # It need not be asked again.
+        self._take = None
+        return False
+
     def _deliver(self) -> None:
         if self._waiter is None:
             if self._unread > _UNREAD_LIMIT and not self._paused and not self.complete:
                 self._paused = True
                 self._transport.pause_reading()
-        elif (
-            self._take is not None
-            and (parts := self._parts)
-            and self._take(parts[0] if len(parts) == 1 else b"".join(parts))
-        ):
-            parts.clear()
+        elif self._take is not None and self._parts and self._take_parts(self._take):
+            self._parts.clear()
             self._unread = 0
             if self.complete:
                 self._wake()
         elif self.status:
             self._wake()
 
+    def _take_parts(self, take: Take) -> bool:
+        piece = b"".join(self._parts)
+        return take(piece, b"%x\r\n%b\r\n" % (len(piece), piece))
+
     def _resume(self) -> None:
         if self._paused and not self._transport.is_closing():
             self._transport.resume_reading()
         self._paused = False
 
-    def _next(self, take: Callable[[bytes], bool] | None) -> asyncio.Future[None]:
+    def _next(self, take: Take | None) -> asyncio.Future[None]:
         """For whatever comes next. Who gives up waiting closes the answer, so nobody tidies up after them."""
         self._take = take
         self._waiter = waiter = asyncio.get_running_loop().create_future()

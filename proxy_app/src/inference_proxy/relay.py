@@ -127,9 +127,10 @@ class Relay:
         self.started = True
         return True
 
-    def _take(self, chunk: bytes) -> bool:
+    def _take(self, chunk: bytes, framed: bytes) -> bool:
         """The short way of a chunk, from the engine's socket to the client's without a switch of tasks, while
-        `run` waits for the next one. Whatever is out of the ordinary is left for `run`."""
+        `run` waits for the next one. Whatever is out of the ordinary is left for `run`. `framed` is the same
+        as it stands on the wire."""
         exchange, client = self._exchange, self._client
         if (
             client is None
@@ -137,7 +138,7 @@ class Relay:
             or not chunk.endswith(b"\n\n")
             or exchange.dialect.is_aborted(chunk)
             or (self._hides_usage and MARK in chunk)
-            or not client.write(chunk)
+            or not client.write(framed)
         ):
             return False
         exchange.keep(chunk)

@@ -29,17 +29,17 @@ class Client:
         self._cycle: RequestResponseCycle = protocol.cycle
         self._flow: FlowControl = protocol.flow
 
-    def write(self, piece: bytes) -> bool:
-        """Write a piece of the body as `send()` would, but at once.
+    def write(self, chunk: bytes) -> bool:
+        """Write a piece of the body as `send()` would, but at once. `chunk` is framed: size and all.
 
         False means that it did not, and that the piece is for `send()`: the client reads too slowly or has
-        left, or the body is not chunked. Not to be called while a `send()` is under way, nor with b"", which
-        ends a body.
+        left, or the body is not chunked. Not to be called while a `send()` is under way, nor with an empty
+        piece, which ends a body.
         """
         cycle = self._cycle
         if self._flow.write_paused or not cycle.chunked_encoding or cycle.disconnected:
             return False
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        cycle.transport.write(chunk)
         return True
 
     def answer(self, status: int, headers: Iterable[Header], body: bytes) -> bool:
