@@ -51,7 +51,11 @@ def test_both_workers_run_the_release_that_was_kept(api, port):
 
 def test_releases_share_what_they_need(api):
     # 0.3.0 is still there; the old one and its environment went when they were needed no more.
-    assert {name.split("-")[0] for name in api.check_output("ls /opt/proxy/releases").split()} == {"0.1.0", "0.2.0", "0.3.0"}
+    assert {name.split("-")[0] for name in api.check_output("ls /opt/proxy/releases").split()} == {
+        "0.1.0",
+        "0.2.0",
+        "0.3.0",
+    }
     assert len(api.check_output("ls /opt/proxy/venvs").split()) == 1
 
 
