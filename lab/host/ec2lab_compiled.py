@@ -37,6 +37,7 @@ def kept(path: str, source: bytes) -> CodeType:
     return code
 
 
-zipimport._compile_source = kept  # type: ignore[attr-defined]  # as above
+# As above: private, and there is no public way in.
+zipimport._compile_source = kept  # type: ignore[attr-defined]
 # A quarter of what the imports of a task still cost goes to a search for garbage that is not there.
 gc.set_threshold(200_000, 20, 100)

@@ -50,7 +50,7 @@ def test_both_workers_run_the_release_that_was_kept(api, port):
 
 
 def test_releases_share_what_they_need(api):
-    # 0.3.0 is still there; the old one and its environment went when they were needed no more.
+    # 0.3.0 came after releases were pruned, which took an old one and an environment that nothing needed.
     assert {name.split("-")[0] for name in api.check_output("ls /opt/proxy/releases").split()} == {
         "0.1.0",
         "0.2.0",
