@@ -10,24 +10,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from . import report
-from .candidates import (
-    CANDIDATES,
-    ROOT,
-    Candidate,
-    Ground,
-    Missing,
-    awake,
-    find,
-    free_ports,
-    running,
-    wait_until_serving,
-)
+from .candidates import CANDIDATES, ROOT, Candidate, Missing, find, free_ports, running, wait_until_serving
 from .cases import CASES, Case
-from .measure import Result, load, usage
+from .measure import Result, load
 from .prepare import compile_native, install, two_cores
+from .standing import Standing
 
 NAMES = ["direct", *CANDIDATES]
 
@@ -55,21 +46,26 @@ def main(words: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         engines = stack.enter_context(_engines(programs["engine"], cores[1]))
         standing = {
-            name: stack.enter_context(_standing(name, venvs, engines, cores[0]))
-            for name in options.candidates
+            candidate.name: stack.enter_context(Standing(candidate, venvs[candidate.name], engines, cores[0]))
+            for candidate in chosen
         }
-        started = [f"{name} {usage(root).rss_mb:.0f}" for name, (_, root, _) in standing.items() if root]
+        started = [f"{name} {candidate.rss_mb:.0f}" for name, candidate in standing.items()]
         conditions.append(f"Resident memory once started, before any load, in MB: {', '.join(started)}.")
         for repeat in range(1, options.repeats + 1):
             # There and back again, so that what changes slowly on the machine meets all of them alike.
             names = options.candidates if repeat % 2 else options.candidates[::-1]
-            for case in cases:
-                for name in names:
-                    port, root, log = standing[name]
-                    with awake(root, port, log) if root else contextlib.nullcontext():
-                        result = load(programs["load"], case, port, name, repeat, root, cores[1])
-                    results.append(result)
-                    print(_line(result), flush=True)
+            for case, name in product(cases, names):
+                turn = (
+                    contextlib.nullcontext((engines[0], None)) if name == "direct" else standing[name].awake()
+                )
+                with turn as (port, root):
+                    result = load(programs["load"], case, port, name, repeat, root, cores[1])
+                results.append(result)
+                print(_line(result), flush=True)
+    crashes = {name: candidate.ended for name, candidate in standing.items() if candidate.ended}
+    for name, ends in crashes.items():
+        print(f"{name} ended by itself and was started again:", *ends, sep="\n", file=sys.stderr)
+        conditions.append(f"Ended by itself and started again: {name}, {len(ends)} x.")
     results.sort(key=lambda result: (NAMES.index(result["candidate"]), result["repeat"]))
     options.output.write_text(json.dumps(results, indent=1) + "\n")
     print(report.tables(results))
@@ -80,7 +76,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print("written: docs/performance.md, docs/performance.svg")
     else:
         print("docs/performance.md stays as it is: it takes all candidates, all cases, and no --quick")
-    return 1 if any(result["errors"] for result in results if result["candidate"] == "ours") else 0
+    failed = any(result["errors"] for result in results if result["candidate"] == "ours")
+    return 1 if failed or "ours" in crashes else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,36 +104,10 @@ def _some_of(known: Sequence[str] | dict[str, Case]):  # type: ignore[no-untyped
 def _engines(program: Path, core: int) -> Iterator[list[int]]:
     ports = free_ports(2)
     command = [str(program), *map(str, ports)]
-    with tempfile.TemporaryDirectory() as directory, running(command, Path(directory), core):
+    with tempfile.TemporaryDirectory() as directory, running(command, Path(directory), core) as engine:
         for port in ports:
-            wait_until_serving(port, Path(directory) / "log")
+            wait_until_serving(port, Path(directory) / "log", engine)
         yield ports
-
-
-@contextlib.contextmanager
-def _standing(
-    name: str, venvs: dict[str, Path], engines: list[int], core: int
-) -> Iterator[tuple[int, int | None, Path]]:
-    """A candidate that can answer, but is halted: its port, its process, if there is one, and its log."""
-    if name == "direct":
-        yield engines[0], None, Path()
-        return
-    candidate = CANDIDATES[name]
-    port, other_port = free_ports(2)
-    with tempfile.TemporaryDirectory() as directory:
-        ground = Ground(
-            Path(directory),
-            venvs[name],
-            port,
-            other_port,
-            [f"http://127.0.0.1:{engine}" for engine in engines],
-        )
-        command = candidate.prepare(ground)
-        log = ground.directory / "log"
-        with running(command, ground.directory, core, candidate.environment) as root:
-            with awake(root, port, log):
-                pass
-            yield port, root, log
 
 
 def _conditions(

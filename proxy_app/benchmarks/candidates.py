@@ -32,6 +32,10 @@ class Missing(Exception):
     """Something that a run needs is not on this machine. The message says what to do."""
 
 
+class Ended(Exception):
+    """A process that should serve is gone. The message says how it ended."""
+
+
 @dataclass(frozen=True)
 class Ground:
     """Where a candidate is to run."""
@@ -250,17 +254,18 @@ def running(
 @contextlib.contextmanager
 def awake(root: int, port: int, log: Path) -> Iterator[None]:
     """Let a process that `running` started go on, and halt it again at the end: one that still has work of
-    its own, such as a backlog or a look at its engines, takes nothing from the next."""
+    its own, such as a backlog or a look at its engines, takes nothing from the next. Raises Ended."""
     os.killpg(root, signal.SIGCONT)
-    wait_until_serving(port, log)
+    wait_until_serving(port, log, root)
     try:
         yield
     finally:
         os.killpg(root, signal.SIGSTOP)
 
 
-def wait_until_serving(port: int, log: Path) -> None:
-    """Until a completion comes back. Raises RuntimeError with the end of the log."""
+def wait_until_serving(port: int, log: Path, root: int) -> None:
+    """Until a completion comes back. Raises Ended when the child `root` has ended; RuntimeError when nothing
+    came for two minutes. Both with the end of the log."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/chat/completions",
         b'{"model":"mock","messages":[{"role":"user","content":"x"}],"max_tokens":1}',
@@ -273,7 +278,16 @@ def wait_until_serving(port: int, log: Path) -> None:
                 response.read()
                 return
         except (urllib.error.URLError, OSError) as error:
+            if ended := os.waitid(os.P_PID, root, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                how = "status" if ended.si_code == os.CLD_EXITED else "signal"
+                raise Ended(f"it ended with {how} {ended.si_status}{_end_of(log)}") from error
             if time.monotonic() > give_up:
-                end = log.read_text(errors="replace")[-2000:] if log.exists() else ""
-                raise RuntimeError(f"no answer on port {port} within {_START_S} s: {error}\n{end}") from error
+                raise RuntimeError(
+                    f"no answer on port {port} within {_START_S} s: {error}{_end_of(log)}"
+                ) from error
             time.sleep(0.2)
+
+
+def _end_of(log: Path) -> str:
+    text = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+    return f"; the end of its log:\n{text}"

@@ -284,7 +284,7 @@ async def soak(minutes: float) -> Tally:
             command = ours.prepare(ground)
             write_keys(ground.directory, [KEY])
             with running(command, ground.directory, cores[0], ours.environment) as root:
-                await asyncio.to_thread(wait_until_serving, port, ground.directory / "log")
+                await asyncio.to_thread(wait_until_serving, port, ground.directory / "log", root)
                 tally = Tally()
                 doing = Soak(tally, port, admin_port, ground.directory, engines, start_engine, root)
                 await doing.run(60 * minutes)

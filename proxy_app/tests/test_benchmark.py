@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from benchmarks import candidates, measure, report, soak
 from benchmarks.cases import CASES
+from benchmarks.standing import Standing
 
 from inference_proxy.state import Settings
 
@@ -127,19 +129,40 @@ def test_a_soak_is_judged(changes: dict[str, Any], problem: str) -> None:
     assert found.startswith(problem)
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="the rig is written in C, and there is no gcc")
-def test_the_rig_measures_itself_without_error(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the compiled engine and load generator are."""
+    if shutil.which("gcc") is None:
+        pytest.skip("the rig is written in C, and there is no gcc")
+    directory = tmp_path_factory.mktemp("rig")
     for name in ("engine", "load"):
         source = candidates.HERE / "native" / f"{name}.c"
-        command = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(tmp_path / name), str(source)]
+        command = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(directory / name), str(source)]
         subprocess.run(command, check=True)
+    return directory
+
+
+def test_a_candidate_that_crashes_is_started_again(rig: Path, tmp_path: Path) -> None:
+    crashing = candidates.Candidate("crashing", lambda ground: [str(rig / "engine"), str(ground.port)])
+    with Standing(crashing, tmp_path, [], min(os.sched_getaffinity(0))) as candidate:
+        with candidate.awake() as (_, first):
+            pass
+        os.kill(first, signal.SIGKILL)
+        with candidate.awake() as (port, second):
+            assert second != first
+            candidates.wait_until_serving(port, tmp_path / "log", second)
+    (ended,) = candidate.ended
+    assert ended.startswith("it ended with signal 9")
+
+
+def test_the_rig_measures_itself_without_error(rig: Path, tmp_path: Path) -> None:
     (port,) = candidates.free_ports(1)
     core = min(os.sched_getaffinity(0))
-    with candidates.running([str(tmp_path / "engine"), str(port)], tmp_path, core) as engine:
-        candidates.wait_until_serving(port, tmp_path / "log")
+    with candidates.running([str(rig / "engine"), str(port)], tmp_path, core) as engine:
+        candidates.wait_until_serving(port, tmp_path / "log", engine)
         for case in ("fast", "json", "body100k"):
             short = dataclasses.replace(CASES[case], seconds=0.5, ramp_s=0.1)
-            found = measure.load(tmp_path / "load", short, port, "direct", 1, engine, core)
+            found = measure.load(rig / "load", short, port, "direct", 1, engine, core)
             assert list(found) == list(RESULT)
             assert found["errors"] == 0
             assert found["requests_per_s"] > 0
