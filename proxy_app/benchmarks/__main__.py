@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -122,7 +123,7 @@ def _conditions(
     versions = [f"{candidate.name} {_version(candidate, venvs)}" for candidate in chosen]
     return [
         f"Machine: {models[0] if models else platform.machine()}, {os.cpu_count()} cores, "
-        f"{platform.system()} {platform.release()}, Python {platform.python_version()}; "
+        f"{platform.system()} {platform.release()}; "
         f"load average at the start {os.getloadavg()[0]:.1f}; {time.strftime('%Y-%m-%d')}.",
         f"Versions: {', '.join(versions)}.",
         f"Method: candidates on core {cores[0]}, engine and load generator on core {cores[1]}, two engines, "
@@ -134,8 +135,12 @@ def _conditions(
 
 
 def _version(candidate: Candidate, venvs: dict[str, Path]) -> str:
-    version = candidate.version(venvs[candidate.name])
-    return f"(on uvicorn {version})" if candidate.name == "ours" else version
+    venv = venvs[candidate.name]
+    version = candidate.version(venv)
+    if candidate.name != "ours":
+        return version
+    shown = subprocess.run([venv / "bin/python", "-V"], capture_output=True, text=True, check=True)
+    return f"(on uvicorn {version} and {shown.stdout.strip()})"
 
 
 def _line(result: Result) -> str:

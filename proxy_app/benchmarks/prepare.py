@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from .candidates import HERE, ROOT, Candidate, Missing
@@ -31,8 +32,21 @@ def install(candidate: Candidate) -> Path:
     venv = BUILD / "venvs" / candidate.name
     if candidate.locks:
         venv.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([ROOT / "tools/bootstrap", venv, *candidate.locks])
+        environment = {**os.environ, "PYTHON": _python()}
+        done = subprocess.run([ROOT / "tools/bootstrap", venv, *candidate.locks], env=environment)
         if done.returncode:
             locks = ", ".join(str(lock.relative_to(ROOT)) for lock in candidate.locks)
             raise Missing(f"{candidate.name} could not be installed from {locks}")
     return venv
+
+
+def _python() -> str:
+    """The distribution's, which role proxy uses on hosts, too: it has been optimized with profiles, and one
+    that was compiled on the spot mostly has not. This one, where that is too old or lacks venv."""
+    usable = "import sys, ensurepip; raise SystemExit(sys.version_info < (3, 11))"
+    distributions = "/usr/bin/python3"
+    try:
+        subprocess.run([distributions, "-c", usable], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return sys.executable
+    return distributions
