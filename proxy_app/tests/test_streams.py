@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import resource
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from engine import WAIT_S, Call, Engine, stream
+from engine import WAIT_S, Call, Engine, complete, stream
 from harness import KEY, Files, Log, Proxy, running_proxy
 from inference_proxy import pipeline, server_protocol
 
@@ -96,10 +98,34 @@ async def test_a_chunk_needs_no_switch_of_tasks(
 async def test_a_server_without_the_short_way_will_do(
     proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "client_of", lambda _: None)
+    monkeypatch.setattr(pipeline, "take_client", lambda _: None)
     engine.script = stream
     async with proxy.post(body=STREAM) as response:
         assert len(await events(response)) == 3
+
+
+async def test_requests_leave_nothing_for_the_garbage_collector(proxy: Proxy, engine: Engine) -> None:
+    """Objects that hold each other stay until it comes, and each time it comes all streams stop."""
+    gc.collect()
+    gc.disable()
+    try:
+        for script, body in ((stream, STREAM), (complete, None)) * 10:
+            engine.script = script
+            async with proxy.post(body=body) as response:
+                assert await response.read()
+        await proxy.idle()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = Counter(type(one).__qualname__ for one in gc.garbage if _is_ours(one))
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left
+
+
+def _is_ours(thing: object) -> bool:
+    return type(thing).__module__.startswith(("inference_proxy", "uvicorn"))
 
 
 @pytest.mark.complaint(15)
@@ -167,7 +193,7 @@ async def test_a_client_that_leaves_early_stops_the_engine(
 ) -> None:
     """A large body makes the server stop reading from its client, which must not hide that it left."""
     if not short_way:
-        monkeypatch.setattr(pipeline, "client_of", lambda _: None)
+        monkeypatch.setattr(pipeline, "take_client", lambda _: None)
 
     async def think(call: Call) -> None:
         if streaming:

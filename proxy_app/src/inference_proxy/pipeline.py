@@ -24,7 +24,7 @@ from .http_request import Fields
 from .outgoing import Job, prepare
 from .queue import Place
 from .relay import Relay
-from .server_protocol import client_of
+from .server_protocol import take_client
 from .state import State
 from .validate import Asked, ClientGone, body_at_once, read_body, validate
 
@@ -94,7 +94,7 @@ class _Request:
         self._headers = headers
         self._receive = receive
         self._send = send
-        self._client = client_of(scope)
+        self._client = take_client(scope)
         self._guard = Guard(state.guards, limit_s(endpoint.kind, state.settings.config.timeouts))
         self._engine: Engine | None = None
         self._relay: Relay | None = None

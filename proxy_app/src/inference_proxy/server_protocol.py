@@ -168,8 +168,9 @@ def close_idle(connections: Iterable[object], now: float, idle_s: float) -> None
                 connection.transport.close()
 
 
-def client_of(scope: Scope) -> Client | None:
-    """None under a server that does not run this protocol."""
-    extension = scope.get("extensions", {}).get(_EXTENSION)
+def take_client(scope: Scope) -> Client | None:
+    """None under a server that does not run this protocol. It is in the scope no longer: client, uvicorn's
+    cycle and scope would hold each other, and each request would be left for the garbage collector."""
+    extension = scope.get("extensions", {}).pop(_EXTENSION, None)
     client: Client | None = extension and extension["client"]
     return client
