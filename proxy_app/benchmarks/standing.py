@@ -26,7 +26,12 @@ class Standing:
         self._process = contextlib.ExitStack()
 
     def __enter__(self) -> "Standing":
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            # What has begun must not outlive this, and nobody leaves what was not entered.
+            self._process.close()
+            raise
         self.rss_mb = usage(self._root).rss_mb
         return self
 
