@@ -17,7 +17,6 @@ class Standing:
     """
 
     def __init__(self, candidate: Candidate, venv: Path, engines: Sequence[int], core: int) -> None:
-        self.name = candidate.name
         self.ended: list[str] = []
         self._candidate = candidate
         self._venv = venv
