@@ -4,6 +4,7 @@ Never a key; a prompt or a completion only where the configuration asks for it (
 """
 
 import asyncio
+import functools
 import re
 import time
 from collections import Counter, deque
@@ -62,7 +63,7 @@ class Exchange(msgspec.Struct, eq=False):
     first_byte: float | None = None
     ended: float = 0.0
     # The last chunks by reference: finding usage costs nothing until the end.
-    tail: deque[bytes] = msgspec.field(default_factory=lambda: deque(maxlen=_TAIL_CHUNKS))
+    tail: deque[bytes] = msgspec.field(default_factory=functools.partial(deque, (), _TAIL_CHUNKS))
     prompt: bytes | None = None
     trace: Trace | None = None
 
@@ -268,4 +269,4 @@ def _line(exchange: Exchange, sample: Sample, ended: float) -> _Line:
 
 
 def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 2)
+    return None if seconds is None else int(seconds * 100_000) / 100

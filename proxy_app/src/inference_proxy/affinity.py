@@ -22,6 +22,8 @@ def key_of(asked: Asked, config: Config) -> int | None:
     routing = config.routing
     if asked.endpoint.kind is not GENERATION or not routing.prefix_blocks:
         return None
+    if len(asked.body) < routing.prefix_block_bytes:
+        return None
     text = _beginning(asked, routing.prefix_blocks * routing.prefix_block_bytes)
     blocks = len(text) // routing.prefix_block_bytes
     if not blocks:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import re
 import signal
 from collections.abc import AsyncIterator
@@ -73,7 +74,7 @@ class Proxy:
             return await self._refuse(
                 exchange, ApiError(404, "not_found", "There is nothing at this path."), send
             )
-        exchange.endpoint_class = endpoint.kind.value
+        exchange.endpoint_class = str(endpoint.kind)
         if scope["method"] not in endpoint.methods:
             exchange.dialect = endpoint.dialect
             await self._refuse(exchange, _wrong_method(path, endpoint), send)
@@ -191,7 +192,7 @@ def _request_id(fields: Fields) -> str:
     known = fields.get(b"x-request-id")
     if known is not None and _REQUEST_ID.fullmatch(known):
         return str(known, "ascii")
-    return os.urandom(16).hex()
+    return f"{random.getrandbits(128):032x}"
 
 
 def _wrong_method(path: str, endpoint: Endpoint) -> ApiError:

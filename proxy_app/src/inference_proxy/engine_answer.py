@@ -37,6 +37,7 @@ class Answer:
     def __init__(self, transport: asyncio.Transport, method: str, release: Callable[[bool], None]) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
+        self._fields: dict[bytes, bytes] = {}
         self.began = False
         self.complete = False
         self._transport = transport
@@ -63,10 +64,7 @@ class Answer:
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that name (in lower case)."""
-        for known, value in self.headers:
-            if known == name:
-                return value
-        return None
+        return self._fields.get(name)
 
     async def head(self) -> "Answer":
         """Wait for status and headers; without them it is closed. Raises EngineLost."""
@@ -166,6 +164,7 @@ class Answer:
         if len(framing) > 1 or (framing and framing[0][0] == _CODING and framing[0][1].lower() != b"chunked"):
             return self._fail("the length of its answer is declared in an unclear way")
         self.status = status
+        self._fields = dict(reversed(self.headers))
         self._ends_with_connection = not framing
         # To what a HEAD was answered the parser expects a body, so it cannot tell whether more came.
         self._keep_alive = not self._is_head and self._parser.should_keep_alive()

@@ -13,6 +13,8 @@ from .http_request import request_head
 # Below the 5 s after which a vLLM with its defaults closes an idle connection: one that we close first is
 # never reused at the moment in which the engine gives it up.
 _IDLE_S = 4.0
+# uvloop takes twice as long to write two pieces as one, which is more than copying up to so many bytes costs.
+_COPIED = 64 * 1024
 # A document for the poller: a list of models, a page of metrics.
 _DOCUMENT_LIMIT = 4 * 1024 * 1024
 
@@ -35,6 +37,8 @@ class EngineClient:
     def __init__(self) -> None:
         # Per origin, the idle longest first. Empty ones are dropped, so engines that are gone leave nothing.
         self._idle: dict[str, dict[_Connection, float]] = {}
+        # Before Python 3.12 asking for it is a system call.
+        self._loop = asyncio.get_running_loop()
         self._sweeping: asyncio.TimerHandle | None = None
 
     async def request(
@@ -114,10 +118,9 @@ class EngineClient:
         return None
 
     def keep(self, connection: "_Connection") -> None:
-        loop = asyncio.get_running_loop()
-        self._idle.setdefault(connection.origin, {})[connection] = loop.time()
+        self._idle.setdefault(connection.origin, {})[connection] = self._loop.time()
         if self._sweeping is None:
-            self._sweeping = loop.call_later(_IDLE_S, self._sweep)
+            self._sweeping = self._loop.call_later(_IDLE_S, self._sweep)
 
     def forget(self, connection: "_Connection") -> None:
         if idle := self._idle.get(connection.origin):
@@ -125,8 +128,7 @@ class EngineClient:
 
     def _sweep(self) -> None:
         """Close what has been idle too long, and come again when the next will have been."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         for origin, idle in list(self._idle.items()):
             for connection, since in list(idle.items()):
                 if since + _IDLE_S > now:
@@ -136,12 +138,12 @@ class EngineClient:
             if not idle:
                 del self._idle[origin]
         oldest = min((next(iter(idle.values())) for idle in self._idle.values()), default=None)
-        self._sweeping = None if oldest is None else loop.call_at(oldest + _IDLE_S, self._sweep)
+        self._sweeping = None if oldest is None else self._loop.call_at(oldest + _IDLE_S, self._sweep)
 
     async def _connect(self, origin: str) -> "_Connection":
         address = _Address.of(origin)
         try:
-            _, connection = await asyncio.get_running_loop().create_connection(
+            _, connection = await self._loop.create_connection(
                 lambda: _Connection(self, origin),
                 address.host,
                 address.port,
@@ -166,10 +168,10 @@ class _Connection(asyncio.Protocol):
     def ask(self, method: str, head: bytes, body: bytes, *, last: bool = False) -> Answer:
         self._last = last
         self._answer = Answer(self.transport, method, self._release)
-        if body:
-            self.transport.writelines((head, body))
+        if len(body) <= _COPIED:
+            self.transport.write(head + body)
         else:
-            self.transport.write(head)
+            self.transport.writelines((head, body))
         return self._answer
 
     def _release(self, reusable: bool) -> None:

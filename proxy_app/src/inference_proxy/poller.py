@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from typing import Any
 
 import msgspec
@@ -62,6 +63,8 @@ class _Watch:
         self._probing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
+        # Engines are looked at one after another, for streams wait meanwhile, and not by all workers at once.
+        pause_s = random.uniform(0, _INTERVAL_S)
         try:
             while True:
                 try:
@@ -70,7 +73,8 @@ class _Watch:
                 except Exception:
                     # Whatever it was, the next look must come, or the engine would stay as it is for ever.
                     log.exception("looking at engine %s failed", self._engine.id)
-                await asyncio.sleep(_INTERVAL_S)
+                await asyncio.sleep(pause_s)
+                pause_s = _INTERVAL_S
         finally:
             if self._probing is not None:
                 self._probing.cancel()

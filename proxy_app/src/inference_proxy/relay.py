@@ -137,7 +137,7 @@ class Relay:
             or self._held
             or not chunk.endswith(b"\n\n")
             or exchange.dialect.is_aborted(chunk)
-            or (self._hides_usage and MARK in chunk)
+            or (self._hides_usage and chunk.find(MARK) >= 0)
             or not client.write(framed)
         ):
             return False

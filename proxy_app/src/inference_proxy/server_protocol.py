@@ -6,6 +6,7 @@ missing, and `send()` and `receive()` do the same, only at a higher price.
 """
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -52,10 +53,10 @@ class Client:
         if not self._may_start():
             return False
         cycle = self._cycle
-        pieces = self._head(status, headers)
-        pieces += (b"content-length: %d\r\n\r\n" % len(body), body)
+        lines = self._head(status, headers)
+        lines += (b"content-length: %d\r\n" % len(body), body)
         cycle.response_started = cycle.response_complete = True
-        cycle.transport.write(b"".join(pieces))
+        cycle.transport.write(b"\r\n".join(lines))
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
@@ -69,7 +70,9 @@ class Client:
             return False
         cycle = self._cycle
         cycle.response_started = cycle.chunked_encoding = True
-        cycle.transport.write(b"".join((*self._head(status, headers), b"transfer-encoding: chunked\r\n\r\n")))
+        lines = self._head(status, headers)
+        lines.append(b"transfer-encoding: chunked\r\n\r\n")
+        cycle.transport.write(b"\r\n".join(lines))
         return True
 
     def body(self) -> bytes | None:
@@ -87,12 +90,11 @@ class Client:
 
     def _head(self, status: int, headers: Iterable[Header]) -> list[bytes]:
         cycle = self._cycle
-        pieces = [STATUS_LINE[status]]
-        pieces += [b"%b: %b\r\n" % header for header in cycle.default_headers]
-        pieces += [b"%b: %b\r\n" % header for header in headers]
+        lines = [STATUS_LINE[status][:-2]]
+        lines += [b": ".join(header) for header in chain(cycle.default_headers, headers)]
         if not cycle.keep_alive:
-            pieces.append(b"connection: close\r\n")
-        return pieces
+            lines.append(b"connection: close")
+        return lines
 
     def watch(self, gone: Callable[[], None]) -> None:
         """Call `gone` when the connection ends, at once if it already has. Not before the body was read."""

@@ -46,9 +46,14 @@ class Plan(msgspec.Struct, eq=False):
 
     def claim(self, least: int, most: int) -> list[Claim]:
         """What a request takes that reserves so many tokens (see reserved_tokens)."""
-        return [
-            _reserving(limit.claim, least, most) if limit.tokens else limit.claim for limit in self.limits
-        ]
+        claims = []
+        for limit in self.limits:
+            claim = limit.claim
+            if limit.tokens:
+                cost = most if most <= claim.limit else max(claim.limit, least)
+                claim = Claim(claim.counter, claim.kind, claim.limit, cost, claim.ends_ms)
+            claims.append(claim)
+        return claims
 
 
 class Plans:
@@ -108,11 +113,6 @@ def _of(own: Rates, general: Rates, scope: str, model: str | None, today: date) 
                 period = f":{period}"
             claim = Claim(f"{scope}:{field}{period}", kind, most, 1, ends_ms)
             yield Limit(claim, field, model, field.startswith("tokens"))
-
-
-def _reserving(claim: Claim, least: int, most: int) -> Claim:
-    cost = most if most <= claim.limit else max(claim.limit, least)
-    return Claim(claim.counter, claim.kind, claim.limit, cost, claim.ends_ms)
 
 
 _FIELDS = {

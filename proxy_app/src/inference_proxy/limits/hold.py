@@ -177,16 +177,12 @@ def _headers(plan: Plan) -> tuple[Header, ...]:
     """OpenAI's headers, of the tightest limit of requests and the tightest of tokens; resets in seconds."""
     claims, standings = plan.claims, plan.standings
     headers: list[Header] = []
-    for names, members in plan.told:
+    for (limit, remaining, reset), members in plan.told:
         left, at = min([(claims[at].limit - standings[at].used, at) for at in members])
-        headers += zip(
-            names,
-            (
-                _digits(claims[at].limit),
-                b"%d" % (left if left > 0 else 0),
-                _digits(_seconds(standings[at].reset_ms)) + b"s",
-            ),
-            strict=True,
+        headers += (
+            (limit, _digits(claims[at].limit)),
+            (remaining, b"%d" % (left if left > 0 else 0)),
+            (reset, b"%ds" % _seconds(standings[at].reset_ms)),
         )
     return tuple(headers)
 

@@ -15,13 +15,12 @@ _NEVER_MS = (SLOTS + 1) * SLOT_MS
 
 class _Counter(Protocol):
     """Times are in milliseconds: `now` of a clock that never goes back, `today` since 1970; `slot` is that of
-    now. Nothing is checked here: whether a claim fits is known from used()."""
+    now."""
 
-    def used(self, slot: int) -> int: ...
+    def take(self, claim: Claim, lease: str, slot: int, now: int, today: int) -> Standing | None:
+        """None: it does not fit, and nothing was taken."""
 
-    def take(self, claim: Claim, lease: str, now: int, today: int) -> Standing: ...
-
-    def look(self, claim: Claim, now: int, today: int) -> Standing:
+    def look(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
         """For a refusal: when would it fit?"""
 
     def settle(self, lease: str, taken_in: int, change: int, slot: int) -> None: ...
@@ -39,28 +38,27 @@ class _Window:
         self._all = 0
         self._seen = 0  # the slot in which it was last asked
 
-    def used(self, slot: int) -> int:
+    def take(self, claim: Claim, lease: str, slot: int, now: int, today: int) -> Standing | None:
         if slot != self._seen:
-            self._seen, slots = slot, self._slots
-            while slots and (oldest := next(iter(slots))) < slot - SLOTS:
-                self._all -= slots.pop(oldest)
-        return self._all
+            self._forget(slot)
+        used = self._all + claim.cost
+        if used > claim.limit:
+            return None
+        self._all = used
+        self._slots[slot] = self._slots.get(slot, 0) + claim.cost
+        return Standing(used, 0, (slot + SLOTS + 1) * SLOT_MS - now)
 
-    def take(self, claim: Claim, lease: str, now: int, today: int) -> Standing:
-        slot = now // SLOT_MS
-        self._add(slot, claim.cost)
-        return Standing(self._all, 0, _reset_ms(slot, now))
-
-    def look(self, claim: Claim, now: int, today: int) -> Standing:
-        used = self.used(now // SLOT_MS)
-        over = used + claim.cost - claim.limit
+    def look(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
+        self._forget(slot)
+        over = self._all + claim.cost - claim.limit
         wait = reset = 0
         for taken_in, taken in self._slots.items():
             if taken:
-                reset = _reset_ms(taken_in, now)
+                # Until what was taken in that slot no longer counts.
+                reset = (taken_in + SLOTS + 1) * SLOT_MS - now
                 if over > 0:
                     wait, over = reset, over - taken
-        return Standing(used, wait or (_NEVER_MS if over > 0 else 0), reset)
+        return Standing(self._all, wait or (_NEVER_MS if over > 0 else 0), reset)
 
     def settle(self, lease: str, taken_in: int, change: int, slot: int) -> None:
         if change > 0:
@@ -70,8 +68,14 @@ class _Window:
             self._add(taken_in, max(change, -self._slots[taken_in]))
 
     def is_empty(self, slot: int, today: int) -> bool:
-        self.used(slot)
+        self._forget(slot)
         return not self._slots
+
+    def _forget(self, slot: int) -> None:
+        """What no longer counts in this one."""
+        self._seen, slots = slot, self._slots
+        while slots and (oldest := next(iter(slots))) < slot - SLOTS:
+            self._all -= slots.pop(oldest)
 
     def _add(self, slot: int, change: int) -> None:
         self._slots[slot] = self._slots.get(slot, 0) + change
@@ -87,14 +91,14 @@ class _Period:
         self._all = 0
         self._ends = claim.ends_ms
 
-    def used(self, slot: int) -> int:
-        return self._all
+    def take(self, claim: Claim, lease: str, slot: int, now: int, today: int) -> Standing | None:
+        used = self._all + claim.cost
+        if used > claim.limit:
+            return None
+        self._all = used
+        return Standing(used, 0, max(self._ends - today, 1))
 
-    def take(self, claim: Claim, lease: str, now: int, today: int) -> Standing:
-        self._all += claim.cost
-        return Standing(self._all, 0, max(self._ends - today, 1))
-
-    def look(self, claim: Claim, now: int, today: int) -> Standing:
+    def look(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
         rest = max(self._ends - today, 1)
         return Standing(self._all, rest if self._all + claim.cost > claim.limit else 0, rest)
 
@@ -111,14 +115,14 @@ class _Places:
     def __init__(self, _: Claim) -> None:
         self._leases: set[str] = set()
 
-    def used(self, slot: int) -> int:
-        return len(self._leases)
-
-    def take(self, claim: Claim, lease: str, now: int, today: int) -> Standing:
+    def take(self, claim: Claim, lease: str, slot: int, now: int, today: int) -> Standing | None:
+        used = len(self._leases) + claim.cost
+        if used > claim.limit:
+            return None
         self._leases.add(lease)
-        return Standing(len(self._leases), 0, 0)
+        return Standing(used, 0, 0)
 
-    def look(self, claim: Claim, now: int, today: int) -> Standing:
+    def look(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
         used = len(self._leases)
         return Standing(used, PLACE_WAIT_MS if used + claim.cost > claim.limit else 0, 0)
 
@@ -154,20 +158,25 @@ class LocalStore:
         if now >= self._swept_ms + _SWEEP_MS:
             self._sweep(now, slot, today)
         known = self._counters
-        counters = [known.get(claim.counter) or self._new(claim) for claim in claims]
-        for claim, counter in zip(claims, counters, strict=True):
-            if counter.used(slot) + claim.cost > claim.limit:
-                pairs = zip(claims, counters, strict=True)
-                return Decision(False, slot, [counter.look(claim, now, today) for claim, counter in pairs])
-        pairs = zip(claims, counters, strict=True)
-        return Decision(True, slot, [counter.take(claim, lease, now, today) for claim, counter in pairs])
+        standings: list[Standing] = []
+        for claim in claims:
+            standing = (known.get(claim.counter) or self._new(claim)).take(claim, lease, slot, now, today)
+            if standing is None:
+                taken = claims[: len(standings)]
+                self.settle(taken, lease, slot, [-claim.cost for claim in taken])
+                counters = [(claim, known.get(claim.counter) or self._new(claim)) for claim in claims]
+                looks = [counter.look(claim, slot, now, today) for claim, counter in counters]
+                return Decision(False, slot, looks)
+            standings.append(standing)
+        return Decision(True, slot, standings)
 
     def settle(self, claims: Sequence[Claim], lease: str, slot: int, changes: Sequence[int]) -> None:
         now = int(self._clock() * 1000) // SLOT_MS
         for claim, change in zip(claims, changes, strict=True):
-            counter = self._counters.get(claim.counter)
-            # Without it nothing is left of what was claimed; what was used beyond that counts from now on.
-            (counter or self._new(claim)).settle(lease, slot, change, now)
+            if change or claim.kind is PLACES:
+                counter = self._counters.get(claim.counter)
+                # Without it nothing is left of what was claimed; what was used beyond counts from now on.
+                (counter or self._new(claim)).settle(lease, slot, change, now)
 
     def __len__(self) -> int:
         """Counters that take room."""
@@ -182,8 +191,3 @@ class LocalStore:
         self._counters = {
             name: counter for name, counter in self._counters.items() if not counter.is_empty(slot, today)
         }
-
-
-def _reset_ms(slot: int, now: int) -> int:
-    """Until what was taken in the slot no longer counts."""
-    return (slot + SLOTS + 1) * SLOT_MS - now
