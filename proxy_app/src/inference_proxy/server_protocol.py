@@ -89,6 +89,7 @@ class Client:
         return not (self._flow.write_paused or cycle.disconnected or cycle.response_started)
 
     def _head(self, status: int, headers: Iterable[Header]) -> list[bytes]:
+        """Its lines, without their ends."""
         cycle = self._cycle
         lines = [STATUS_LINE[status][:-2]]
         lines += [b": ".join(header) for header in chain(cycle.default_headers, headers)]
