@@ -13,8 +13,6 @@ from .http_request import request_head
 # Below the 5 s after which a vLLM with its defaults closes an idle connection: one that we close first is
 # never reused at the moment in which the engine gives it up.
 _IDLE_S = 4.0
-# uvloop takes twice as long to write two pieces as one, which is more than copying up to so many bytes costs.
-_COPIED = 64 * 1024
 # A document for the poller: a list of models, a page of metrics.
 _DOCUMENT_LIMIT = 4 * 1024 * 1024
 
@@ -168,10 +166,10 @@ class _Connection(asyncio.Protocol):
     def ask(self, method: str, head: bytes, body: bytes, *, last: bool = False) -> Answer:
         self._last = last
         self._answer = Answer(self.transport, method, self._release)
-        if len(body) <= _COPIED:
-            self.transport.write(head + body)
-        else:
+        if body:
             self.transport.writelines((head, body))
+        else:
+            self.transport.write(head)
         return self._answer
 
     def _release(self, reusable: bool) -> None:

@@ -49,9 +49,7 @@ def choose(engines: Sequence[Engine], cost: int, key: int | None, routing: Routi
             return near
     scores = [_score(engine, load) for engine, load in zip(engines, loads, strict=True)]
     least = min(scores)
-    equals = [engine for engine, score in zip(engines, scores, strict=True) if score == least]
-    # As random.choice() does, for a fifth of its price.
-    return equals[int(random.random() * len(equals))]
+    return random.choice([engine for engine, score in zip(engines, scores, strict=True) if score == least])
 
 
 def _score(engine: Engine, load: int) -> float:
