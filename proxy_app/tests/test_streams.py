@@ -7,7 +7,7 @@ import json
 import resource
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -93,6 +93,52 @@ async def test_a_chunk_needs_no_switch_of_tasks(
             seen.release()
         assert await response.content.read() == b"data: [DONE]\n\n"
     assert short[:4] == [b"9\r\ndata: %d\n\n\r\n" % number for number in range(1, 5)]
+
+
+class _Noting:
+    """A transport that remembers what was written to it, piece by piece."""
+
+    def __init__(self, transport: asyncio.Transport, pieces: list[bytes]) -> None:
+        self._transport = transport
+        self._pieces = pieces
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self._pieces.append(bytes(data))
+        self._transport.write(data)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["usage hidden", "usage asked for"])
+async def test_a_stream_takes_no_write_for_its_head_and_none_for_its_end(
+    proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """The head goes with the first chunk, and the body's end with the last: each write wakes the client."""
+    pieces: list[bytes] = []
+    made = server_protocol.Protocol.connection_made
+    monkeypatch.setattr(
+        server_protocol.Protocol,
+        "connection_made",
+        lambda protocol, transport: made(protocol, cast(asyncio.Transport, _Noting(transport, pieces))),
+    )
+    seen = asyncio.Event()
+
+    async def step_by_step(call: Call) -> None:
+        await call.start_stream()
+        await call.event("1")
+        await asyncio.wait_for(seen.wait(), WAIT_S)
+        await call.write(b"9\r\ndata: 2\n\n\r\n" + b"e\r\ndata: [DONE]\n\n\r\n" + b"0\r\n\r\n")
+
+    engine.script = step_by_step
+    async with proxy.post(body=STREAM | {"stream_options": {"include_usage": told}}) as response:
+        assert await asyncio.wait_for(response.content.readuntil(b"\n\n"), WAIT_S) == b"data: 1\n\n"
+        seen.set()
+        assert await response.content.read() == b"data: 2\n\ndata: [DONE]\n\n"
+    first, last = pieces
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert first.endswith(b"\r\n\r\n9\r\ndata: 1\n\n\r\n")
+    assert last == b"17\r\ndata: 2\n\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 
 
 async def test_a_server_without_the_short_way_will_do(

@@ -82,7 +82,8 @@ class Answer:
         """All that has come since the last read, in one piece; b"" at the end. Raises EngineLost.
 
         `take` spares a switch of tasks for each piece: what arrives while this waits is offered to it from
-        within the event loop's callback, and only what it refuses (by False) is returned. It must not raise.
+        within the event loop's callback, and only what it refuses (by False) is returned. What comes together
+        with the end is never offered. It must not raise.
         """
         while not self._parts:
             if self._error is not None:
@@ -215,11 +216,9 @@ class Answer:
             if self._unread > _UNREAD_LIMIT and not self._paused and not self.complete:
                 self._paused = True
                 self._transport.pause_reading()
-        elif self._take is not None and self._parts and self._take_parts(self._take):
+        elif self._take is not None and self._parts and not self.complete and self._take_parts(self._take):
             self._parts.clear()
             self._unread = 0
-            if self.complete:
-                self._wake()
         elif self.status:
             self._wake()
 

@@ -90,7 +90,7 @@ class Relay:
         if chunk and not self.is_events and self._answer.at_end and self._at_once(chunk):
             return
         take = self._take if self.is_events and self._client is not None else None
-        await self._start()
+        complete = False
         while chunk:
             if self.is_events:
                 chunk = self._whole_events(chunk)
@@ -99,20 +99,26 @@ class Relay:
                 if self._hides_usage and MARK in chunk:
                     chunk, hidden = split(chunk)
                     exchange.tail.append(hidden)
-            elif self._answer.at_end:
-                exchange.keep(chunk)
-                self._held = chunk
-                break
             if chunk:
                 exchange.keep(chunk)
-                guard.reading_since = None
-                exchange.bytes_out += len(chunk)
+            if self._answer.at_end and (complete := self._is_complete()):
+                # Together with the end of the body.
+                self._held = chunk + self._held
+                break
+            guard.reading_since = None
+            exchange.bytes_out += len(chunk)
+            if not self.started:
+                await self._start(chunk)
+            elif chunk:
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
             guard.reading_since = guard.now()
             chunk = await self._answer.read(take)
-        if self.is_events and not exchange.dialect.is_complete(b"".join((*exchange.tail, self._held))):
+        if not complete and not self._is_complete():
             raise EngineLost("its stream ended before its last event")
+        guard.reading_since = None
         exchange.bytes_out += len(self._held)
+        if not self.started:
+            await self._start(b"")
         await self._send({"type": "http.response.body", "body": self._held})
 
     def _at_once(self, body: bytes) -> bool:
@@ -176,15 +182,24 @@ class Relay:
         except TimeoutError:
             log.warning("request %s: its client does not read", self._exchange.request_id)
 
-    async def _start(self) -> None:
+    async def _start(self, chunk: bytes) -> None:
+        """The head, and a first piece of the body if there is one."""
         status = self._answer.status
         # Events are of a length that nobody knows: they may be held back or added.
         headers = self._headers(b"content-length") if self.is_events else self._headers()
         self._exchange.status = status
         self.started = True
-        if self.is_events and self._client is not None and self._client.begin(status, headers):
+        if self.is_events and self._client is not None and self._client.begin(status, headers, chunk):
             return
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        if chunk:
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    def _is_complete(self) -> bool:
+        """Whether a stream has come to an end that the engine meant; any other answer says how long it is."""
+        return not self.is_events or self._exchange.dialect.is_complete(
+            b"".join((*self._exchange.tail, self._held))
+        )
 
     def _headers(self, *more: bytes) -> list[Header]:
         """Ours and the engine's, without those of one connection and `more`."""

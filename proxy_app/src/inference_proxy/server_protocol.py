@@ -63,15 +63,15 @@ class Client:
         cycle.on_response()
         return True
 
-    def begin(self, status: int, headers: Iterable[Header]) -> bool:
-        """Write the head of an answer in chunks, under the same conditions as a whole one. They follow by
-        write() or by `send()`."""
+    def begin(self, status: int, headers: Iterable[Header], chunk: bytes) -> bool:
+        """Write the head of an answer in chunks, under the same conditions as a whole one, and the first of
+        them, not yet framed; empty means none. The others follow by write() or by `send()`."""
         if not self._may_start():
             return False
         cycle = self._cycle
         cycle.response_started = cycle.chunked_encoding = True
         lines = self._head(status, headers)
-        lines.append(b"transfer-encoding: chunked\r\n\r\n")
+        lines += (b"transfer-encoding: chunked\r\n", b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunk else b"")
         cycle.transport.write(b"\r\n".join(lines))
         return True
 
