@@ -11,10 +11,12 @@ from typing import Any, cast
 
 import aiohttp
 import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from engine import WAIT_S, Call, Engine, complete, stream
 from harness import KEY, Files, Log, Proxy, running_proxy
 from inference_proxy import pipeline, server_protocol
+from inference_proxy.guard import Guard
 
 pytestmark = pytest.mark.anyio
 
@@ -139,6 +141,44 @@ async def test_a_stream_takes_no_write_for_its_head_and_none_for_its_end(
     assert first.startswith(b"HTTP/1.1 200 ")
     assert first.endswith(b"\r\n\r\n9\r\ndata: 1\n\n\r\n")
     assert last == b"17\r\ndata: 2\n\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+
+
+async def test_while_a_client_takes_its_time_no_engine_is_to_blame(
+    proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whatever is sent, the end of a stream included: the clock between chunks stands still meanwhile."""
+    guards: list[Guard] = []
+    since: list[float | None] = []
+    send = RequestResponseCycle.send
+
+    class Kept(Guard):
+        def __enter__(self) -> Guard:
+            guards.append(self)
+            return super().__enter__()
+
+    async def noting(cycle: RequestResponseCycle, message: Any) -> None:
+        since.append(guards[-1].reading_since)
+        await send(cycle, message)
+
+    monkeypatch.setattr(pipeline, "Guard", Kept)
+    monkeypatch.setattr(pipeline, "take_client", lambda _: None)
+    monkeypatch.setattr(RequestResponseCycle, "send", noting)
+    engine.script = stream
+    async with proxy.post(body=STREAM) as response:
+        assert len(await events(response)) == 3
+    assert since
+    assert set(since) == {None}
+
+
+async def test_a_stream_without_anything_in_it_is_no_answer(proxy: Proxy, engine: Engine) -> None:
+    async def nothing(call: Call) -> None:
+        await call.start_stream()
+        await call.end_stream()
+
+    engine.script = nothing
+    async with proxy.post(body=STREAM) as response:
+        assert response.status == 502
+        assert (await response.json())["error"]["code"] == "engine_unreachable"
 
 
 async def test_a_server_without_the_short_way_will_do(

@@ -23,6 +23,11 @@ _SIZE_DIGITS = 8
 Take = Callable[[bytes, bytes], bool]
 
 
+def frame(piece: bytes) -> bytes:
+    """A piece of a body as a chunk of HTTP/1.1; an empty one would end the body."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
 class EngineLost(Exception):
     """The engine could not be reached, its connection broke, or what it said is not HTTP."""
 
@@ -224,7 +229,7 @@ class Answer:
 
     def _take_parts(self, take: Take) -> bool:
         piece = b"".join(self._parts)
-        return take(piece, b"%x\r\n%b\r\n" % (len(piece), piece))
+        return take(piece, frame(piece))
 
     def _resume(self) -> None:
         if self._paused and not self._transport.is_closing():

@@ -9,7 +9,7 @@ import msgspec
 from starlette.types import Send
 
 from .account import Exchange
-from .engine_answer import Answer, EngineLost
+from .engine_answer import Answer, EngineLost, frame
 from .errors import ApiError, Header, send_json
 from .guard import Guard
 from .server_protocol import Client
@@ -90,7 +90,6 @@ class Relay:
         if chunk and not self.is_events and self._answer.at_end and self._at_once(chunk):
             return
         take = self._take if self.is_events and self._client is not None else None
-        complete = False
         while chunk:
             if self.is_events:
                 chunk = self._whole_events(chunk)
@@ -101,7 +100,7 @@ class Relay:
                     exchange.tail.append(hidden)
             if chunk:
                 exchange.keep(chunk)
-            if self._answer.at_end and (complete := self._is_complete()):
+            if self._answer.at_end and self._is_complete():
                 # Together with the end of the body.
                 self._held = chunk + self._held
                 break
@@ -113,8 +112,9 @@ class Relay:
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
             guard.reading_since = guard.now()
             chunk = await self._answer.read(take)
-        if not complete and not self._is_complete():
-            raise EngineLost("its stream ended before its last event")
+        else:
+            if not self._is_complete():
+                raise EngineLost("its stream ended before its last event")
         guard.reading_since = None
         exchange.bytes_out += len(self._held)
         if not self.started:
@@ -189,7 +189,8 @@ class Relay:
         headers = self._headers(b"content-length") if self.is_events else self._headers()
         self._exchange.status = status
         self.started = True
-        if self.is_events and self._client is not None and self._client.begin(status, headers, chunk):
+        framed = frame(chunk) if chunk else b""
+        if self.is_events and self._client is not None and self._client.begin(status, headers, framed):
             return
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         if chunk:

@@ -65,13 +65,13 @@ class Client:
 
     def begin(self, status: int, headers: Iterable[Header], chunk: bytes) -> bool:
         """Write the head of an answer in chunks, under the same conditions as a whole one, and the first of
-        them, not yet framed; empty means none. The others follow by write() or by `send()`."""
+        them, framed; empty means none. The others follow by write() or by `send()`."""
         if not self._may_start():
             return False
         cycle = self._cycle
         cycle.response_started = cycle.chunked_encoding = True
         lines = self._head(status, headers)
-        lines += (b"transfer-encoding: chunked\r\n", b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunk else b"")
+        lines += (b"transfer-encoding: chunked\r\n", chunk)
         cycle.transport.write(b"\r\n".join(lines))
         return True
 
