@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from engine import WAIT_S, Call, Engine, complete
+from engine import WAIT_S, Call, Engine, Script, complete, stream
 from expect import expect_error
 from harness import KEY, SMALL_KEY, Files, Log, Proxy, running_proxy, sha256
 from inference_proxy.limits import shared
+from inference_proxy.limits.local import LocalStore
+from inference_proxy.server_protocol import Client
 from store_server import Valkey, running_valkey
 from test_process import running_process
 
@@ -148,6 +150,32 @@ async def test_concurrent_requests(files: Files, engine: Engine) -> None:
         finish.set()
         assert await asyncio.gather(*running) == [200, 200]
         assert await status(proxy) == 200
+
+
+@pytest.mark.parametrize("script", [complete, stream], ids=["whole", "stream"])
+async def test_a_place_is_free_before_the_client_reads_the_end(
+    files: Files, engine: Engine, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else its next request, to another worker, could be refused for the one that has ended."""
+    order: list[str] = []
+
+    def noted(owner: type, name: str, what: str) -> None:
+        real = getattr(owner, name)
+
+        def noting(*arguments: Any) -> Any:
+            order.append(what)
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    noted(LocalStore, "settle", "free")
+    noted(Client, "answer", "end")
+    noted(Client, "end", "end")
+    engine.script = script
+    async with limited(files, engine, concurrent_requests=1) as proxy:
+        for _ in range(2):
+            assert await status(proxy, {"stream": script is stream}) == 200
+    assert order == ["free", "end"] * 2
 
 
 async def test_a_client_that_hangs_up_gives_its_place_back(files: Files, engine: Engine) -> None:

@@ -21,6 +21,8 @@ _SIZE_DIGITS = 8
 
 # Is offered a piece of the body, and the same as a chunk of HTTP/1.1; says whether it has taken it.
 Take = Callable[[bytes, bytes], bool]
+# The same for the first piece, of which a whole answer is known by then but its end.
+Begin = Callable[["Answer", bytes], bool]
 
 
 def frame(piece: bytes) -> bytes:
@@ -39,7 +41,13 @@ class Answer:
     body comes from `read()`. `complete` tells that its last byte has arrived, read or not.
     """
 
-    def __init__(self, transport: asyncio.Transport, method: str, release: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        method: str,
+        release: Callable[[bool], None],
+        begin: Begin | None = None,
+    ) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self._fields: dict[bytes, bytes] = {}
@@ -48,8 +56,10 @@ class Answer:
         self._transport = transport
         self._release: Callable[[bool], None] | None = release
         self._is_head = method == "HEAD"
-        # Holds methods of this object, so close() drops it: answers must not wait for the cycle collector.
+        # It holds methods of this object, and `begin` may be one of who holds this: close() drops both, for
+        # answers must not wait for the cycle collector.
         self._parser: Any = httptools.HttpResponseParser(self)
+        self._begin = begin
         self._parts: list[bytes] = []
         self._unread = 0
         self._bodiless = 0
@@ -59,7 +69,7 @@ class Answer:
         # The parser stands between two chunks.
         self._between_chunks = False
         self._error: EngineLost | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
         self._take: Take | None = None
 
     @property
@@ -84,7 +94,8 @@ class Answer:
         return self
 
     async def read(self, take: Take | None = None) -> bytes:
-        """All that has come since the last read, in one piece; b"" at the end. Raises EngineLost.
+        """All that has come since the last read, in one piece; b"" at the end, and once where `begin` took
+        what this waited for. Raises EngineLost.
 
         `take` spares a switch of tasks for each piece: what arrives while this waits is offered to it from
         within the event loop's callback, and only what it refuses (by False) is returned. What comes together
@@ -95,7 +106,8 @@ class Answer:
                 raise self._error
             if self.complete:
                 return b""
-            await self._next(take)
+            if await self._next(take):
+                return b""
         parts = self._parts
         piece = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
@@ -110,7 +122,7 @@ class Answer:
         if self._release is None:
             return
         release, self._release = self._release, None
-        self._parser = None
+        self._parser = self._begin = None
         self._resume()
         release(self.complete and self._keep_alive and self._error is None)
 
@@ -217,32 +229,41 @@ class Answer:
         return False
 
     def _deliver(self) -> None:
+        begun = False
+        if self._begin is not None and self._parts and not self.complete:
+            begin, self._begin = self._begin, None
+            if begun := begin(self, b"".join(self._parts)):
+                self._taken()
         if self._waiter is None:
             if self._unread > _UNREAD_LIMIT and not self._paused and not self.complete:
                 self._paused = True
                 self._transport.pause_reading()
         elif self._take is not None and self._parts and not self.complete and self._take_parts(self._take):
-            self._parts.clear()
-            self._unread = 0
+            self._taken()
         elif self.status:
-            self._wake()
+            self._wake(begun)
 
     def _take_parts(self, take: Take) -> bool:
         piece = b"".join(self._parts)
         return take(piece, frame(piece))
+
+    def _taken(self) -> None:
+        self._parts.clear()
+        self._unread = 0
 
     def _resume(self) -> None:
         if self._paused and not self._transport.is_closing():
             self._transport.resume_reading()
         self._paused = False
 
-    def _next(self, take: Take | None) -> asyncio.Future[None]:
-        """For whatever comes next. Who gives up waiting closes the answer, so nobody tidies up after them."""
+    def _next(self, take: Take | None) -> asyncio.Future[bool]:
+        """For whatever comes next: whether `begin` took it. Who gives up waiting closes the answer, so nobody
+        tidies up after them."""
         self._take = take
         self._waiter = waiter = asyncio.get_running_loop().create_future()
         return waiter
 
-    def _wake(self) -> None:
+    def _wake(self, begun: bool = False) -> None:
         waiter, self._waiter, self._take = self._waiter, None, None
         if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+            waiter.set_result(begun)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
-from .engine_answer import Answer, EngineLost
+from .engine_answer import Answer, Begin, EngineLost
 from .http_request import request_head
 
 # Below the 5 s after which a vLLM with its defaults closes an idle connection: one that we close first is
@@ -48,12 +48,16 @@ class EngineClient:
         body: bytes,
         *,
         connect_s: float,
+        begin: Begin | None = None,
     ) -> Answer:
         """Send a request and wait for the head of its answer, however long that takes: bounding it is the
         caller's. The caller owns the Answer and must close() it.
 
         `origin` is such as "http://10.0.0.5:8000" or "https://[fd00::5]"; `target` is path and query. What
         the message's frame needs (host, content-length …) is written here and refused in `headers`.
+
+        `begin` is offered the first piece of the body from within the event loop's callback, before anybody
+        is woken. What comes together with the end is not offered. It must not raise.
 
         Raises EngineUnreachable (nothing was sent), EngineLost (the engine may have begun to work),
         ValueError for a method, target or header that cannot be sent.
@@ -62,7 +66,7 @@ class EngineClient:
         head = request_head(method, host, target, headers, len(body))
         connection = self._reuse(origin)
         if connection is not None:
-            answer = connection.ask(method, head, body)
+            answer = connection.ask(method, head, body, begin)
             try:
                 return await answer.head()
             except EngineLost:
@@ -75,7 +79,7 @@ class EngineClient:
                 connection = await self._connect(origin)
         except TimeoutError as error:
             raise ConnectTimeout(f"{origin}: no connection within {connect_s} s") from error
-        return await connection.ask(method, head, body).head()
+        return await connection.ask(method, head, body, begin).head()
 
     async def get(self, url: str, *, timeout_s: float) -> tuple[int, bytes]:
         """Status and body of a small document, over a connection of its own: so it also tells whether new
@@ -163,9 +167,11 @@ class _Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._last = False
 
-    def ask(self, method: str, head: bytes, body: bytes, *, last: bool = False) -> Answer:
+    def ask(
+        self, method: str, head: bytes, body: bytes, begin: Begin | None = None, *, last: bool = False
+    ) -> Answer:
         self._last = last
-        self._answer = Answer(self.transport, method, self._release)
+        self._answer = Answer(self.transport, method, self._release, begin)
         if body:
             self.transport.writelines((head, body))
         else:

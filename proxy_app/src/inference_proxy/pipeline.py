@@ -127,6 +127,9 @@ class _Request:
         except Exception:
             log.exception("request %s failed", self._exchange.request_id)
             await self._end(ApiError(500, "internal_error", "The proxy failed to handle this request."))
+        else:
+            if self._relay is not None:
+                await self._relay.finish()
         finally:
             accounts.close(self._exchange)
 
@@ -199,6 +202,9 @@ class _Request:
         waiting = 0 if engine.gauges is None else engine.gauges.waiting
         clocks = Clocks.of(job, timeouts, model.size, waiting)
         self._guard.start(clocks)
+        relay = self._relay = Relay(
+            exchange, self._guard, self._send, self._client, hides_usage=job.hides_usage
+        )
         answer = await self._engines.request(
             engine.url,
             "POST",
@@ -206,19 +212,18 @@ class _Request:
             job.headers,
             job.body,
             connect_s=clocks.connect_s,
-        )
-        relay = self._relay = Relay(
-            answer, exchange, self._guard, self._send, self._client, hides_usage=job.hides_usage
+            begin=relay.begin,
         )
         try:
-            chunk = await relay.first_chunk()
+            chunk = b"" if relay.started else await relay.first_chunk(answer)
             self._guard.first_byte_came()
             if answer.status == 503:
                 if (other := self._after_503(answer, engine, job, left)) is not None:
                     return other
             elif answer.status >= 500:
                 self._state.fleet.failed(engine)
-            exchange.first_byte = time.perf_counter()
+            if not relay.started:
+                exchange.first_byte = time.perf_counter()
             if answer.status < 300:
                 self._state.fleet.succeeded(engine)
                 await relay.run(chunk)

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import time
 from typing import Any
 
 import msgspec
@@ -36,7 +37,8 @@ class Relay:
     """One answer of an engine on its way to the client.
 
     Nothing is sent before the engine's first byte, although its headers come earlier: until then a broken
-    engine can be replaced by another, and a late one still answered with 504.
+    engine can be replaced by another, and a late one still answered with 504. Nor is the end, before nothing
+    is held for the request any more: who has read it may ask again at once, of another worker as well.
     """
 
     __slots__ = (
@@ -47,6 +49,7 @@ class Relay:
         "_held",
         "_hides_usage",
         "_now",
+        "_rest",
         "_send",
         "is_events",
         "started",
@@ -54,7 +57,6 @@ class Relay:
 
     def __init__(
         self,
-        answer: Answer,
         exchange: Exchange,
         guard: Guard,
         send: Send,
@@ -62,26 +64,45 @@ class Relay:
         *,
         hides_usage: bool,
     ) -> None:
-        self._answer = answer
         self._exchange = exchange
         self._guard = guard
         self._send = send
         self._client = client
         self._hides_usage = hides_usage
         self._held = b""
+        self._rest: bytes | None = None
         self._now = guard.now
         self.started = False
-        self.is_events = _is_events(answer.header(b"content-type") or b"")
+        self.is_events = False
 
-    async def first_chunk(self) -> bytes:
-        """Wait for the engine's first byte. Raises EngineLost."""
-        chunk = await self._answer.read()
+    def begin(self, answer: Answer, chunk: bytes) -> bool:
+        """The short way of a stream's first chunk: as soon as it comes, without a switch of tasks. False: it
+        is for first_chunk() and run()."""
+        self._adopt(answer)
+        if answer.status >= 300 or not self._is_plain(chunk):
+            return False
+        exchange, client = self._exchange, self._client
+        if client is None or not client.begin(answer.status, self._headers(b"content-length"), frame(chunk)):
+            return False
+        self.started = True
+        exchange.status = answer.status
+        exchange.first_byte = time.perf_counter()
+        exchange.keep(chunk)
+        exchange.bytes_out = len(chunk)
+        self._guard.reading_since = self._now()
+        return True
+
+    async def first_chunk(self, answer: Answer) -> bytes:
+        """Wait for the engine's first byte, of which begin() may have left nothing. Raises EngineLost."""
+        self._adopt(answer)
+        chunk = await answer.read()
         if self._answer.status < 400 and self._exchange.dialect.is_aborted(chunk):
             raise EngineLost(_STOPPING)
         return chunk
 
     async def run(self, chunk: bytes) -> None:
-        """Pass the answer on, beginning with `chunk`. Raises EngineLost when it does not come to its end.
+        """Pass the answer on, beginning with `chunk`, but for its end, which is for finish(). Raises
+        EngineLost when it does not come to its end.
 
         The next chunk is read only when the server has taken the last one, so a client that does not read
         stops its own stream and fills no memory.
@@ -90,6 +111,8 @@ class Relay:
         if chunk and not self.is_events and self._answer.at_end and self._at_once(chunk):
             return
         take = self._take if self.is_events and self._client is not None else None
+        if self.started:
+            chunk = await self._answer.read(take)
         while chunk:
             if self.is_events:
                 chunk = self._whole_events(chunk)
@@ -119,18 +142,30 @@ class Relay:
         exchange.bytes_out += len(self._held)
         if not self.started:
             await self._start(b"")
-        await self._send({"type": "http.response.body", "body": self._held})
+        if self._client is not None:
+            # However slowly it reads, finish() need not wait.
+            await self._client.drain()
+        self._rest = self._held
+
+    async def finish(self) -> None:
+        """Send what run() has left."""
+        rest, client = self._rest, self._client
+        if rest is None:
+            return
+        if not self.started and client is not None:
+            self.started = client.answer(self._answer.status, self._headers(b"content-length"), rest)
+        elif client is None or not client.end(rest):
+            await self._send({"type": "http.response.body", "body": rest})
 
     def _at_once(self, body: bytes) -> bool:
         """The short way of an answer that is all there. False: it has to take the other."""
-        client, status = self._client, self._answer.status
-        if client is None or not client.answer(status, self._headers(b"content-length"), body):
+        if self._client is None or not self._client.may_start:
             return False
         exchange = self._exchange
         exchange.status = self._answer.status
         exchange.keep(body)
         exchange.bytes_out = len(body)
-        self.started = True
+        self._rest = body
         return True
 
     def _take(self, chunk: bytes, framed: bytes) -> bool:
@@ -138,19 +173,21 @@ class Relay:
         `run` waits for the next one. Whatever is out of the ordinary is left for `run`. `framed` is the same
         as it stands on the wire."""
         exchange, client = self._exchange, self._client
-        if (
-            client is None
-            or self._held
-            or not chunk.endswith(b"\n\n")
-            or exchange.dialect.is_aborted(chunk)
-            or (self._hides_usage and chunk.find(MARK) >= 0)
-            or not client.write(framed)
-        ):
+        if client is None or self._held or not self._is_plain(chunk) or not client.write(framed):
             return False
         exchange.keep(chunk)
         exchange.bytes_out += len(chunk)
         self._guard.reading_since = self._now()
         return True
+
+    def _is_plain(self, chunk: bytes) -> bool:
+        """Whole events for the client, as they are."""
+        return (
+            self.is_events
+            and chunk.endswith(b"\n\n")
+            and not self._exchange.dialect.is_aborted(chunk)
+            and not (self._hides_usage and chunk.find(MARK) >= 0)
+        )
 
     async def refuse(self, chunk: bytes) -> None:
         """Pass on an answer of 4xx or 5xx, in our one shape whatever its own. Raises EngineLost."""
@@ -195,6 +232,10 @@ class Relay:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         if chunk:
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    def _adopt(self, answer: Answer) -> None:
+        self._answer = answer
+        self.is_events = _is_events(answer.header(b"content-type") or b"")
 
     def _is_complete(self) -> bool:
         """Whether a stream has come to an end that the engine meant; any other answer says how long it is."""

@@ -12,11 +12,13 @@ from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from .engine_answer import frame
 from .errors import Header
 
 _EXTENSION = "inference_proxy.client"
 # Of request line and headers while they are incomplete. One read of the event loop (256 KiB) may come on top.
 _HEAD_LIMIT = 64 * 1024
+_LAST_CHUNK = b"0\r\n\r\n"
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -50,23 +52,18 @@ class Client:
         header: an engine's have been through a parser, all others are our own. Not for an answer to HEAD,
         nor for a status without a body. False means that it wrote nothing: then it is for `send()`.
         """
-        if not self._may_start():
+        if not self.may_start:
             return False
-        cycle = self._cycle
         lines = self._head(status, headers)
         lines += (b"content-length: %d\r\n" % len(body), body)
-        cycle.response_started = cycle.response_complete = True
-        cycle.transport.write(b"\r\n".join(lines))
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            cycle.transport.close()
-        cycle.on_response()
+        self._cycle.response_started = True
+        self._complete(b"\r\n".join(lines))
         return True
 
     def begin(self, status: int, headers: Iterable[Header], chunk: bytes) -> bool:
         """Write the head of an answer in chunks, under the same conditions as a whole one, and the first of
         them, framed; empty means none. The others follow by write() or by `send()`."""
-        if not self._may_start():
+        if not self.may_start:
             return False
         cycle = self._cycle
         cycle.response_started = cycle.chunked_encoding = True
@@ -74,6 +71,19 @@ class Client:
         lines += (b"transfer-encoding: chunked\r\n", chunk)
         cycle.transport.write(b"\r\n".join(lines))
         return True
+
+    def end(self, chunk: bytes) -> bool:
+        """Write the last piece of the body, not framed and perhaps empty, and its end, as write() would."""
+        cycle = self._cycle
+        if self._flow.write_paused or not cycle.chunked_encoding or cycle.disconnected:
+            return False
+        self._complete(frame(chunk) + _LAST_CHUNK if chunk else _LAST_CHUNK)
+        return True
+
+    async def drain(self) -> None:
+        """Wait until it has read enough, or has left, so that nothing else needs to wait for it."""
+        if self._flow.write_paused:
+            await self._flow.drain()
 
     def body(self) -> bytes | None:
         """The request's body, if it came with its head, as small ones do; else it is for `receive()`."""
@@ -84,7 +94,9 @@ class Client:
         body, cycle.body = bytes(cycle.body), bytearray()
         return body
 
-    def _may_start(self) -> bool:
+    @property
+    def may_start(self) -> bool:
+        """Whether an answer can be written at once."""
         cycle = self._cycle
         return not (self._flow.write_paused or cycle.disconnected or cycle.response_started)
 
@@ -96,6 +108,15 @@ class Client:
         if not cycle.keep_alive:
             lines.append(b"connection: close")
         return lines
+
+    def _complete(self, end: bytes) -> None:
+        cycle = self._cycle
+        cycle.response_complete = True
+        cycle.transport.write(end)
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
 
     def watch(self, gone: Callable[[], None]) -> None:
         """Call `gone` when the connection ends, at once if it already has. Not before the body was read."""
