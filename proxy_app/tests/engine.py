@@ -78,6 +78,10 @@ async def complete(call: Call) -> None:
 
 async def stream(call: Call) -> None:
     await call.start_stream()
+    await stream_body(call)
+
+
+async def stream_body(call: Call) -> None:
     for word in ("one", "two"):
         await call.event(json.dumps({"choices": [{"delta": {"content": word}}]}))
     await call.event("[DONE]")

@@ -298,6 +298,36 @@ async def test_all_chunks_of_one_read_are_one_piece(ask: Asker, engine: Engine) 
     answer.close()
 
 
+async def test_whoever_waits_for_the_first_piece_is_told_that_it_was_taken(
+    client: EngineClient, engine: Engine
+) -> None:
+    offered: list[bytes] = []
+    waits, told = asyncio.Event(), asyncio.Event()
+
+    def begin(_: Answer, piece: bytes) -> bool:
+        offered.append(piece)
+        return True
+
+    async def one_by_one(call: Call) -> None:
+        await call.start_stream()
+        await waits.wait()
+        await call.chunk(b"a")
+        await told.wait()
+        await call.chunk(b"b")
+        await call.end_stream()
+
+    engine.script = one_by_one
+    answer = await client.request(engine.url, "POST", "/", {}, b"{}", connect_s=WAIT_S, begin=begin)
+    reading = asyncio.create_task(answer.read())
+    asyncio.get_running_loop().call_soon(waits.set)
+    assert await asyncio.wait_for(reading, WAIT_S) == b""
+    assert offered == [b"a"]
+    assert not answer.at_end
+    told.set()
+    assert await read_all(answer) == b"b"
+    answer.close()
+
+
 async def test_pieces_are_offered_as_they_come(ask: Asker, engine: Engine) -> None:
     taken: list[bytes] = []
     took = asyncio.Semaphore(0)

@@ -13,9 +13,10 @@ import aiohttp
 import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from engine import WAIT_S, Call, Engine, complete, stream
+from engine import WAIT_S, Call, Engine, complete, stream, stream_body
 from harness import KEY, Files, Log, Proxy, running_proxy
 from inference_proxy import pipeline, server_protocol
+from inference_proxy.engine_answer import Answer
 from inference_proxy.guard import Guard
 
 pytestmark = pytest.mark.anyio
@@ -61,6 +62,28 @@ async def test_chunks_arrive_one_by_one(proxy: Proxy, engine: Engine, log: Log) 
     line = await log.last_request()
     assert (line["stream"], line["outcome"], line["status"]) == (True, "ok", 200)
     assert (line["prompt_tokens"], line["completion_tokens"]) == (11, 5)
+
+
+async def test_a_head_may_come_long_before_the_first_chunk(
+    proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's does: it is sent before the prompt is looked at."""
+    waits = asyncio.Event()
+    read = Answer.read
+
+    def noting(answer: Answer, take: Any = None) -> Any:
+        waits.set()
+        return read(answer, take)
+
+    async def in_two(call: Call) -> None:
+        await call.start_stream()
+        await asyncio.wait_for(waits.wait(), WAIT_S)
+        await stream_body(call)
+
+    monkeypatch.setattr(Answer, "read", noting)
+    engine.script = in_two
+    async with proxy.post(body=STREAM) as response:
+        assert len(await events(response)) == 3
 
 
 @pytest.mark.complaint(15)

@@ -101,8 +101,8 @@ class Relay:
         return chunk
 
     async def run(self, chunk: bytes) -> None:
-        """Pass the answer on, beginning with `chunk`, but for its end, which is for finish(). Raises
-        EngineLost when it does not come to its end.
+        """Pass the answer on, beginning with `chunk` (or with what begin() has passed on), but for its end,
+        which is for finish(). Raises EngineLost when it does not come to its end.
 
         The next chunk is read only when the server has taken the last one, so a client that does not read
         stops its own stream and fills no memory.
@@ -111,7 +111,7 @@ class Relay:
         if chunk and not self.is_events and self._answer.at_end and self._at_once(chunk):
             return
         take = self._take if self.is_events and self._client is not None else None
-        if self.started:
+        if self.started and not chunk:
             chunk = await self._answer.read(take)
         while chunk:
             if self.is_events:
