@@ -84,6 +84,9 @@ async def test_the_scheme_has_no_case(proxy: Proxy, scheme: str) -> None:
         (b'{"model": 3}', "invalid_type", "model"),
         (b'{"model": ""}', "invalid_type", "model"),
         (b'{"model": "big", "stream": "yes"}', "invalid_type", "stream"),
+        (b'{"model": "\xff"}', "invalid_value", "model"),
+        (b'{"model": "big", "user": "\xff"}', "invalid_value", "user"),
+        (b'{"model": "big", "n": 1e400}', "invalid_value", "n"),
     ],
 )
 async def test_a_bad_body_is_named(
@@ -92,6 +95,13 @@ async def test_a_bad_body_is_named(
     async with proxy.post(data=body) as response:
         await expect_error(response, 400, code, param)
     assert not engine.calls
+
+
+async def test_options_that_cannot_be_read_are_the_engines_to_refuse(proxy: Proxy, engine: Engine) -> None:
+    body = b'{"model": "big", "stream": true, "stream_options": {"x": "\xff"}}'
+    async with proxy.post(data=body) as response:
+        assert response.status == 200
+    assert body[1:] in (await engine.next_call()).body
 
 
 @pytest.mark.parametrize(

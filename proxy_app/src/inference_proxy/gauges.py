@@ -28,18 +28,24 @@ class Rank:
 
 @dataclass(slots=True)
 class Gauges:
-    """All ranks, one or more, and what each request asks about them: added up once."""
+    """All ranks, one or more, and what each request asks about them: worked out once.
+
+    `fullness` (1 to 2) is what a full KV cache multiplies an engine's load by, for it soon preempts requests.
+    In steps of a tenth, or else the last digit of a gauge would decide between idle engines.
+    """
 
     ranks: dict[bytes | None, Rank]
     running: int = field(init=False)
     waiting: int = field(init=False)
     kv_cache_usage: float = field(init=False)
+    fullness: float = field(init=False)
 
     def __post_init__(self) -> None:
         ranks = self.ranks.values()
         self.running = round(sum(rank.running for rank in ranks))
         self.waiting = round(sum(rank.waiting for rank in ranks))
         self.kv_cache_usage = max(rank.kv_cache_usage for rank in ranks)
+        self.fullness = 1 + round(self.kv_cache_usage, 1)
 
 
 def parse(page: bytes) -> Gauges | None:

@@ -47,13 +47,10 @@ def choose(engines: Sequence[Engine], cost: int, key: int | None, routing: Routi
                 near, largest = engine, claimed
         if near is not None:
             return near
-    scores = [_score(engine, load) for engine, load in zip(engines, loads, strict=True)]
+    scores = [
+        load / engine.weight * (1 if engine.gauges is None else engine.gauges.fullness)
+        for engine, load in zip(engines, loads, strict=True)
+    ]
     least = min(scores)
-    return random.choice([engine for engine, score in zip(engines, scores, strict=True) if score == least])
-
-
-def _score(engine: Engine, load: int) -> float:
-    """Tokens per weight. One whose KV cache is full soon preempts requests: it counts as twice as loaded.
-    In steps of a tenth, or else the last digit of a gauge would decide between idle engines."""
-    usage = 0.0 if engine.gauges is None else round(engine.gauges.kv_cache_usage, 1)
-    return load / engine.weight * (1 + usage)
+    equals = [engine for engine, score in zip(engines, scores, strict=True) if score == least]
+    return equals[int(random.random() * len(equals))]

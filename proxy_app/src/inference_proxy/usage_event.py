@@ -25,7 +25,11 @@ def ask(asked: Asked, changes: Mapping[str, Any]) -> dict[str, Any]:
     if not asked.stream or asked.endpoint.upstream_path not in _PATHS:
         return {}
     raw = asked.fields.get(_OPTIONS)
-    options = changes.get(_OPTIONS) if raw is None else msgspec.json.decode(raw)
+    try:
+        options = changes.get(_OPTIONS) if raw is None else msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        # As what is not an object: for the engine to refuse.
+        return {}
     if options is None:
         return {_OPTIONS: {"include_usage": True}}
     if not isinstance(options, dict) or options.get("include_usage"):

@@ -1,7 +1,7 @@
 """Second step: the body, as far as the proxy needs to understand it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ from starlette.types import Receive
 from .authenticate import Key
 from .body import Fields, parse
 from .dialects import MESSAGES, Dialect
-from .endpoints import MULTIPART, Endpoint
+from .endpoints import MULTIPART, TABLE, Endpoint
 from .errors import ApiError
 from .http_request import Fields as HeaderFields
 from .multipart import Form
@@ -24,8 +24,12 @@ _EMBEDDED_MARK = b";base64,"
 _EMBEDDED = re.compile(_EMBEDDED_MARK + rb"[A-Za-z0-9+/=_-]+")
 _EMBEDDED_TOKENS = 1000
 
-
 _decode = msgspec.json.decode
+
+# All that is built of a JSON body.
+_ACTED_ON = frozenset({"model", "stream", "n", "user"}).union(*(row.cap + row.refused for row in TABLE))
+_OF_MESSAGES = _ACTED_ON | {"metadata"}
+_Values = Mapping[str, Any]
 
 
 class ClientGone(Exception):
@@ -105,7 +109,10 @@ def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -
         )
     check_is_json(headers)
     fields = parse(body)
-    values = _Values(fields, endpoint.defaults)
+    values = _built(fields, _OF_MESSAGES if endpoint.dialect is MESSAGES else _ACTED_ON)
+    if endpoint.defaults:
+        # What the client wrote counts, and be it null.
+        values = {**endpoint.defaults, **values}
     for name in endpoint.refused:
         if values.get(name):
             raise wrong(name, "not_supported", f"'{name}' cannot be used here: no engine keeps responses.")
@@ -113,64 +120,63 @@ def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -
         endpoint=endpoint,
         key=key,
         model=_model(values.get("model")),
-        stream=values.flag("stream"),
-        max_tokens=values.cap(endpoint),
-        choices=values.count("n", 1) or 1,
+        stream=_flag(values, "stream"),
+        max_tokens=_cap(values, endpoint),
+        choices=_count(values, "n", 1) or 1,
         prompt_tokens=_estimate(endpoint, fields, body),
-        session=_session(headers) or values.session(endpoint.dialect),
+        session=_session(headers) or _user(values, endpoint.dialect),
         body=body,
         fields=fields,
     )
 
 
-class _Values:
-    """Single fields, built from their bytes; from the endpoint's defaults where the client wrote none."""
+def _built(fields: Fields, wanted: Collection[str]) -> dict[str, Any]:
+    values = {}
+    try:
+        for name, raw in fields.items():
+            if name in wanted:
+                values[name] = _decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        # Only what is built is looked at so closely: a string that is not UTF-8, a number beyond all others.
+        raise wrong(name, "invalid_value", f"'{name}' cannot be read: {error}.") from error
+    return values
 
-    def __init__(self, fields: Fields, defaults: Mapping[str, Any]) -> None:
-        self._fields = fields
-        self._defaults = defaults
 
-    def get(self, name: str) -> Any:
-        raw = self._fields.get(name)
-        if raw is not None:
-            return _decode(raw)
-        return self._defaults.get(name) if self._defaults else None
+def _flag(values: _Values, name: str) -> bool:
+    value = values.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise wrong(name, "invalid_type", f"'{name}' must be true or false.")
+    return bool(value)
 
-    def flag(self, name: str) -> bool:
-        value = self.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise wrong(name, "invalid_type", f"'{name}' must be true or false.")
-        return bool(value)
 
-    def text(self, name: str) -> str | None:
-        value = self.get(name)
-        if value is not None and not isinstance(value, str):
-            raise wrong(name, "invalid_type", f"'{name}' must be a string.")
-        return value
+def _cap(values: _Values, endpoint: Endpoint) -> int | None:
+    for name in endpoint.cap:
+        if (cap := _count(values, name, 0)) is not None:
+            return cap
+    return None
 
-    def session(self, dialect: Dialect) -> str | None:
-        """What the API has for telling users apart."""
-        if dialect is MESSAGES:
-            metadata = self.get("metadata")
-            user = metadata.get("user_id") if isinstance(metadata, dict) else None
-            return user if isinstance(user, str) else None
-        return self.text("user")
 
-    def cap(self, endpoint: Endpoint) -> int | None:
-        for name in endpoint.cap:
-            if (cap := self.count(name, 0)) is not None:
-                return cap
+def _count(values: _Values, name: str, least: int) -> int | None:
+    value = values.get(name)
+    if value is None:
         return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise wrong(name, "invalid_type", f"'{name}' must be a whole number.")
+    if value < least:
+        raise wrong(name, "invalid_value", f"'{name}' must be {least} or more.")
+    return value
 
-    def count(self, name: str, least: int) -> int | None:
-        value = self.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise wrong(name, "invalid_type", f"'{name}' must be a whole number.")
-        if value < least:
-            raise wrong(name, "invalid_value", f"'{name}' must be {least} or more.")
-        return value
+
+def _user(values: _Values, dialect: Dialect) -> str | None:
+    """What the API has for telling users apart."""
+    if dialect is MESSAGES:
+        metadata = values.get("metadata")
+        user = metadata.get("user_id") if isinstance(metadata, dict) else None
+        return user if isinstance(user, str) else None
+    user = values.get("user")
+    if user is not None and not isinstance(user, str):
+        raise wrong("user", "invalid_type", "'user' must be a string.")
+    return user
 
 
 def _session(headers: HeaderFields) -> str | None:
