@@ -56,6 +56,8 @@ class Candidate:
     package: str | None = None
     program: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    aside: bool = False
+    """Answers a question of its own, so it runs only where it is named."""
 
     def check(self) -> None:
         """Raises Missing."""
@@ -190,6 +192,21 @@ def _lock(name: str) -> Path:
     return HERE / "requirements" / f"{name}.txt"
 
 
+# As on a host: what the lock pins, and the sources of this checkout.
+_OURS_LOCK = ROOT / "proxy_app/requirements.txt"
+_OURS_PATH = ROOT / "proxy_app/src"
+
+
+def _bare(client: str) -> Candidate:
+    def prepare(ground: Ground) -> list[str]:
+        program = [str(ground.venv / "bin/python"), "-m", "benchmarks.bare"]
+        return [*program, "--client", client, "--port", str(ground.port), *ground.engines]
+
+    environment = {"PYTHONPATH": f"{_OURS_PATH}{os.pathsep}{HERE.parent}"}
+    locks = (_OURS_LOCK, _lock("aiohttp"))
+    return Candidate(f"bare-{client}", prepare, locks, "aiohttp", environment=environment, aside=True)
+
+
 CANDIDATES = {
     candidate.name: candidate
     for candidate in (
@@ -204,14 +221,15 @@ CANDIDATES = {
             "litellm",
             environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
         ),
-        # As on a host: what the locks pin, and the sources of this checkout.
         Candidate(
             "ours",
             _ours,
-            (ROOT / "proxy_app/requirements.txt", ROOT / "proxy_app/requirements-otel.txt"),
+            (_OURS_LOCK, ROOT / "proxy_app/requirements-otel.txt"),
             "uvicorn",
-            environment={"PYTHONPATH": str(ROOT / "proxy_app/src")},
+            environment={"PYTHONPATH": str(_OURS_PATH)},
         ),
+        _bare("ours"),
+        _bare("aiohttp"),
     )
 }
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,23 @@ def test_the_rig_measures_itself_without_error(rig: Path, tmp_path: Path) -> Non
             assert found["ttft_p50_ms"]
             assert found["cpu_us_per_request"] is not None
             assert (found["chunks_per_s"] > 0) == short.stream
+
+
+@pytest.mark.parametrize("client", ["ours", "aiohttp"])
+def test_the_barest_proxy_passes_everything_on(rig: Path, tmp_path: Path, client: str) -> None:
+    engine_port, port = candidates.free_ports(2)
+    core = min(os.sched_getaffinity(0))
+    bare = candidates.CANDIDATES[f"bare-{client}"]
+    venv = Path(sys.executable).parents[1]
+    ground = candidates.Ground(tmp_path, venv, port, 0, [f"http://127.0.0.1:{engine_port}"])
+    (tmp_path / "engine").mkdir()
+    with (
+        candidates.running([str(rig / "engine"), str(engine_port)], tmp_path / "engine", core),
+        candidates.running(bare.prepare(ground), tmp_path, core, bare.environment) as proxy,
+    ):
+        candidates.wait_until_serving(port, tmp_path / "log", proxy)
+        for case in ("fast", "json"):
+            short = dataclasses.replace(CASES[case], seconds=0.5, ramp_s=0.1)
+            found = measure.load(rig / "load", short, port, bare.name, 1, proxy, core)
+            assert found["errors"] == 0
+            assert found["requests_per_s"] > 0
