@@ -123,8 +123,8 @@ class EngineClient:
 
     def send(self, connection: "_Connection") -> None:
         """Have what it asked for sent: at once, or, where another request was sent in this turn of the event
-        loop, at the turn's end. One after another they cost a fifth less than each between the steps of
-        other requests, and the engines' answers come together as well."""
+        loop, at the turn's end. One after another they cost less than each between the steps of other
+        requests, and the engines' answers come together as well (docs/performance.md has by how much)."""
         if self._later is None:
             self._later = []
             self._loop.call_soon(self._send_rest)

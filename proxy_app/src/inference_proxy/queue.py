@@ -148,12 +148,7 @@ class Queues:
     def _room_for(self, request: _Request) -> Engine | None:
         now = self._fleet.now()
         engines = self._fleet.serving(request.job.model, request.pool)
-        # As Engine.has_room has it, without a call for each of a request's engines.
-        engines = [
-            engine
-            for engine in engines
-            if engine.in_flight + engine.others < engine.max_in_flight and now >= engine.rests_until
-        ]
+        engines = [engine for engine in engines if engine.has_room(now)]
         return route.choose(engines, request.cost, request.key, request.config.routing) if engines else None
 
     def _serve_head(self, lane: _Lane) -> bool:
