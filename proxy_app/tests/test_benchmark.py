@@ -80,7 +80,11 @@ def test_the_page_keeps_what_is_not_the_benchmarks(tmp_path: Path) -> None:
 
 
 def test_a_process_is_counted_with_its_children() -> None:
-    with subprocess.Popen(["sleep", "60"]) as child:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["sh", "-c", "echo; read line"], stdin=pipe, stdout=pipe) as child:
+        # In the moment of its start it has no memory yet, as far as the kernel tells.
+        assert child.stdout is not None
+        assert child.stdout.readline()
         alone = measure.usage(child.pid)
         together = measure.usage(os.getpid())
         child.kill()
