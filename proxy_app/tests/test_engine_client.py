@@ -186,8 +186,8 @@ class Wire(asyncio.Transport):
         self.sent = b""
         self.aborted = False
 
-    def writelines(self, data: Iterable[bytes]) -> None:  # type: ignore[override]  # asyncio's says more
-        self.sent += b"".join(data)
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.sent += b"".join(list_of_data)
 
     def get_write_buffer_size(self) -> int:
         return 0
