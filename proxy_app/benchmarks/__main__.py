@@ -15,23 +15,37 @@ from itertools import product
 from pathlib import Path
 
 from . import report
-from .candidates import CANDIDATES, ROOT, Candidate, Missing, find, free_ports, running, wait_until_serving
+from .candidates import (
+    CANDIDATES,
+    ROOT,
+    Candidate,
+    Missing,
+    find,
+    free_ports,
+    proxy_of,
+    running,
+    wait_until_serving,
+)
 from .cases import CASES, Case
 from .measure import Result, load
-from .prepare import compile_native, install, two_cores
+from .prepare import checkout, compile_native, install, two_cores
 from .standing import Standing
 
 NAMES = ["direct", *CANDIDATES]
+BEFORE = "before"
 WHOLE = ["direct", *(candidate.name for candidate in CANDIDATES.values() if not candidate.aside)]
 
 
 def main(words: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
-    chosen = [CANDIDATES[name] for name in options.candidates if name != "direct"]
     cases = [CASES[name].quick() if options.quick else CASES[name] for name in options.cases]
     try:
         cores = two_cores()
         gcc = find("gcc")
+        chosen = [CANDIDATES[name] for name in options.candidates if name != "direct"]
+        if options.before is not None:
+            chosen.append(proxy_of(BEFORE, checkout(options.before)))
+            options.candidates = [*options.candidates, BEFORE]
         for candidate in chosen:
             candidate.check()
         programs = {name: compile_native(gcc, name) for name in ("engine", "load")}
@@ -68,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for name, ends in crashes.items():
         print(f"{name} ended by itself and was started again:", *ends, sep="\n", file=sys.stderr)
         conditions.append(f"Ended by itself and started again: {name}, {len(ends)} x.")
-    results.sort(key=lambda result: (NAMES.index(result["candidate"]), result["repeat"]))
+    results.sort(key=lambda result: (options.candidates.index(result["candidate"]), result["repeat"]))
     options.output.write_text(json.dumps(results, indent=1) + "\n")
     print(report.tables(results))
     print(f"written: {options.output}")
@@ -77,7 +91,9 @@ def main(words: Sequence[str] | None = None) -> int:
         report.write_page(ROOT / "docs/performance.md", results, conditions)
         print("written: docs/performance.md, docs/performance.svg")
     else:
-        print("docs/performance.md stays as it is: it takes all candidates, all cases, and no --quick")
+        print(
+            "docs/performance.md stays as it is: that takes all candidates and cases, no --quick, no --before"
+        )
     failed = any(result["errors"] for result in results if result["candidate"] == "ours")
     return 1 if failed or "ours" in crashes else 0
 
@@ -86,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--candidates", type=_some_of(NAMES), default=WHOLE, help=f"of {','.join(NAMES)}")
     parser.add_argument("--cases", type=_some_of(CASES), default=list(CASES), help=f"of {','.join(CASES)}")
+    parser.add_argument(
+        "--before", metavar="REVISION", help="our proxy at this git revision as a candidate, too"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="2 seconds a case: to see that it works")
     parser.add_argument("--output", type=Path, default=ROOT / "bench.json")
@@ -138,7 +157,7 @@ def _conditions(
 def _version(candidate: Candidate, venvs: dict[str, Path]) -> str:
     venv = venvs[candidate.name]
     version = candidate.version(venv)
-    if candidate.name != "ours":
+    if candidate.name not in ("ours", BEFORE):
         return version
     shown = subprocess.run([venv / "bin/python", "-V"], capture_output=True, text=True, check=True)
     return f"(on uvicorn {version} and {shown.stdout.strip()})"

@@ -5,6 +5,7 @@ and sends a request to the engine with less to do, or takes turns.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -163,8 +164,8 @@ def _litellm(ground: Ground) -> list[str]:
     ]
 
 
-def _ours(ground: Ground) -> list[str]:
-    configuration = yaml.safe_load((HERE / "ours.yml").read_text())
+def _serve(tree: Path, ground: Ground) -> list[str]:
+    configuration = yaml.safe_load((tree / "proxy_app/benchmarks/ours.yml").read_text())
     keys = [{"name": "bench", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "models": []}]
     (ground.directory / "keys.yml").write_text(yaml.safe_dump(keys))
     (ground.directory / "drained").mkdir()
@@ -197,6 +198,18 @@ _OURS_LOCK = ROOT / "proxy_app/requirements.txt"
 _OURS_PATH = ROOT / "proxy_app/src"
 
 
+def proxy_of(name: str, tree: Path) -> Candidate:
+    """Our proxy as it is in a tree of this repository, everything switched on."""
+    app = tree / "proxy_app"
+    return Candidate(
+        name,
+        functools.partial(_serve, tree),
+        (app / "requirements.txt", app / "requirements-otel.txt"),
+        "uvicorn",
+        environment={"PYTHONPATH": str(app / "src")},
+    )
+
+
 def _bare(client: str) -> Candidate:
     def prepare(ground: Ground) -> list[str]:
         program = [str(ground.venv / "bin/python"), "-m", "benchmarks.bare"]
@@ -221,13 +234,7 @@ CANDIDATES = {
             "litellm",
             environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
         ),
-        Candidate(
-            "ours",
-            _ours,
-            (_OURS_LOCK, ROOT / "proxy_app/requirements-otel.txt"),
-            "uvicorn",
-            environment={"PYTHONPATH": str(_OURS_PATH)},
-        ),
+        proxy_of("ours", ROOT),
         _bare("ours"),
         _bare("aiohttp"),
     )

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tarfile
+import tempfile
 from pathlib import Path
 
 from .candidates import HERE, ROOT, Candidate, Missing
@@ -25,6 +27,29 @@ def compile_native(gcc: str, name: str) -> Path:
     source = HERE / "native" / f"{name}.c"
     subprocess.run([gcc, "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True)
     return program
+
+
+def checkout(revision: str) -> Path:
+    """A tree with the proxy as it was at a revision of this repository. Raises Missing."""
+    shown = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if shown.returncode:
+        raise Missing(f"there is no revision {revision!r} in this repository")
+    tree = BUILD / "trees" / shown.stdout.strip()
+    if not tree.exists():
+        tree.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=tree.parent) as directory:
+            archive = Path(directory) / "tree.tar"
+            subprocess.run(["git", "archive", "-o", archive, tree.name, "proxy_app"], cwd=ROOT, check=True)
+            unpacked = Path(directory) / "tree"
+            with tarfile.open(archive) as tar:
+                tar.extractall(unpacked, filter="data")
+            unpacked.rename(tree)
+    return tree
 
 
 def install(candidate: Candidate) -> Path:

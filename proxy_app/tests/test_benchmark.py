@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from benchmarks import candidates, measure, report, soak
+from benchmarks import candidates, measure, prepare, report, soak
 from benchmarks.cases import CASES
 from benchmarks.standing import Standing
 
@@ -108,6 +108,21 @@ def test_ours_is_configured_as_it_has_to_be(tmp_path: Path) -> None:
     assert config.usage is not None
     assert config.traces is not None
     assert None not in config.limits.default.model_dump().values(), "every limit is counted"
+
+
+def test_an_unknown_revision_is_said_to_be_unknown() -> None:
+    with pytest.raises(candidates.Missing, match="no revision 'v0.0.0-none'"):
+        prepare.checkout("v0.0.0-none")
+
+
+def test_the_proxy_before_is_that_of_the_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "BUILD", tmp_path)
+    tree = prepare.checkout("HEAD")
+    assert tree == prepare.checkout("HEAD"), "it is unpacked once"
+    before = candidates.proxy_of("before", tree)
+    assert before.environment["PYTHONPATH"] == str(tree / "proxy_app/src")
+    assert (tree / "proxy_app/src/inference_proxy/app.py").is_file()
+    assert all(lock.is_file() for lock in before.locks)
 
 
 def soaked(**changes: Any) -> soak.Tally:
