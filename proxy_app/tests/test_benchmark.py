@@ -111,8 +111,8 @@ def test_ours_is_configured_as_it_has_to_be(tmp_path: Path) -> None:
 
 
 def test_an_unknown_revision_is_said_to_be_unknown() -> None:
-    with pytest.raises(candidates.Missing, match="no revision 'v0.0.0-none'"):
-        prepare.checkout("v0.0.0-none")
+    with pytest.raises(candidates.Missing, match="no revision 'nowhere'"):
+        prepare.checkout("nowhere")
 
 
 def test_the_proxy_before_is_that_of_the_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
