@@ -9,6 +9,7 @@ from inference_proxy.authenticate import Key
 from inference_proxy.config import Config, ModelConfig
 from inference_proxy.endpoints import Endpoints
 from inference_proxy.fleet import Fleet
+from inference_proxy.numbers import MOST_CONTEXT_TOKENS
 from inference_proxy.outgoing import Job, prepare
 from inference_proxy.validate import validate
 
@@ -48,6 +49,8 @@ def a_job(
     priority: str = "default",
     session: str | None = None,
     config: Config | None = None,
+    context_tokens: int = MOST_CONTEXT_TOKENS,
+    raw: str = "",
     **body: Any,
 ) -> Job:
     config = config or a_config({})
@@ -58,6 +61,7 @@ def a_job(
     headers = {b"content-type": b"application/json"} | (
         {b"x-session-id": session.encode()} if session else {}
     )
-    asked = validate(endpoint, key, headers, json.dumps({"model": "big"} | body).encode())
+    text = '{"model":"big",' + raw[1:] if raw else json.dumps({"model": "big"} | body)
+    asked = validate(endpoint, key, headers, text.encode())
     model = next((m for m in config.models if m.name == asked.model), ModelConfig(name=asked.model))
-    return prepare(asked, model, config, headers, "id")
+    return prepare(asked, model, config, headers, "id", context_tokens)

@@ -398,6 +398,7 @@ async def test_health_needs_no_key_and_is_not_logged(proxy: Proxy, log: Log) -> 
         "release": "",
         "in_flight": 0,
         "config_error": None,
+        "fault": None,
         "limits_store_away": False,
         "engines": [
             {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from inference_proxy.clocks import Clocks
+from inference_proxy.faults import Faults
 from inference_proxy.guard import GRAIN_S, Guard, Guards, Interrupted, Reason
 
 pytestmark = pytest.mark.anyio
@@ -51,7 +52,7 @@ async def clock() -> Clock:
 async def guard(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Guard:
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "get_running_loop", lambda: clock)
-        return Guard(Guards(), 100)
+        return Guard(Guards(Faults()), 100)
 
 
 @contextlib.asynccontextmanager
@@ -163,7 +164,7 @@ async def test_after_its_block_it_does_nothing(guard: Guard, clock: Clock) -> No
 async def test_one_timer_serves_all_and_nothing_is_left_of_those_that_are_over(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guards = Guards()
+    guards = Guards(Faults())
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "get_running_loop", lambda: clock)
         many = [Guard(guards, limit_s) for limit_s in (5.0, 20.0, 50.0)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from inference_proxy.config import Config
 from inference_proxy.errors import Unavailable
+from inference_proxy.faults import Faults
 from inference_proxy.fleet import Fleet
 from inference_proxy.line import Line
 from inference_proxy.queue import Place, Queues
@@ -110,7 +111,7 @@ class Desk:
         self.clock = Clock()
         self.config: Config = a_config(*engines, **settings)
         self.fleet: Fleet = a_fleet(*engines, clock=self.clock, **settings)
-        self.queues = Queues(self.fleet)
+        self.queues = Queues(self.fleet, Faults())
 
     def task(self, **asked: Any) -> "asyncio.Task[Place]":
         return asyncio.create_task(self.queues.enter(a_job(**asked), self.config))

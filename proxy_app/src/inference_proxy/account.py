@@ -13,6 +13,7 @@ import msgspec
 
 from .dialects import MESSAGES, Dialect
 from .errors import Header
+from .faults import Faults
 from .logs import stamp, write_lines
 from .metrics import OTHER, Metrics, Of, Sample, Values
 from .tracing import Trace
@@ -21,6 +22,7 @@ from .usage_store import UsageStore, Used
 _USAGE = b'"usage":'
 _PROMPT = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
 _COMPLETION = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
+_MOST_DIGITS = 12
 _TAIL_CHUNKS = 4
 _TAIL_BYTES = 8192
 # Of a prompt and of a completion, each, where they are logged at all.
@@ -104,7 +106,14 @@ def usage(end: bytes) -> tuple[int | None, int | None]:
     if at < 0:
         return None, None
     prompt, completion = _PROMPT.search(end, at), _COMPLETION.search(end, at)
-    return int(prompt[1]) if prompt else None, int(completion[1]) if completion else None
+    return _tokens(prompt), _tokens(completion)
+
+
+def _tokens(match: re.Match[bytes] | None) -> int | None:
+    """None for a number that no engine can have counted."""
+    if match is None or len(match[1]) > _MOST_DIGITS:
+        return None
+    return int(match[1])
 
 
 class Accounts:
@@ -115,7 +124,8 @@ class Accounts:
     catch_up() before.
     """
 
-    def __init__(self, metrics: Metrics, usage: UsageStore) -> None:
+    def __init__(self, metrics: Metrics, usage: UsageStore, faults: Faults) -> None:
+        self._faults = faults
         self._metrics = metrics
         self._usage = usage
         self._open: set[Exchange] = set()
@@ -150,14 +160,19 @@ class Accounts:
         epoch = time.time() - time.perf_counter()
         lines = []
         for exchange in ended:
-            sample = _sample(exchange)
-            self._metrics.record(_of(exchange), sample)
-            if exchange.key is not None:
-                self._usage.add(_used(exchange, sample))
-            if exchange.trace is not None:
-                exchange.trace.end(exchange, sample)
-            lines.append(msgspec.json.encode(_line(exchange, sample, epoch + exchange.ended)))
+            # Without one of them the others are accounted for as ever.
+            with self._faults:
+                lines.append(self._account_for(exchange, epoch))
         write_lines(lines)
+
+    def _account_for(self, exchange: Exchange, epoch: float) -> bytes:
+        sample = _sample(exchange)
+        self._metrics.record(_of(exchange), sample)
+        if exchange.key is not None:
+            self._usage.add(_used(exchange, sample))
+        if exchange.trace is not None:
+            exchange.trace.end(exchange, sample)
+        return msgspec.json.encode(_line(exchange, sample, epoch + exchange.ended))
 
     def _in_flight(self) -> Values:
         return Counter(_of(exchange) for exchange in self._open).items()

@@ -5,6 +5,7 @@ from types import TracebackType
 
 from .account import Exchange
 from .config import Config
+from .faults import Faults
 from .limits import Limits, used_tokens
 from .outgoing import Job
 from .queue import Place, Queues
@@ -18,11 +19,20 @@ class Admission:
     tells what the engine counted, or None where the request did not come that far.
     """
 
-    __slots__ = ("_config", "_exchange", "_hold", "_job", "_limits", "_place", "_queues")
+    __slots__ = ("_config", "_exchange", "_faults", "_hold", "_job", "_limits", "_place", "_queues")
 
-    def __init__(self, limits: Limits, queues: Queues, job: Job, exchange: Exchange, config: Config) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        queues: Queues,
+        faults: Faults,
+        job: Job,
+        exchange: Exchange,
+        config: Config,
+    ) -> None:
         self._limits = limits
         self._queues = queues
+        self._faults = faults
         self._job = job
         self._exchange = exchange
         self._config = config
@@ -43,11 +53,17 @@ class Admission:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._place.leave()
+        # Each of them, whatever the others do.
+        with self._faults:
+            self._place.leave()
         self._settle(error)
+        with self._faults:
+            self._place.settle(sum(self._exchange.used))
 
     def _settle(self, error: BaseException | None) -> None:
-        # Not for its caller's limits alone: what they count is what the usage by day has.
-        self._exchange.used = used_tokens(self._job, self._exchange, error)
+        with self._faults:
+            # Not for its caller's limits alone: what they count is what the usage by day has.
+            self._exchange.used = used_tokens(self._job, self._exchange, error)
         if self._hold is not None:
-            self._hold.settle(self._exchange, error)
+            with self._faults:
+                self._hold.settle(self._exchange, error)

@@ -167,6 +167,7 @@ class Proxy:
                 "release": _release(),
                 "in_flight": len(state.guards),
                 "config_error": state.config_error,
+                "fault": state.faults.reason,
                 "limits_store_away": state.limits.store_away,
                 "engines": [
                     {

@@ -22,8 +22,10 @@ MULTIPART = BodyKind.MULTIPART
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A row. `path` lacks the version where `versioned`; `kind` decides clocks and limits. Of the body's
-    fields, `prompt` hold the prompt, `cap` the most tokens to generate (the first that is there counts), and
-    `refused` ask for what cannot be had."""
+    fields, `prompt` hold the prompt, `batch` is the one of them whose list is several prompts (of a list of
+    numbers, which are token ids, one), `pairs` are those of which an engine reads the first once for each
+    item of the second, `cap` the most tokens to generate (the first that is there counts), and `refused` ask
+    for what cannot be had."""
 
     path: str
     kind: EndpointClass
@@ -32,6 +34,8 @@ class Endpoint:
     methods: tuple[str, ...] = ("POST",)
     versioned: bool = True
     prompt: tuple[str, ...] = ()
+    batch: str = ""
+    pairs: tuple[tuple[str, str], ...] = ()
     cap: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     upstream_path: str = ""  # where the engine has it
@@ -49,7 +53,7 @@ TABLE = (
     Endpoint(
         "/chat/completions", _GENERATION, prompt=_CHAT_PROMPT, cap=("max_completion_tokens", "max_tokens")
     ),
-    Endpoint("/completions", _GENERATION, prompt=("prompt",), cap=("max_tokens",)),
+    Endpoint("/completions", _GENERATION, prompt=("prompt",), batch="prompt", cap=("max_tokens",)),
     Endpoint(
         "/responses",
         _GENERATION,
@@ -60,10 +64,13 @@ TABLE = (
     ),
     Endpoint("/messages", _GENERATION, Dialect.MESSAGES, prompt=_CHAT_PROMPT, cap=("max_tokens",)),
     Endpoint("/messages/count_tokens", _UTILITY, Dialect.MESSAGES, prompt=_CHAT_PROMPT),
-    Endpoint("/embeddings", _POOLING, prompt=("input", "messages")),
-    Endpoint("/rerank", _POOLING, prompt=("query", "documents")),
+    Endpoint("/embeddings", _POOLING, prompt=("input", "messages"), batch="input"),
+    Endpoint("/rerank", _POOLING, prompt=("query", "documents"), pairs=(("query", "documents"),)),
     Endpoint(
-        "/score", _POOLING, prompt=("text_1", "text_2", "queries", "documents", "items", "data_1", "data_2")
+        "/score",
+        _POOLING,
+        prompt=("text_1", "text_2", "queries", "documents", "items", "data_1", "data_2"),
+        pairs=(("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2")),
     ),
     Endpoint("/audio/transcriptions", EndpointClass.AUDIO, body=BodyKind.MULTIPART),
     Endpoint("/tokenize", _UTILITY, versioned=False, prompt=("prompt", "messages")),

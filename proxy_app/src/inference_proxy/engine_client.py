@@ -135,7 +135,11 @@ class EngineClient:
     def _send_rest(self) -> None:
         later, self._later = self._later, None
         for connection in later or ():
-            connection.send()
+            try:
+                connection.send()
+            except Exception as error:
+                # That of one request: the others are sent all the same.
+                connection.fail(error)
 
     def keep(self, connection: "_Connection") -> None:
         self._idle.setdefault(connection.origin, {})[connection] = self._loop.time()
@@ -200,6 +204,11 @@ class _Connection(asyncio.Protocol):
         unsent, self._unsent = self._unsent, None
         if unsent is not None and not self.transport.is_closing():
             self.transport.writelines(unsent)
+
+    def fail(self, error: Exception) -> None:
+        """What it was asked cannot be sent."""
+        self.transport.abort()
+        self.connection_lost(error)
 
     def _release(self, reusable: bool) -> None:
         self._answer = self._unsent = None

@@ -14,6 +14,7 @@ from .config import Config, EngineConfig
 from .errors import Unavailable
 from .gauges import Gauges
 from .guard import Guard, Reason
+from .numbers import MOST_CONTEXT_TOKENS, whole
 from .progress import Progress
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class Fleet:
         self.now = clock
         self.freed: Callable[[], None] = lambda: None  # to be called when an engine may have room again
         self._drained: frozenset[str] = frozenset()
+        self._contexts: dict[str, int] = {}  # tokens, by model
 
     def configure(self, config: Config) -> None:
         """Take over new settings. Engines that stay keep their counts and what is known of them."""
@@ -132,6 +134,7 @@ class Fleet:
             engine.configure(entry, config.queue.max_in_flight)
             engines.append(engine)
         self.engines = engines
+        self._note_contexts()
         self._apply_drained()
 
     def set_drained(self, ids: frozenset[str]) -> None:
@@ -144,6 +147,25 @@ class Fleet:
         for engine in self.engines:
             engine.drained = engine.id in self._drained
         self.freed()
+
+    def took_cards(self, engine: Engine, cards: dict[str, dict[str, Any]]) -> None:
+        """What an engine says of its models."""
+        if cards != engine.cards:
+            engine.cards = cards
+            self._note_contexts()
+
+    def _note_contexts(self) -> None:
+        found: dict[str, int] = {}
+        for engine in self.engines:
+            for model, card in engine.cards.items():
+                tokens = whole(card.get("max_model_len"), 1, MOST_CONTEXT_TOKENS)
+                if tokens is not None:
+                    found[model] = max(tokens, found.get(model, 0))
+        self._contexts = found
+
+    def context_tokens(self, model: str) -> int:
+        """The longest context that an engine has for a model."""
+        return self._contexts.get(model, MOST_CONTEXT_TOKENS)
 
     # Who is there.
 

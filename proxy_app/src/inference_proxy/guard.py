@@ -9,6 +9,7 @@ from types import TracebackType
 from starlette.types import Receive
 
 from .clocks import Clocks
+from .faults import Faults
 from .server_protocol import Client
 
 GRAIN_S = 0.1
@@ -45,7 +46,8 @@ class Guards:
     whoever is due without looking at the others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
         self._all: set[Guard] = set()
         self._slots: dict[int, set[Guard]] = {}  # of GRAIN_S each, by their number
         self._turned = 0  # the last slot that was seen to
@@ -93,7 +95,8 @@ class Guards:
         while self._turned < slot:
             self._turned += 1
             for guard in self._slots.pop(self._turned, ()):
-                guard.look()
+                with self._faults:
+                    guard.look()
         self._turning = bool(self._slots)
         if self._turning:
             self._turn_at(slot + 1, loop)

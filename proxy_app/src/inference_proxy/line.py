@@ -53,11 +53,22 @@ class Line(Generic[T]):
     def take(self) -> T:
         """The head leaves, and its class has had a turn."""
         chosen = self._next()
-        item, tokens = chosen.waiting.popleft()
-        self._passed = chosen.passed
-        chosen.passed += tokens / chosen.share
+        item, tokens = chosen.waiting[0]
+        passed = chosen.passed + tokens / chosen.share
+        # Nothing above has changed anything, and nothing below can fail.
+        chosen.waiting.popleft()
+        self._passed, chosen.passed = chosen.passed, passed
         self.length -= 1
         return item
+
+    def settle(self, name: str, tokens: int) -> None:
+        """A turn of this class took so many tokens more (if negative, fewer) than it was counted with."""
+        known = self._classes[name]
+        known.passed += tokens / known.share
+
+    def all(self) -> list[T]:
+        """Everybody who waits."""
+        return [item for known in self._classes.values() for item, _ in known.waiting]
 
     def leave(self, item: T, name: str) -> None:
         """It goes without a turn. One that is not there any more has left already."""

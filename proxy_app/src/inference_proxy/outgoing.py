@@ -9,6 +9,7 @@ from .config import GENERATION, POOLING, Config, ModelConfig
 from .endpoints import MULTIPART
 from .errors import ApiError, Header
 from .http_request import Fields as HeaderFields
+from .numbers import MOST_CONTEXT_TOKENS
 from .usage_event import ask
 from .validate import Asked
 
@@ -26,21 +27,30 @@ _FORWARDED = tuple((name.encode(), name) for name in ("accept", "traceparent", "
 class Job(msgspec.Struct, frozen=True, eq=False):
     """A request as it is admitted, routed and sent: `asked`, for engines that serve `model`.
 
-    `max_tokens` is the most that may be generated a choice, after the model's default and limit; None: as
-    much as fits the model's context. `notices` are headers that tell the client what was changed.
-    `hides_usage`: the engine tells usage in an event that the client did not ask for.
+    `max_tokens` is the most that may be generated for each choice, after the model's default and limit and
+    within `context_tokens`, the model's context; None: as much as fits. `notices` are headers
+    that tell the client what was changed. `hides_usage`: the engine tells usage in an event that the client
+    did not ask for.
     """
 
     asked: Asked
     model: str
     max_tokens: int | None
+    context_tokens: int
     body: bytes
     headers: dict[str, str]
     notices: tuple[Header, ...]
     hides_usage: bool = False
 
 
-def prepare(asked: Asked, model: ModelConfig, config: Config, client: HeaderFields, request_id: str) -> Job:
+def prepare(
+    asked: Asked,
+    model: ModelConfig,
+    config: Config,
+    client: HeaderFields,
+    request_id: str,
+    context_tokens: int = MOST_CONTEXT_TOKENS,
+) -> Job:
     """Raises ApiError 400 for a form with fields that are the proxy's own: its bytes are not taken apart."""
     headers = {"x-request-id": request_id}
     for field, name in _FORWARDED:
@@ -51,7 +61,7 @@ def prepare(asked: Asked, model: ModelConfig, config: Config, client: HeaderFiel
         headers["x-vllm-priority"] = str(priority)
     if asked.endpoint.body is MULTIPART:
         headers["content-type"] = client[b"content-type"].decode("latin-1")
-        return Job(asked, model.name, None, _form(asked, model), headers, ())
+        return Job(asked, model.name, None, context_tokens, _form(asked, model), headers, ())
     headers["content-type"] = "application/json"
     max_tokens = _max_tokens(asked, model)
     changes = _changes(asked, model, max_tokens)
@@ -67,7 +77,11 @@ def prepare(asked: Asked, model: ModelConfig, config: Config, client: HeaderFiel
     notices: tuple[Header, ...] = ()
     if asked.max_tokens is not None and max_tokens != asked.max_tokens:
         notices = ((b"x-max-tokens", str(max_tokens).encode()),)
-    return Job(asked, model.name, max_tokens, body, headers, notices, hides_usage=bool(for_usage))
+    if max_tokens is not None:
+        max_tokens = min(max_tokens, context_tokens)
+    return Job(
+        asked, model.name, max_tokens, context_tokens, body, headers, notices, hides_usage=bool(for_usage)
+    )
 
 
 def _max_tokens(asked: Asked, model: ModelConfig) -> int | None:

@@ -158,7 +158,8 @@ class _Request:
         named = settings.catalogue.resolve(asked.model, asked.key)
         line = settings.catalogue.line(named.model, asked.key)
         for model in line:
-            job = prepare(asked, model, settings.config, self._headers, exchange.request_id)
+            context_tokens = self._state.fleet.context_tokens(model.name)
+            job = prepare(asked, model, settings.config, self._headers, exchange.request_id, context_tokens)
             exchange.notices = (*named.headers, *job.notices)
             exchange.served, exchange.engine, self._engine = model.name, None, None
             if exchange.trace is not None:
@@ -167,7 +168,9 @@ class _Request:
                 exchange.notices += ((b"x-fallback-model", model.name.encode()),)
             self._has_standin = model is not line[-1]
             try:
-                async with Admission(limits, queues, job, exchange, settings.config) as place:
+                async with Admission(
+                    limits, queues, self._state.faults, job, exchange, settings.config
+                ) as place:
                     return await self._relay_from(place, job, model)
             except Unavailable:
                 if not self._has_standin:

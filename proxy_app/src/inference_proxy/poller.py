@@ -94,7 +94,7 @@ class _Watch:
             if status != 200:
                 raise ValueError(f"GET /v1/models answered {status}")
             cards = msgspec.json.decode(body, type=_Models).data
-            engine.cards = {str(card.get("id")): card for card in cards}
+            self._fleet.took_cards(engine, {str(card.get("id")): card for card in cards})
             engine.reachable, self._silences = True, 0
         except TimeoutError:
             self._silences += 1

@@ -11,7 +11,8 @@ import msgspec
 
 from . import affinity, route
 from .config import Config
-from .errors import Unavailable
+from .errors import ApiError, Unavailable
+from .faults import Faults
 from .fleet import Engine, Fleet
 from .line import Line
 from .outgoing import Job
@@ -27,13 +28,19 @@ class LineView(msgspec.Struct, frozen=True):
 
 
 class Place:
-    """Counts a request at its engine, from the choice on, so that the next choice sees it. To be left."""
+    """Counts a request at its engine, from the choice on, so that the next choice sees it. To be left.
 
-    __slots__ = ("_cost", "_fleet", "engine")
+    `turn` is the line in which it waited, and its class there.
+    """
 
-    def __init__(self, fleet: Fleet, engine: Engine, cost: int) -> None:
+    __slots__ = ("_cost", "_fleet", "_turn", "engine")
+
+    def __init__(
+        self, fleet: Fleet, engine: Engine, cost: int, turn: "tuple[Line[_Waiter], str] | None" = None
+    ) -> None:
         self._fleet = fleet
         self._cost = cost
+        self._turn = turn
         self._take(engine)
 
     def _take(self, engine: Engine) -> None:
@@ -49,6 +56,12 @@ class Place:
     def move(self, engine: Engine) -> None:
         self.leave()
         self._take(engine)
+
+    def settle(self, used: int) -> None:
+        """At the request's end: its class in the line has had as many tokens as were really used."""
+        if self._turn is not None:
+            line, priority = self._turn
+            line.settle(priority, used - self._cost)
 
 
 class _Request(msgspec.Struct, frozen=True, eq=False):
@@ -71,7 +84,7 @@ class _Waiter:
     request: _Request
     turn: asyncio.Future[None]
     place: Place | None = None
-    refusal: Unavailable | None = None
+    refusal: ApiError | None = None
 
     def wake(self) -> None:
         if not self.turn.done():
@@ -96,8 +109,9 @@ class _Lane:
 class Queues:
     """A line for each model (and pool) for which somebody waits, and none for the others. One a worker."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, faults: Faults) -> None:
         self._fleet = fleet
+        self._faults = faults
         self._lanes: dict[tuple[str, str | None], _Lane] = {}
         fleet.freed = self.wake
 
@@ -126,17 +140,30 @@ class Queues:
         return route.choose(engines, request.cost, request.key, config.routing) if engines else None
 
     def wake(self) -> None:
-        """Engines may have room again: let in whoever is next."""
+        """Engines may have room again: let in whoever is next. Whoever calls it has a request of its own, or
+        none, so what fails here is nobody's but the line's: those in it are refused, and a new one begins."""
         served = bool(self._lanes)
         while served:
             served = False
             for name, lane in list(self._lanes.items()):
-                if self._serve_head(lane):
+                try:
+                    advanced = self._serve_head(lane)
+                except Exception:
+                    self._faults.note(f"the line of model {name[0]!r} is damaged")
+                    self._close(name, lane)
+                    continue
+                if advanced:
                     served = True
                     # Lines take turns at engines that they share.
                     del self._lanes[name]
                     if lane.line.length:
                         self._lanes[name] = lane
+
+    def _close(self, name: tuple[str, str | None], lane: _Lane) -> None:
+        del self._lanes[name]
+        for waiter in lane.line.all():
+            waiter.refusal = ApiError(500, "internal_error", "The proxy failed to handle this request.")
+            waiter.wake()
 
     def snapshot(self, config: Config) -> list[LineView]:
         now = self._fleet.now()
@@ -152,17 +179,21 @@ class Queues:
         return route.choose(engines, request.cost, request.key, request.config.routing) if engines else None
 
     def _serve_head(self, lane: _Lane) -> bool:
-        waiter = lane.line.head()
+        request = lane.line.head().request
         try:
-            engine = self._room_for(waiter.request)
+            engine = self._room_for(request)
         except Unavailable as error:
+            waiter = lane.line.take()
             waiter.refusal = error
         else:
             if engine is None:
                 return False
-            waiter.place = Place(self._fleet, engine, waiter.request.cost)
-            lane.served += waiter.request.cost
-        lane.line.take()
+            # First the turn: if it fails, no place has been taken that nobody would leave.
+            waiter = lane.line.take()
+            waiter.place = Place(
+                self._fleet, engine, request.cost, (lane.line, request.job.asked.key.priority)
+            )
+            lane.served += request.cost
         waiter.wake()
         return True
 

@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from .affinity import claim
 from .config import GENERATION, Config, Routing
 from .fleet import Engine
+from .numbers import MOST_TOKENS
 from .outgoing import Job
 
 
 def cost_of(job: Job, routing: Routing) -> int:
-    """Tokens, 1 or more, by which the job counts as outstanding: its prompt and what it may generate."""
+    """Tokens, 1 or more, by which the job counts as outstanding: its prompt and what it may generate. A cap
+    that the model's context cuts anyway says as little of that as none."""
     tokens = job.asked.prompt_tokens
     if job.asked.endpoint.kind is GENERATION:
-        asked = routing.assumed_tokens if job.max_tokens is None else job.max_tokens
-        tokens += asked * job.asked.choices
-    return max(1, tokens)
+        choices, context = job.asked.choices, job.context_tokens
+        cap = job.max_tokens
+        generated = routing.assumed_tokens if cap is None or cap >= context else cap
+        # A longer prompt is refused.
+        tokens = min(tokens, context * choices) + generated * choices
+    return min(max(1, tokens), MOST_TOKENS)
 
 
 def pool_of(job: Job, config: Config) -> str | None:

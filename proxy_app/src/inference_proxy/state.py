@@ -10,6 +10,7 @@ from .authenticate import KeyRing
 from .catalogue import Catalogue
 from .config import Config, ConfigError, KeyConfig, list_drained, load_config, load_keys
 from .endpoints import Endpoints
+from .faults import Faults
 from .fleet import Fleet
 from .guard import Guards, Reason
 from .limits import Limits
@@ -54,14 +55,15 @@ class State:
     def __init__(self, settings: Settings, worker: int = 0) -> None:
         self.worker = worker
         self.fleet = Fleet()
-        self.queues = Queues(self.fleet)
+        self.faults = Faults()
+        self.queues = Queues(self.fleet, self.faults)
         self.limits = Limits(lambda: self.settings.config.limits)
         self.retries = RetryBudget(settings.config.retries)
-        self.guards = Guards()
+        self.guards = Guards(self.faults)
         self.metrics = Metrics()
         self.usage = UsageStore(str(worker))
         self.tracing = Tracing()
-        self.accounts = Accounts(self.metrics, self.usage)
+        self.accounts = Accounts(self.metrics, self.usage, self.faults)
         self.views: dict[str, View] = {"queues": self._lines, "limits": self.limits.rows}
         self.stopping = False
         self.config_error: str | None = None
@@ -88,12 +90,17 @@ class State:
             guard.interrupt(Reason.SHUTDOWN)
 
     def ready(self) -> bool:
-        return not self.stopping and any(engine.serves for engine in self.fleet.engines)
+        if self.stopping or self.faults.reason is not None:
+            return False
+        return any(engine.serves for engine in self.fleet.engines)
 
     def _publish(self) -> None:
         """What is to be read from here at each scrape."""
         watch, fleet = self.metrics.watch, self.fleet
         watch("ready", "1 where requests can be served.", (), lambda: [((), self.ready())])
+        watch(
+            "faults", "Errors in what requests share, since the start.", (), lambda: [((), self.faults.seen)]
+        )
         watch(
             "config_refused",
             "1 while a file on disk cannot be used and an older one is.",

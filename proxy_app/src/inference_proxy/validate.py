@@ -12,17 +12,14 @@ from .body import Fields, parse
 from .dialects import MESSAGES, Dialect
 from .endpoints import MULTIPART, TABLE, Endpoint
 from .errors import ApiError
+from .estimate import estimate
 from .http_request import Fields as HeaderFields
 from .multipart import Form
+from .numbers import MOST, MOST_CHOICES
 from .server_protocol import Client
 
-# A token of English prose has about four bytes. What is counted against limits is the engine's own number in
-# the end; this one only has to be near it when a request is let in.
-_BYTES_A_TOKEN = 4
-# An image or a sound costs an engine by its size in pixels or seconds, not by its bytes in the body.
-_EMBEDDED_MARK = b";base64,"
-_EMBEDDED = re.compile(_EMBEDDED_MARK + rb"[A-Za-z0-9+/=_-]+")
-_EMBEDDED_TOKENS = 1000
+# As a string has a whole number; more digits are more than MOST.
+_DIGITS = re.compile(r"([+-]?[0-9]{1,19})(?:\.0*)?", re.ASCII)
 
 _decode = msgspec.json.decode
 
@@ -39,10 +36,10 @@ class ClientGone(Exception):
 class Asked(msgspec.Struct, frozen=True, eq=False):
     """What a request asks for: all that the later steps decide by.
 
-    `model` is the name that the client wrote. `max_tokens` is the client's cap a choice, None without one;
-    `choices` the number of answers to one prompt. `prompt_tokens` is an estimate. `session` ties requests of
-    one conversation together, and is whatever the client chose for it. `body` is what came, byte for byte;
-    `fields` are the parts of a JSON body, `form` those of a multipart one.
+    `model` is the name that the client wrote. `max_tokens` is the client's cap for each choice, None without
+    one; `choices` the number of answers, `n` for each prompt. `prompt_tokens` is an estimate. `session` ties
+    requests of one conversation together, and is whatever the client chose for it. `body` is what came, byte
+    for byte; `fields` are the parts of a JSON body, `form` those of a multipart one.
     """
 
     endpoint: Endpoint
@@ -116,14 +113,15 @@ def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -
     for name in endpoint.refused:
         if values.get(name):
             raise wrong(name, "not_supported", f"'{name}' cannot be used here: no engine keeps responses.")
+    prompts, prompt_tokens = estimate(endpoint, fields, body)
     return Asked(
         endpoint=endpoint,
         key=key,
         model=_model(values.get("model")),
         stream=_flag(values, "stream"),
         max_tokens=_cap(values, endpoint),
-        choices=_count(values, "n", 1) or 1,
-        prompt_tokens=_estimate(endpoint, fields, body),
+        choices=(_count(values, "n", 1, MOST_CHOICES) or 1) * prompts,
+        prompt_tokens=prompt_tokens,
         session=_session(headers) or _user(values, endpoint.dialect),
         body=body,
         fields=fields,
@@ -151,19 +149,24 @@ def _flag(values: _Values, name: str) -> bool:
 
 def _cap(values: _Values, endpoint: Endpoint) -> int | None:
     for name in endpoint.cap:
-        if (cap := _count(values, name, 0)) is not None:
+        if (cap := _count(values, name, 0, MOST)) is not None:
             return cap
     return None
 
 
-def _count(values: _Values, name: str, least: int) -> int | None:
+def _count(values: _Values, name: str, least: int, most: int) -> int | None:
+    """A whole number, also as engines take it besides: 100.0 and "100"."""
     value = values.get(name)
     if value is None:
         return None
+    if isinstance(value, str) and (digits := _DIGITS.fullmatch(value)):
+        value = int(digits[1])
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise wrong(name, "invalid_type", f"'{name}' must be a whole number.")
-    if value < least:
-        raise wrong(name, "invalid_value", f"'{name}' must be {least} or more.")
+    if not least <= value <= most:
+        raise wrong(name, "invalid_value", f"'{name}' must be between {least} and {most}.")
     return value
 
 
@@ -207,21 +210,6 @@ def _model(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise wrong("model", "invalid_type", "'model' must be a non-empty string.")
     return value
-
-
-def _estimate(endpoint: Endpoint, fields: Fields, body: bytes) -> int:
-    """Tokens of the prompt, from the size of the fields that hold it, without building them."""
-    size = embedded = 0
-    # A single byte is found much sooner (2 us in 100 KB instead of 64), and many prompts lack it.
-    may_embed = b";" in body and _EMBEDDED_MARK in body
-    for name in endpoint.prompt:
-        if (raw := fields.get(name)) is not None:
-            size += len(raw)
-            if may_embed:
-                for match in _EMBEDDED.finditer(raw):
-                    size -= match.end() - match.start()
-                    embedded += 1
-    return size // _BYTES_A_TOKEN + embedded * _EMBEDDED_TOKENS
 
 
 def _too_large(limit: int) -> ApiError:

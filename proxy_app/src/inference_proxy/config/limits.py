@@ -5,21 +5,19 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
-from .types import AbsolutePath, Name, Strict
+from .types import AbsolutePath, Count, Name, Strict
 
 
 class Limits(Strict):
     """Each is unlimited where it is not given. Minutes slide; days and months are those of UTC."""
 
-    requests_per_minute: PositiveInt | None = Field(default=None, description="Requests in any 60 seconds.")
-    tokens_per_minute: PositiveInt | None = Field(
+    requests_per_minute: Count | None = Field(default=None, description="Requests in any 60 seconds.")
+    tokens_per_minute: Count | None = Field(
         default=None, description="Tokens, of prompts and answers, in any 60 seconds."
     )
-    concurrent_requests: PositiveInt | None = Field(
-        default=None, description="Requests that wait or run at once."
-    )
-    tokens_per_day: PositiveInt | None = Field(default=None, description="Token budget of a day.")
-    tokens_per_month: PositiveInt | None = Field(default=None, description="Token budget of a month.")
+    concurrent_requests: Count | None = Field(default=None, description="Requests that wait or run at once.")
+    tokens_per_day: Count | None = Field(default=None, description="Token budget of a day.")
+    tokens_per_month: Count | None = Field(default=None, description="Token budget of a month.")
 
 
 class KeyLimits(Limits):
@@ -67,7 +65,7 @@ class LimitsConfig(Strict):
     models: dict[Name, Limits] = Field(
         default={}, description="Limits of a key's use of a model, where the key does not name them itself."
     )
-    tokens_without_cap: PositiveInt = Field(
+    tokens_without_cap: Count = Field(
         default=1024,
         description="Tokens that are reserved for an answer to which neither the request nor its model sets "
         "a cap.",

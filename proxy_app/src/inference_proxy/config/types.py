@@ -19,7 +19,7 @@ class ConfigError(Exception):
 class Strict(BaseModel):
     """A section: an unknown field is an error, and nothing changes once it is loaded."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _absolute(path: Path) -> Path:
@@ -30,6 +30,8 @@ def _absolute(path: Path) -> Path:
 
 # It may stand in a header and in a log line.
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+# A store of counters calculates with floating-point numbers, which are exact up to here.
+Count = Annotated[int, Field(gt=0, le=2**53)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 

@@ -11,6 +11,7 @@ from ..authenticate import Key
 from ..config import POOLING, UTILITY, LimitsConfig
 from ..config import Limits as Rates
 from ..errors import ApiError, Unavailable
+from ..numbers import MOST_TOKENS
 from ..outgoing import Job
 from .store import PERIOD, PLACES, WINDOW, Claim, Standing
 
@@ -144,9 +145,9 @@ def reserved_tokens(job: Job, config: LimitsConfig) -> tuple[int, int]:
     if asked.endpoint.kind is POOLING:
         return prompt, prompt
     if job.max_tokens is not None:
-        capped = prompt + job.max_tokens * asked.choices
+        capped = min(prompt + job.max_tokens * asked.choices, MOST_TOKENS)
         return capped, capped
-    return prompt, prompt + config.tokens_without_cap * asked.choices
+    return prompt, min(prompt + config.tokens_without_cap * asked.choices, MOST_TOKENS)
 
 
 def used_tokens(job: Job, exchange: Exchange, error: BaseException | None) -> tuple[int, int]:

@@ -1,0 +1,128 @@
+"""How large a prompt is taken to be, before an engine has counted it."""
+
+import base64
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import a_job
+
+BLOB = base64.b64encode(random.Random(1).randbytes(300_000)).decode()
+URL = f"data:image/png;base64,{BLOB}"
+TEXT = {"type": "text", "text": "hi"}
+
+
+def user(*parts: Any) -> list[Any]:
+    return [{"role": "user", "content": [TEXT, *parts]}]
+
+
+SOURCE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BLOB}}
+RESULT = {"type": "tool_result", "tool_use_id": "t", "content": [SOURCE]}
+EMBEDDED = {
+    "data url": ("/chat/completions", {"messages": user({"type": "image_url", "image_url": {"url": URL}})}),
+    "data url as text": ("/chat/completions", {"messages": user({"type": "image_url", "image_url": URL})}),
+    "video": ("/chat/completions", {"messages": user({"type": "video_url", "video_url": {"url": URL}})}),
+    "sound": (
+        "/chat/completions",
+        {"messages": user({"type": "input_audio", "input_audio": {"data": BLOB, "format": "wav"}})},
+    ),
+    "file": ("/chat/completions", {"messages": user({"type": "file", "file": {"file_data": BLOB}})}),
+    "anthropic image": ("/messages", {"messages": user(SOURCE)}),
+    "anthropic tool result": ("/messages", {"messages": user(RESULT)}),
+    "responses image": ("/responses", {"input": user({"type": "input_image", "image_url": URL})}),
+    "responses file": ("/responses", {"input": user({"type": "input_file", "file_data": BLOB})}),
+    "responses screenshot": (
+        "/responses",
+        {"input": [{"type": "computer_call_output", "output": {"type": "x", "image_url": URL}}]},
+    ),
+    "embeddings": ("/embeddings", {"messages": user({"type": "image_url", "image_url": {"url": URL}})}),
+    "rerank": (
+        "/rerank",
+        {"query": "q", "documents": {"content": [{"type": "image_url", "image_url": {"url": URL}}]}},
+    ),
+}
+ESCAPES = {"none": {}, "php": {"/": "\\/"}, ".net": {"+": "\\u002B", "/": "\\u002f"}}
+
+
+def tokens(path: str, body: dict[str, Any], escapes: dict[str, str] | None = None) -> int:
+    text = json.dumps(body)
+    for plain, escaped in (escapes or {}).items():
+        text = text.replace(plain, escaped)
+    return a_job(path, raw=text).asked.prompt_tokens
+
+
+@pytest.mark.parametrize("escapes", ESCAPES.values(), ids=ESCAPES)
+@pytest.mark.parametrize(("path", "body"), EMBEDDED.values(), ids=EMBEDDED)
+def test_an_embedded_medium_is_no_text(path: str, body: dict[str, Any], escapes: dict[str, str]) -> None:
+    assert 1000 <= tokens(path, body, escapes) < 1100
+
+
+LONG = len(BLOB) // 4
+READ = {
+    "a text": ("/chat/completions", {"messages": [{"role": "user", "content": BLOB}]}),
+    "a text part": ("/chat/completions", {"messages": user({"type": "text", "text": URL})}),
+    "a text part with data": (
+        "/chat/completions",
+        {"messages": user({"text": BLOB, "x": 1})},
+    ),
+    "a tool": (
+        "/chat/completions",
+        {"messages": [], "tools": [{"source": {"data": BLOB}}]},
+    ),
+    "a tool call's arguments": (
+        "/messages",
+        {"messages": user({"type": "tool_use", "id": "t", "name": "n", "input": {"image_url": URL}})},
+    ),
+    "a prompt": ("/completions", {"prompt": BLOB}),
+    "no messages at all": ("/chat/completions", {"messages": {"a": BLOB}}),
+}
+
+
+@pytest.mark.parametrize(("path", "body"), READ.values(), ids=READ)
+def test_what_a_model_reads_is_counted(path: str, body: dict[str, Any]) -> None:
+    assert tokens(path, body) >= LONG
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "choices", "least", "most"),
+    [
+        ("/completions", {"prompt": "a"}, 1, 0, 1),
+        ("/completions", {"prompt": ["a"] * 100}, 100, 100, 100),
+        ("/completions", {"prompt": ["a"] * 100, "n": 2}, 200, 100, 100),
+        ("/completions", {"prompt": [1, 2, 3] * 100}, 1, 300, 300),
+        ("/completions", {"prompt": [[1, 2, 3]] * 100}, 100, 300, 300),
+        ("/completions", {"prompt": []}, 1, 1, 1),
+        ("/embeddings", {"input": ["a"] * 100}, 100, 100, 100),
+        ("/embeddings", {"input": [7] * 100}, 1, 100, 100),
+        ("/rerank", {"query": "q" * 398, "documents": ["d" * 38] * 10}, 1, 1100, 1200),
+        ("/score", {"text_1": "q" * 398, "text_2": ["d" * 38] * 10}, 1, 1100, 1200),
+        ("/score", {"text_1": ["q" * 398] * 10, "text_2": ["d" * 38] * 10}, 1, 1000, 1200),
+    ],
+)
+def test_each_prompt_of_a_list_counts(
+    path: str, body: dict[str, Any], choices: int, least: int, most: int
+) -> None:
+    asked = a_job(path, **body).asked
+    assert asked.choices == choices
+    assert least <= asked.prompt_tokens <= most
+
+
+NAMES = ["content", "source", "data", "url", "image_url", "output", "type", "file", "input_audio"]
+PATHS = ["/chat/completions", "/responses", "/embeddings", "/rerank", "/completions"]
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.sampled_from(PATHS), json_values)
+def test_any_json_can_be_estimated(path: str, value: Any) -> None:
+    """With a long run beside it, so that all of it is looked at."""
+    names = ("messages", "input", "prompt", "documents", "query")
+    job = a_job(path, **dict.fromkeys(names, value), x="y" * 10_000)
+    assert 0 <= job.asked.prompt_tokens <= len(job.asked.body) * 10
