@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from engine import WAIT_S, Call, Engine, complete
-from harness import KEY, Files, free_port
+from engine import WAIT_S, Call, Engine, Script, complete, stream
+from harness import KEY, Files, Proxy, free_port
 from inference_proxy import server
 
 pytestmark = pytest.mark.anyio
@@ -53,3 +53,46 @@ async def test_a_connection_without_a_request_is_closed_and_a_busy_one_is_not(
         finish.set()
         worker.should_exit = worker.force_exit = True
         await running
+
+
+async def in_pieces(call: Call) -> None:
+    await call.head(200, "content-type: application/json", "transfer-encoding: chunked")
+    await call.chunk(b'{"choices":')
+    await call.chunk(b"[]}")
+    await call.end_stream()
+
+
+EVENTS = (
+    b'data: {"choices": [{"delta": {"content": "one"}}]}\n\n'
+    b'data: {"choices": [{"delta": {"content": "two"}}]}\n\ndata: [DONE]\n\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("script", "body", "answer"), [(stream, b',"stream":true', EVENTS), (in_pieces, b"", b'{"choices":[]}')]
+)
+async def test_a_client_of_http_1_0_gets_no_chunks(
+    proxy: Proxy, engine: Engine, script: Script, body: bytes, answer: bytes
+) -> None:
+    engine.script = script
+    body = b'{"model":"big"' + body + b"}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    head = ASK.partition(b"content-length")[0].replace(b"HTTP/1.1", b"HTTP/1.0")
+    writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+    received = await asyncio.wait_for(reader.read(), WAIT_S)
+    writer.close()
+    head, _, rest = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"transfer-encoding" not in head.lower()
+    assert b"connection: close" in head.lower()
+    assert rest == answer
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+async def test_what_has_a_length_keeps_it_in_http_1_0(proxy: Proxy, method: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(LIVE.replace(b"GET", method).replace(b"HTTP/1.1", b"HTTP/1.0"))
+    head, _, body = (await asyncio.wait_for(reader.read(), WAIT_S)).partition(b"\r\n\r\n")
+    writer.close()
+    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    assert len(body) == (length if method == b"GET" else 0)

@@ -182,3 +182,160 @@ async def test_trailers_are_no_headers(proxy: Proxy, engine: Engine) -> None:
     body = b"transfer-encoding: chunked\r\n\r\nf\r\n" + BODY + b"\r\n0\r\n" + trailer * 3 + b"\r\n"
     assert statuses(await exchange(proxy, head + body)) == [401]
     assert engine.calls == []
+
+
+UPGRADES = [
+    b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAA\r\n",
+    b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+    b"Connection: keep-alive\r\nConnection: UPGRADE\r\nUpgrade: TLS/1.2, foo\r\n",
+    b"upgrade: h2c\r\nconnection: upgrade\r\nupgrade: \r\n",
+]
+
+
+async def answers_to(proxy: Proxy, *packets: bytes, count: int) -> list[int]:
+    """Statuses of `count` answers, when they have come and the last request, an own one, was answered too:
+    then there are no others. Each packet is sent when the server has had time for the one before."""
+    last = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    try:
+        for packet in packets:
+            writer.write(packet)
+            await writer.drain()
+            await proxy.ready()  # a round trip through the same event loop
+        writer.write(last)
+        found = statuses(await asyncio.wait_for(reader.read(), WAIT_S))
+        assert len(found) == count + 1, found
+        assert found[-1] == 200
+        return found[:-1]
+    finally:
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_an_upgrade_is_ignored_and_the_body_taken(
+    proxy: Proxy, engine: Engine, upgrade: bytes, apart: bool, chunked: bool
+) -> None:
+    if chunked:
+        head, body = b"transfer-encoding: chunked\r\n\r\n", b"f\r\n" + BODY + b"\r\n0\r\n\r\n"
+    else:
+        head, body = b"content-length: 15\r\n\r\n", BODY
+    head = POST + upgrade + head
+    packets = (head, body) if apart else (head + body,)
+    assert await answers_to(proxy, *packets, count=1) == [200]
+    assert [(call.path, call.body) for call in engine.calls] == [("/v1/completions", BODY)]
+    assert not {"upgrade", "connection", "http2-settings"} & engine.calls[0].headers.keys()
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("apart", [False, True])
+async def test_the_body_of_an_upgrade_is_no_request(
+    proxy: Proxy, engine: Engine, upgrade: bytes, apart: bool
+) -> None:
+    head = POST + upgrade + b"content-length: %d\r\n\r\n" % len(HIDDEN)
+    packets = (head, HIDDEN) if apart else (head + HIDDEN,)
+    assert await answers_to(proxy, *packets, count=1) == [400]
+    assert not engine.calls
+
+
+async def test_requests_after_an_upgrade_are_requests(proxy: Proxy, engine: Engine) -> None:
+    one = POST + UPGRADES[0] + b"content-length: 15\r\n\r\n" + BODY
+    without_body = b"GET /v1/models HTTP/1.1\r\n" + HEAD + UPGRADES[1] + b"\r\n"
+    every = one + without_body + POST + b"content-length: 15\r\n\r\n" + BODY + one
+    assert await answers_to(proxy, every, count=4) == [200] * 4
+    assert [call.body for call in engine.calls] == [BODY] * 3
+
+
+async def test_an_upgrade_in_pieces(proxy: Proxy, engine: Engine) -> None:
+    data = POST + UPGRADES[0] + b"content-length: 15\r\n\r\n" + BODY
+    assert await answers_to(proxy, *(data[at : at + 40] for at in range(0, len(data), 40)), count=1) == [200]
+    assert [call.body for call in engine.calls] == [BODY]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"CONNECT x:443 HTTP/1.1\r\nhost: x:443\r\n\r\n" + HIDDEN,
+        b"CONNECT /v1/completions HTTP/1.1\r\n" + HEAD + b"content-length: 15\r\n\r\n" + BODY + HIDDEN,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HIDDEN,
+        POST + UPGRADES[0] + b"content-length: 15\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + HIDDEN,
+        POST + UPGRADES[0] + b"content-length: 15, 0\r\n\r\n" + BODY + HIDDEN,
+        POST + UPGRADES[0] + b"transfer-encoding: chunked\r\n\r\n-1\r\n" + BODY + HIDDEN,
+    ],
+)
+async def test_no_tunnel_and_no_other_protocol(proxy: Proxy, engine: Engine, data: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(data)
+    answers = await asyncio.wait_for(reader.read(), WAIT_S)
+    writer.close()
+    assert statuses(answers) == [400]
+    assert b'"code":"malformed_request"' in answers
+    assert not engine.calls
+
+
+async def test_rubbish_after_a_request_does_not_spoil_its_answer(proxy: Proxy, engine: Engine) -> None:
+    go_on = asyncio.Event()
+
+    async def slow(call: Call) -> None:
+        await call.start_stream()
+        await call.event('{"choices":[]}')
+        await go_on.wait()
+        await call.event("[DONE]")
+        await call.end_stream()
+
+    engine.script = slow
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    body = b'{"model":"big","stream":true}'
+    writer.write(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
+    first = await asyncio.wait_for(reader.readuntil(b"[]}\n\n\r\n"), WAIT_S)
+    writer.write(b"RUBBISH\r\n\r\n" + HIDDEN)
+    await proxy.ready()
+    go_on.set()
+    rest = await asyncio.wait_for(reader.read(), WAIT_S)
+    writer.close()
+    assert statuses(first + rest) == [200]
+    assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+    assert len(engine.calls) == 1
+
+
+LARGE = 4 * 1024 * 1024
+NO_KEY = POST.replace(KEY.encode(), b"nobody")
+
+
+@pytest.mark.parametrize(("head", "status"), [(NO_KEY, 401), (POST, 413)])
+@pytest.mark.parametrize("close", [b"", b"connection: close\r\n"])
+async def test_an_early_answer_arrives_and_the_rest_of_the_upload_is_no_request(
+    files: Files, engine: Engine, head: bytes, status: int, close: bytes
+) -> None:
+    files.configure(engine, body_limit_bytes=1000)
+    async with running_proxy(files) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(head + close + b"content-length: %d\r\n\r\n" % LARGE)
+        await reader.readuntil(b"}}")
+        # All of it, although nobody wants it any more.
+        writer.write(HIDDEN * 100 + b"x" * (LARGE - 100 * len(HIDDEN)))
+        await writer.drain()
+        writer.write(b"GET /v1/models HTTP/1.1\r\n" + HEAD + b"connection: close\r\n\r\n")
+        assert statuses(await asyncio.wait_for(reader.read(), WAIT_S)) == ([] if close else [200])
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(head + close + b"content-length: %d\r\n\r\n" % LARGE + b"x" * LARGE)
+        await writer.drain()
+        writer.write_eof()
+        assert statuses(await asyncio.wait_for(reader.read(), WAIT_S)) == [status]
+        writer.close()
+    assert not engine.calls
+
+
+async def test_a_body_that_was_not_asked_for_is_no_request(proxy: Proxy, engine: Engine) -> None:
+    """After `Expect: 100-continue` and an error, some clients send the body and others leave it out."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(NO_KEY + b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(HIDDEN))
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_S)
+    assert statuses(head) == [401]
+    assert b"\r\nconnection: close\r\n" in head
+    writer.write(HIDDEN)
+    assert statuses(await asyncio.wait_for(reader.read(), WAIT_S)) == []
+    writer.close()
+    assert not engine.calls

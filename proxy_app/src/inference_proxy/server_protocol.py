@@ -1,25 +1,39 @@
-"""uvicorn's HTTP protocol, with short ways past ASGI for what is frequent, and a bound for heads.
+"""uvicorn's HTTP protocol, with short ways past ASGI for what is frequent, strict about where requests end.
 
 A small body need not be waited for, an answer that is all there goes out in one piece, a chunk of a stream
 needs no task's turn, and noticing that a client left no task of its own. Under another server they are
 missing, and `send()` and `receive()` do the same, only at a higher price.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable
 from itertools import chain
 
+import httptools
 from starlette.types import Scope
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .engine_answer import frame
-from .errors import Header
+from .errors import Header, error_body
 
 _EXTENSION = "inference_proxy.client"
 # Of request line and headers while they are incomplete. One read of the event loop (256 KiB) may come on top.
 _HEAD_LIMIT = 64 * 1024
 _LAST_CHUNK = b"0\r\n\r\n"
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+# How long the rest of an upload is read after its answer, before the connection is closed.
+_LINGER_S = 10
+
+
+def _last_answer(status: int, code: str, message: str) -> bytes:
+    body = error_body(message, "invalid_request_error", None, code)
+    head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    return STATUS_LINE[status] + head % len(body) + body
+
+
+_TOO_LARGE = _last_answer(431, "head_too_large", f"Request line and headers exceed {_HEAD_LIMIT} bytes.")
+_MALFORMED = _last_answer(400, "malformed_request", "What was sent is not a valid request of HTTP/1.1.")
 
 
 class Client:
@@ -63,9 +77,9 @@ class Client:
     def begin(self, status: int, headers: Iterable[Header], chunk: bytes) -> bool:
         """Write the head of an answer in chunks, under the same conditions as a whole one, and the first of
         them, framed; empty means none. The others follow by write() or by `send()`."""
-        if not self.may_start:
-            return False
         cycle = self._cycle
+        if not self.may_start or isinstance(cycle, _UntilClose):
+            return False
         cycle.response_started = cycle.chunked_encoding = True
         lines = self._head(status, headers)
         lines += (b"transfer-encoding: chunked\r\n", chunk)
@@ -138,6 +152,68 @@ class _Trailers(list[tuple[bytes, bytes]]):
         pass
 
 
+class _UntilClose(RequestResponseCycle):
+    """A request of HTTP/1.0, which does not know chunks: where no length is told, an answer ends with its
+    connection, as that of each such request does."""
+
+    _without_length = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            if all(name.lower() != b"content-length" for name, _ in message.get("headers", ())):
+                self._without_length, self.chunked_encoding = True, False
+        elif message["type"] == "http.response.body" and self._without_length:
+            # uvicorn counts down to the end of a body; each piece is as long as it is.
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+
+class _LastTransport(asyncio.Transport):
+    """That of a connection's last answer. Closed before the whole request is there, a connection is reset,
+    and the client may lose the answer: so it is told the end first, and what it still sends is dropped."""
+
+    def __init__(self, protocol: "Protocol") -> None:
+        super().__init__()
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._cycle = protocol.cycle
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._cycle.more_body and not self._transport.is_closing():
+            _Lingering(self._protocol)
+        else:
+            self._transport.close()
+
+
+class _Lingering(asyncio.Protocol):
+    """Takes over a connection whose last answer is written, until the client closes it or time is up."""
+
+    def __init__(self, protocol: "Protocol") -> None:
+        protocol.pipeline.clear()
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._transport.set_protocol(self)
+        protocol.flow.resume_reading()
+        self._transport.write_eof()
+        self._closing = protocol.loop.call_later(_LINGER_S, self._transport.close)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closing.cancel()
+        self._protocol.connection_lost(error)
+
+
 class Protocol(HttpToolsProtocol):
     """`idle_since` is when its last answer ended, by the loop's time; None while it has a request, and before
     the first one."""
@@ -145,15 +221,59 @@ class Protocol(HttpToolsProtocol):
     gone: Callable[[], None] | None = None
     idle_since: float | None = None
     _head_size: int | None = None  # None between heads
+    _upgrading = False
 
     def data_received(self, data: bytes) -> None:
-        self.idle_since = None
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parse_without_upgrade(memoryview(data)[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(_MALFORMED)
         if self._head_size is not None:
             self._head_size += len(data)
             if self._head_size > _HEAD_LIMIT and not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
+                self._refuse(_TOO_LARGE)
+
+    def _parse_without_upgrade(self, rest: memoryview) -> None:
+        """Read a head that asked for another protocol again, as if it had not: any server may ignore that
+        (RFC 9110, 7.8). Whatever follows it is then the request's body, and after that the next request.
+
+        llhttp itself takes what follows for the other protocol, and httptools for the next request.
+        """
+        while True:
+            self._upgrading = False
+            lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self._version())]
+            lines += [b": ".join(header) for header in self.headers if header[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            try:
+                self.parser.feed_data(b"\r\n".join((*lines, b"", b"")))
+                return self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                return self._refuse(_MALFORMED)
+
+    def _version(self) -> bytes:
+        version: str = self.parser.get_http_version()
+        return version.encode()
+
+    def _refuse(self, answer: bytes) -> None:
+        """End the connection over bytes that cannot be read. A request that is complete gets its answer
+        first: these bytes came after it, and an answer to them would land in the middle of its own."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False
+            return
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or self.pipeline:
+                return self.transport.close()
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.logger.warning("Invalid HTTP request received.")
+        self.transport.write(answer)
+        _Lingering(self)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -161,10 +281,41 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_size = None
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("CONNECT asks for a tunnel, and there is none here")
+            self._upgrading = True
+            return
         super().on_headers_complete()
+        self.idle_since = None
         self.headers = _Trailers()
+        if self.expect_100_continue or not self.cycle.keep_alive:
+            self._prepare_to_close(self.cycle)
         # The task that runs the application begins later, so it finds this in its scope.
         self.scope["extensions"] = {_EXTENSION: {"client": Client(self)}}
+
+    def _prepare_to_close(self, cycle: RequestResponseCycle) -> None:
+        # A client that was answered without having been told to go on may send its body or leave it out.
+        cycle.keep_alive = False
+        cycle.transport = _LastTransport(self)
+        if self.scope["http_version"] != "1.1":
+            cycle.__class__ = _UntilClose
+
+    def on_body(self, body: bytes) -> None:
+        """As uvicorn's, which also asks each time whether the request is to be upgraded."""
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        cycle = self.cycle
+        # What comes before an upgrade is no message yet.
+        if not self._upgrading and not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         """As uvicorn's, but for a timer: setting one after each answer costs more than all the rest of it."""
