@@ -4,10 +4,11 @@ import json
 from typing import Any
 
 import pytest
+from multidict import CIMultiDict
 
 from engine import Engine
 from expect import expect_error
-from harness import KEY, KEYS, Files, Proxy, running_engine, running_proxy, sha256
+from harness import KEY, KEYS, SMALL_KEY, Files, Proxy, running_engine, running_proxy, sha256
 
 pytestmark = pytest.mark.anyio
 
@@ -224,13 +225,88 @@ async def test_a_new_endpoint_needs_no_restart(proxy: Proxy, files: Files, engin
     await proxy.until_answer("/motd", 203)
 
 
-async def test_the_key_may_come_in_anthropics_header(proxy: Proxy) -> None:
-    async with proxy.post(key=None, headers={"x-api-key": KEY}) as response:
-        assert response.status == 200
-    async with proxy.post(key=None, headers={"x-api-key": "wrong"}) as response:
-        await expect_error(response, 401, "invalid_api_key")
-    async with proxy.post(key="wrong", headers={"x-api-key": KEY}) as response:
-        await expect_error(response, 401, "invalid_api_key")
+BEARER = f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("x-api-key", KEY)],
+        [("api-key", KEY)],
+        [("authorization", f"bearer   {KEY}  ")],
+        [("authorization", "Basic Zm9vOmJhcg=="), ("x-api-key", KEY)],
+        [("authorization", "Bearer "), ("x-api-key", KEY)],
+        [("authorization", "Bearer dummy"), ("api-key", KEY)],
+        [("authorization", "AWS4-HMAC-SHA256 Credential=x"), ("x-api-key", "dummy"), ("api-key", KEY)],
+        [("authorization", BEARER), ("x-api-key", "dummy"), ("api-key", "")],
+        [("authorization", BEARER), ("x-api-key", KEY), ("api-key", KEY)],
+        [("authorization", "Basic Zm9vOmJhcg=="), ("authorization", BEARER)],
+        [("x-api-key", ""), ("x-api-key", KEY), ("x-api-key", KEY)],
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/models"])
+async def test_whichever_header_carries_a_valid_key(
+    proxy: Proxy, engine: Engine, headers: list[tuple[str, str]], path: str
+) -> None:
+    method = "GET" if path == "/v1/models" else "POST"
+    headers = [*headers, ("content-type", "application/json")]
+    async with proxy.session.request(
+        method, proxy.url + path, headers=CIMultiDict(headers), data=b'{"model":"big"}'
+    ) as response:
+        assert response.status == 200, await response.text()
+    for call in engine.calls:
+        assert not {"authorization", "x-api-key", "api-key"} & call.headers.keys()
+        assert KEY not in "".join(call.headers.values())
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code", "names"),
+    [
+        ([], 401, "missing_api_key", ["Authorization", "x-api-key", "api-key"]),
+        ([("authorization", "Basic Zm9vOmJhcg==")], 401, "missing_api_key", ["Authorization came", "Bearer"]),
+        ([("x-api-key", " ")], 401, "missing_api_key", ["x-api-key came"]),
+        ([("authorization", KEY)], 401, "missing_api_key", ["not as 'Bearer'"]),
+        ([("x-api-key", "wrong")], 401, "invalid_api_key", ["looked for in x-api-key."]),
+        (
+            [("authorization", "Bearer a"), ("x-api-key", "b"), ("api-key", "c")],
+            401,
+            "invalid_api_key",
+            ["Authorization, x-api-key, api-key."],
+        ),
+        (
+            [("authorization", BEARER), ("x-api-key", SMALL_KEY)],
+            400,
+            "several_api_keys",
+            ["Authorization, x-"],
+        ),
+        ([("api-key", KEY), ("api-key", SMALL_KEY)], 400, "several_api_keys", ["(api-key)"]),
+        ([("authorization", BEARER), ("authorization", f"Bearer {SMALL_KEY}")], 400, "several_api_keys", []),
+        ([("x-api-key", f"no-{number}") for number in range(9)], 400, "several_api_keys", ["More than 8"]),
+    ],
+)
+async def test_no_key_that_counts(
+    proxy: Proxy, engine: Engine, headers: list[tuple[str, str]], status: int, code: str, names: list[str]
+) -> None:
+    async with proxy.session.post(
+        proxy.url + "/v1/completions", headers=CIMultiDict(headers), data=b'{"model":"big"}'
+    ) as response:
+        error = await expect_error(response, status, code)
+    assert all(name in error["message"] for name in names), error["message"]
+    assert KEY not in error["message"]
+    assert not engine.calls
+
+
+async def test_an_expired_key_hides_no_valid_one(files: Files, engine: Engine) -> None:
+    old = "carol-key-0123456789-0123456789-0123"
+    files.write(
+        files.keys, [*KEYS, {"name": "carol", "sha256": sha256(old), "expires": "2020-01-01T00:00:00Z"}]
+    )
+    files.configure(engine)
+    async with running_proxy(files) as proxy:
+        async with proxy.post(key=old, headers={"x-api-key": KEY}) as response:
+            assert response.status == 200
+        async with proxy.post(key=old, headers={"x-api-key": "wrong"}) as response:
+            await expect_error(response, 401, "expired_api_key")
 
 
 async def test_an_engine_without_the_model_gets_nothing(files: Files, engine: Engine) -> None:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import hmac
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import Scope
@@ -15,6 +15,12 @@ from .errors import ApiError
 from .http_request import Fields
 
 _UNLIMITED = KeyLimits()
+# Where a key may stand, as people write it: OpenAI's clients, Anthropic's, and Azure's.
+_HEADERS = {b"authorization": "Authorization", b"x-api-key": "x-api-key", b"api-key": "api-key"}
+# Each costs a hash. One key may come in all three headers, beside a gateway's own.
+_MOST_TOKENS = 8
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,17 +91,22 @@ def cache_salt(owner: str, hashes: Sequence[str]) -> str:
 
 
 def authenticate(fields: Fields, scope: Scope, keys: KeyRing, trusted_proxies: Sequence[IpNetwork]) -> Key:
-    """The key of a request with these header fields, from `Authorization: Bearer`, or Anthropic's
-    `x-api-key`. Raises ApiError: 401 for one that is missing, unknown or expired; 403 for a client outside of
-    the key's networks."""
-    token = _token(fields)
-    if not token:
-        raise _unauthorized("missing_api_key", "No API key: send it as 'Authorization: Bearer <key>'.")
-    key = keys.find(token)
-    if key is None:
-        raise _unauthorized("invalid_api_key", "The API key is not valid.")
-    if key.expires is not None and time.time() >= key.expires:
-        raise _unauthorized("expired_api_key", "The API key has expired: ask for a new one.")
+    """The key of a request: whichever of the headers in _HEADERS carries a valid one. Raises ApiError: 401
+    where none does, 400 where two different ones are sent, 403 for a client outside of the key's networks."""
+    headers = scope["headers"]
+    authorization = fields.get(b"authorization")
+    if (
+        authorization is not None
+        and b"x-api-key" not in fields
+        and b"api-key" not in fields
+        and len(fields) == len(headers)
+    ):
+        # The ordinary case: one header, which is there once.
+        key = keys.find(_bearer(authorization))
+        if key is None or _is_expired(key):
+            raise _unauthorized(headers, keys)
+    else:
+        key = _only_key(headers, keys)
     if key.cidrs:
         address = client_address(scope, trusted_proxies)
         if address is None or not within(address, key.cidrs):
@@ -107,13 +118,55 @@ def authenticate(fields: Fields, scope: Scope, keys: KeyRing, trusted_proxies: S
     return key
 
 
-def _token(fields: Fields) -> bytes:
-    authorization = fields.get(b"authorization")
-    if authorization is None:
-        return fields.get(b"x-api-key", b"").strip()
+def _only_key(headers: Headers, keys: KeyRing) -> Key:
+    """The one valid key of all headers that may carry one. SDKs, gateways and browsers add credentials of
+    their own, such as a dummy bearer: those decide nothing."""
+    tokens = _tokens(headers)
+    if len(tokens) > _MOST_TOKENS:
+        raise ApiError(400, "several_api_keys", f"More than {_MOST_TOKENS} API keys were sent: send one.")
+    found = [key for token in tokens if (key := keys.find(token)) is not None and not _is_expired(key)]
+    if not found:
+        raise _unauthorized(headers, keys)
+    if len(found) > 1:
+        # Whichever were taken, its limits and its bill could be the wrong ones.
+        names = ", ".join(dict.fromkeys(tokens[token] for token in tokens if keys.find(token) in found))
+        raise ApiError(400, "several_api_keys", f"Different valid API keys were sent ({names}): send one.")
+    return found[0]
+
+
+def _tokens(headers: Headers) -> dict[bytes, str]:
+    """What may be a key, each once, and the header that it stands in."""
+    tokens: dict[bytes, str] = {}
+    for name, value in headers:
+        if name in _HEADERS and (token := _bearer(value) if name == b"authorization" else value.strip()):
+            tokens.setdefault(token, _HEADERS[name])
+    return tokens
+
+
+def _bearer(authorization: bytes) -> bytes:
     scheme, _, token = authorization.partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else b""
 
 
-def _unauthorized(code: str, message: str) -> ApiError:
+def _is_expired(key: Key) -> bool:
+    return key.expires is not None and time.time() >= key.expires
+
+
+def _unauthorized(headers: Headers, keys: KeyRing) -> ApiError:
+    """Which headers were looked at, and what was wrong with them."""
+    tokens = _tokens(headers)
+    if any(keys.find(token) is not None for token in tokens):
+        code, message = "expired_api_key", "The API key has expired: ask for a new one."
+    elif tokens:
+        code = "invalid_api_key"
+        message = f"The API key is not valid. It was looked for in {_listed(tokens.values())}."
+    else:
+        code = "missing_api_key"
+        message = "No API key: send it as 'Authorization: Bearer <key>', or in x-api-key or api-key."
+        if useless := [_HEADERS[name] for name, _ in headers if name in _HEADERS]:
+            message += f" {_listed(useless)} came without a key, or (Authorization) not as 'Bearer'."
     return ApiError(401, code, message, headers=[(b"www-authenticate", b"Bearer")])
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))

@@ -44,11 +44,12 @@ def document(endpoints: Endpoints) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Inference API", "version": __version__},
-        "security": [{"bearer": []}, {"x-api-key": []}],
+        "security": [{"bearer": []}, {"x-api-key": []}, {"api-key": []}],
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
             }
         },
         "paths": {path: _path(path, endpoint) for path, endpoint in endpoints.items()}
