@@ -660,3 +660,36 @@ async def test_engines_that_are_gone_leave_nothing(
     async with asyncio.timeout(WAIT_S):
         while client._idle or client._sweeping:
             await asyncio.sleep(0.01)
+
+
+async def test_who_waited_for_a_slow_reader_may_have_lost_patience(ask: Asker, engine: Engine) -> None:
+    engine.script = raw(CHUNKED, b"40000\r\n" + b"x" * 0x40000 + b"\r\n", end=half_close)
+    answer = await ask()
+    async with asyncio.timeout(WAIT_S):
+        while not answer._paused:
+            await asyncio.sleep(0.01)
+    with pytest.raises(EngineLost) as lost:
+        await read_all(answer)
+    assert lost.value.reader_was_slow
+
+
+async def test_an_engine_that_dies_of_a_request_has_seen_it(
+    client: EngineClient, engine: Engine, ask: Asker
+) -> None:
+    """It came on a connection that was used before, and there is nobody to connect to any more."""
+
+    async def die(call: Call) -> None:
+        if call.nth_on_connection == 1:
+            return await complete(call)
+        assert engine._server is not None
+        engine._server.close()
+        call.break_off()
+
+    engine.script = die
+    await read_all(await ask())
+    with pytest.raises(EngineUnreachable) as lost:
+        await ask()
+    assert lost.value.has_sent
+    with pytest.raises(EngineUnreachable) as lost:
+        await ask()
+    assert not lost.value.has_sent

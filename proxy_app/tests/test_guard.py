@@ -176,3 +176,39 @@ async def test_one_timer_serves_all_and_nothing_is_left_of_those_that_are_over(
     assert list(guards) == []
     await clock.advance(60)
     assert clock.idle, "no timer runs for nobody"
+
+
+async def test_a_hung_engine_need_not_be_the_end(guard: Guard, clock: Clock) -> None:
+    with guard:
+        guard.start(CLOCKS)
+        guard.interrupt(Reason.ENGINE_HUNG)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        assert guard.outlive()
+        await asyncio.sleep(0)
+        guard.start(CLOCKS)
+
+
+async def test_a_client_that_leaves_while_its_engine_hangs_is_the_end(guard: Guard, clock: Clock) -> None:
+    async with ended_by(guard, Reason.CLIENT_GONE):
+        guard.interrupt(Reason.ENGINE_HUNG)
+        guard.interrupt(Reason.CLIENT_GONE)
+        try:
+            await asyncio.sleep(0)
+        finally:
+            assert not guard.outlive()
+
+
+async def test_who_is_cancelled_by_somebody_else_as_well_does_not_outlive_that(
+    guard: Guard, clock: Clock
+) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    with contextlib.suppress(asyncio.CancelledError), guard:
+        guard.interrupt(Reason.ENGINE_HUNG)
+        task.cancel()
+        try:
+            await asyncio.sleep(0)
+        finally:
+            assert not guard.outlive()
+    assert task.uncancel() == 0

@@ -110,31 +110,117 @@ def phases(fleet: Any) -> list[Phase]:
     return [engine.breaker.phase for engine in fleet.engines]
 
 
-def test_failures_in_succession_open_a_breaker_and_others_do_not() -> None:
+def test_failures_open_a_breaker_where_complete_answers_do_not_make_up_for_them() -> None:
     fleet = failing(2)
-    engine = fleet.engines[0]
+    engine, other = fleet.engines
     for _ in range(10):
-        fleet.failed(engine)
-        fleet.failed(engine)
-        fleet.succeeded(engine)
-    assert engine.state == "serving"
+        fleet.failed(engine, "alice")
+        fleet.succeeded(other, "alice")
+        fleet.succeeded(engine, "alice")
+        fleet.succeeded(engine, "alice")
+    assert engine.state == "serving", "a third of its answers is no more than it may break"
     for _ in range(3):
-        fleet.failed(engine)
-    assert (engine.state, engine.breaker.reason) == ("ejected", "3 requests in succession failed")
+        fleet.failed(engine, "alice")
+        fleet.succeeded(other, "alice")
+    assert (engine.state, other.state) == ("ejected", "serving")
+    assert "3 more answers broke" in engine.breaker.reason
+
+
+def test_an_engine_that_breaks_every_other_answer_is_ejected() -> None:
+    fleet = failing(2)
+    engine, other = fleet.engines
+    for _ in range(12):
+        fleet.failed(engine, "alice")
+        fleet.succeeded(engine, "alice")
+        fleet.succeeded(other, "alice")
+    assert engine.state == "ejected"
+
+
+def test_requests_that_break_everywhere_eject_no_engine() -> None:
+    """They are the key's fault, however often it sends them, and whatever it sends between them."""
+    fleet = failing(2)
+    one, two = fleet.engines
+    for _ in range(100):
+        fleet.failed(one, "mallory")
+        fleet.failed(two, "mallory")
+    assert (one.state, two.state) == ("serving", "serving")
+    for _ in range(3):
+        fleet.failed(one, "alice")
+        fleet.succeeded(two, "bob")
+    fleet.succeeded(two, "alice")
+    assert (one.state, two.state) == ("ejected", "serving"), "others' requests still tell"
+
+
+def test_a_key_that_no_other_engine_has_answered_counts_half() -> None:
+    fleet = failing(2)
+    engine, other = fleet.engines
+    for _ in range(5):
+        fleet.failed(engine, "alice")
+    assert engine.state == "serving"
+    fleet.succeeded(other, "alice")
+    assert engine.state == "ejected"
+    fleet = failing(2)
+    for _ in range(6):
+        fleet.failed(fleet.engines[0], "alice")
+    assert fleet.engines[0].state == "ejected", "that nobody knows what others would do is no licence"
+
+
+def test_who_was_ejected_for_failures_comes_back_on_probation_and_stays_out_longer_each_time() -> None:
+    fleet = failing(2)
+    engine, other = fleet.engines
+    breaker, waits_s = engine.breaker, []
+    fleet.succeeded(other, "alice")
+    for _ in range(3):
+        fleet.failed(engine, "alice")
+        fleet.failed(engine, "bob")
+        fleet.failed(engine, "alice")
+        assert engine.state == "ejected"
+        waits_s.append(next(s for s in range(1000) if breaker.has_cooled(fleet.now() + s, 10)))
+        fleet.passed(engine)
+        assert (engine.state, breaker.failures) == ("serving", 2)
+        assert engine in fleet.failing
+    assert waits_s == [10, 20, 40]
+    for _ in range(4):
+        fleet.succeeded(engine, "alice")
+    assert (breaker.failures, breaker.relapses, fleet.failing) == (0, 0, set())
+
+
+def test_an_engine_that_was_mended_recovers_however_much_it_broke() -> None:
+    fleet = failing(1)
+    engine = fleet.engines[0]
+    for _ in range(1000):
+        fleet.failed(engine, "alice")
+    for _ in range(12):
+        fleet.succeeded(engine, "alice")
+    assert fleet.failing == set()
+
+
+def test_without_requests_probes_make_up_for_old_failures() -> None:
+    clock = Clock()
+    fleet = a_fleet({}, {}, clock=clock)
+    engine = fleet.engines[0]
+    fleet.failed(engine, "alice")
+    fleet.passed(engine)
+    fleet.passed(engine)
+    assert engine in fleet.failing, "a probe after a failure says nothing of what clients ask for"
+    for _ in range(2):
+        clock.now += 60
+        fleet.passed(engine)
+    assert fleet.failing == set()
 
 
 @given(st.integers(1, 12), st.sampled_from([0, 0.3, 0.5, 1.0]), st.lists(st.integers(0, 11), max_size=200))
 def test_never_more_than_the_share_is_ejected(count: int, share: float, failures: list[int]) -> None:
     fleet = failing(count, max_ejected_share=share)
     for number in failures:
-        fleet.failed(fleet.engines[number % count])
+        fleet.failed(fleet.engines[number % count], str(number % 2))
     assert sum(phase is not Phase.CLOSED for phase in phases(fleet)) <= share * count
 
 
 def test_an_only_engine_is_not_ejected_for_failures_but_when_it_hangs() -> None:
     fleet = failing(1)
     for _ in range(100):
-        fleet.failed(fleet.engines[0])
+        fleet.failed(fleet.engines[0], "alice")
     assert fleet.engines[0].state == "serving"
     fleet.eject(fleet.engines[0], "hung")
     assert fleet.engines[0].state == "ejected"
@@ -146,7 +232,7 @@ def test_a_breaker_cools_down_first() -> None:
     fleet.eject(fleet.engines[0], "hung")
     assert not breaker.has_cooled(fleet.now() + 9, 10)
     assert breaker.has_cooled(fleet.now() + 10, 10)
-    fleet.take_back(fleet.engines[0])
+    fleet.passed(fleet.engines[0])
     assert (breaker.phase, breaker.failures, breaker.reason) == (Phase.CLOSED, 0, "")
 
 

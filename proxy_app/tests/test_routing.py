@@ -193,3 +193,27 @@ def test_without_engines_of_its_pool_a_request_goes_to_the_others() -> None:
 def test_what_a_request_counts(asked: dict[str, Any], tokens: int) -> None:
     prompt = len(json.dumps(asked.get("messages", asked.get("input", "")))) // 4
     assert route.cost_of(a_job(**asked), ROUTING) == pytest.approx(tokens, abs=prompt and 5)
+
+
+# Engines that fail.
+
+
+@given(st.lists(loads, min_size=1, max_size=6), st.integers(1, 50_000), keys)
+def test_an_engine_that_fails_has_no_claims_and_does_not_look_idle(
+    others: list[int], cost: int, key: int
+) -> None:
+    """However little it has to do, it is as busy as the least busy of the others."""
+    fleet = fleet_of([(1.0, 0), *((1.0, load) for load in others)])
+    failing = frozenset(fleet[:1])
+    near = route.choose(fleet, cost, key, ROUTING, failing)
+    if min(others) + cost <= ROUTING.affinity_free_tokens:
+        assert near is not fleet[0]
+    chosen = Counter(route.choose(fleet, cost, None, ROUTING, failing).id for _ in range(64))
+    assert chosen[fleet[0].id] < 64
+    for engine in fleet[1:]:
+        assert not chosen[engine.id] or engine.tokens == min(others)
+
+
+def test_engines_that_all_fail_share_the_work_as_usual() -> None:
+    fleet = fleet_of([(1.0, 100), (1.0, 0), (2.0, 50)])
+    assert route.choose(fleet, 10, None, ROUTING, frozenset(fleet)) is fleet[1]

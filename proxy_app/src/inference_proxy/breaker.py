@@ -12,21 +12,54 @@ class Phase(enum.StrEnum):
 # For what runs in each request: see config/paths.py.
 CLOSED = Phase.CLOSED
 
+# What a complete answer makes up for, of a broken one: so failures add up where they are more than a third.
+_MAKES_UP_FOR = 0.5
+# A cool-down doubles with each relapse, up to 2 ** 5 times its length.
+_DOUBLINGS = 5
+
 
 class Breaker:
-    """One an engine. When to open is for the fleet to say, which knows how many others are out."""
+    """One per engine. When to open is for the fleet to say, which knows how the other engines do.
+
+    `failures` is how many broken answers the complete ones have not made up for. `keys` are the API keys
+    whose requests they were, until all is made up for: True where another engine has answered that key since.
+    `relapses` is how often failures have opened it in that time.
+    """
 
     def __init__(self) -> None:
         self.phase = Phase.CLOSED
-        self.failures = 0  # in succession
+        self.failures = 0.0
+        self.keys: dict[str | None, bool] = {}
+        self.relapses = 0
         self.reason = ""
         self._opened_at = 0.0
+
+    def failed(self, key: str | None, most: float) -> None:
+        """A broken answer. Beyond `most` they are not added up: an engine that was mended shall recover."""
+        self.failures = min(most, self.failures + 1)
+        self.keys.setdefault(key, False)
+
+    def succeeded(self) -> None:
+        """A complete answer."""
+        self.failures = max(0.0, self.failures - _MAKES_UP_FOR)
+        if not self.failures:
+            self.keys.clear()
+            self.relapses = 0
 
     def open(self, reason: str, now: float) -> None:
         self.phase, self.reason, self._opened_at = Phase.OPEN, reason, now
 
     def has_cooled(self, now: float, cool_down_s: float) -> bool:
-        return self.phase is Phase.OPEN and now - self._opened_at >= cool_down_s
+        wait_s = cool_down_s * 2 ** min(max(self.relapses - 1, 0), _DOUBLINGS)
+        return self.phase is Phase.OPEN and now - self._opened_at >= wait_s
 
-    def close(self) -> None:
-        self.phase, self.failures, self.reason = Phase.CLOSED, 0, ""
+    def close(self, failures: float) -> None:
+        """Put the engine back. At most `failures` stay counted: it is on probation if they ejected it."""
+        self.phase, self.reason = Phase.CLOSED, ""
+        self.failures = min(self.failures, failures)
+
+    def reset(self) -> None:
+        """What is there now is another process."""
+        self.close(0)
+        self.keys.clear()
+        self.relapses = 0

@@ -62,6 +62,15 @@ class Dialect(enum.Enum):
         """Whether the last bytes of a stream are an end that the engine meant."""
         return any(end.startswith(mark) or b"\n" + mark in end for mark in _ENDS[self])
 
+    def fault_in(self, end: bytes) -> str | None:
+        """What a complete stream says of itself in an error event near its end: `engine_error`, or
+        `engine_refused` where the request was at fault. None: there is no such event."""
+        for mark in _FAULTS[self]:
+            at = end.find(mark)
+            if at == 0 or (at > 0 and end[at - 1] == _NEWLINE):
+                return "engine_refused" if _REFUSES.search(end, at) else "engine_error"
+        return None
+
     def is_aborted(self, chunk: bytes) -> bool:
         """Whether a piece of an answer says that the engine dropped the request."""
         # By find(): `in` first tries bytes as a number, and fails with an exception.
@@ -87,3 +96,11 @@ _ENDS = {
     ),
     Dialect.MESSAGES: (b"event: message_stop\n", b"event: error\n"),
 }
+# Error events of engines, which come in a 200 and before or instead of the last event.
+_FAULTS = {
+    Dialect.CHAT: (b'data: {"error"', b'data:{"error"'),
+    Dialect.RESPONSES: (b"event: error\n", b"event: response.failed\n"),
+    Dialect.MESSAGES: (b"event: error\n",),
+}
+_REFUSES = re.compile(rb'"code":\s*4\d\d\b|"type":\s*"(?:BadRequestError|invalid_request_error)"')
+_NEWLINE = ord("\n")

@@ -31,7 +31,10 @@ def frame(piece: bytes) -> bytes:
 
 
 class EngineLost(Exception):
-    """The engine could not be reached, its connection broke, or what it said is not HTTP."""
+    """The engine could not be reached, its connection broke, or what it said is not HTTP. `reader_was_slow`:
+    it may have lost patience with a client that did not read."""
+
+    reader_was_slow = False
 
 
 class Answer:
@@ -66,6 +69,7 @@ class Answer:
         self._keep_alive = False
         self._ends_with_connection = False
         self._paused = False
+        self._was_held_back = False  # since its reader was slow
         # The parser stands between two chunks.
         self._between_chunks = False
         self._error: EngineLost | None = None
@@ -212,6 +216,7 @@ class Answer:
         self._keep_alive = False
         if self._error is None and not self.complete:
             self._error = EngineLost(why)
+            self._error.reader_was_slow = self._was_held_back
             self._transport.abort()
             self._wake()
 
@@ -236,7 +241,7 @@ class Answer:
                 self._taken()
         if self._waiter is None:
             if self._unread > _UNREAD_LIMIT and not self._paused and not self.complete:
-                self._paused = True
+                self._paused = self._was_held_back = True
                 self._transport.pause_reading()
         elif self._take is not None and self._parts and not self.complete and self._take_parts(self._take):
             self._taken()

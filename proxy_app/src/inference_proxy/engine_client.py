@@ -18,7 +18,10 @@ _DOCUMENT_LIMIT = 4 * 1024 * 1024
 
 
 class EngineUnreachable(EngineLost):
-    """No connection came about, so the engine has seen nothing of the request."""
+    """No connection came about, so the engine has seen nothing of the request: unless, by `has_sent`, an
+    earlier connection broke on which it was sent."""
+
+    has_sent = False
 
 
 class ConnectTimeout(EngineUnreachable):
@@ -77,21 +80,27 @@ class EngineClient:
                 if answer.began:
                     raise
         try:
-            async with asyncio.timeout(connect_s):
-                connection = await self._connect(origin)
-        except TimeoutError as error:
-            raise ConnectTimeout(f"{origin}: no connection within {connect_s} s") from error
-        return await connection.ask(method, head, body, begin).head()
+            fresh = await self._connect_within(origin, connect_s)
+        except EngineUnreachable as error:
+            error.has_sent = connection is not None
+            raise
+        return await fresh.ask(method, head, body, begin).head()
 
     async def get(self, url: str, *, timeout_s: float) -> tuple[int, bytes]:
-        """Status and body of a small document, over a connection of its own: so it also tells whether new
+        """Status and body of a small document, as of ask()."""
+        return await self.ask("GET", url, {}, b"", timeout_s=timeout_s)
+
+    async def ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, timeout_s: float
+    ) -> tuple[int, bytes]:
+        """Status and body of a small answer, over a connection of its own: so it also tells whether new
         connections can be had. Raises TimeoutError, EngineLost (also when it is larger than 4 MiB)."""
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
-        head = request_head("GET", parts.netloc, parts.path or "/", {}, 0, close=True)
+        head = request_head(method, parts.netloc, parts.path or "/", headers, len(body), close=True)
         async with asyncio.timeout(timeout_s):
             connection = await self._connect(origin)
-            answer = await connection.ask("GET", head, b"", last=True).head()
+            answer = await connection.ask(method, head, body, last=True).head()
             try:
                 document = bytearray()
                 while piece := await answer.read():
@@ -163,6 +172,13 @@ class EngineClient:
                 del self._idle[origin]
         oldest = min((next(iter(idle.values())) for idle in self._idle.values()), default=None)
         self._sweeping = None if oldest is None else self._loop.call_at(oldest + _IDLE_S, self._sweep)
+
+    async def _connect_within(self, origin: str, connect_s: float) -> "_Connection":
+        try:
+            async with asyncio.timeout(connect_s):
+                return await self._connect(origin)
+        except TimeoutError as error:
+            raise ConnectTimeout(f"{origin}: no connection within {connect_s} s") from error
 
     async def _connect(self, origin: str) -> "_Connection":
         address = _Address.of(origin)

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 class EngineView(msgspec.Struct, frozen=True):
     """An engine at one moment. `in_flight` and `outstanding_tokens` are this worker's; `others` is how many
     requests of other workers it had when it was last scraped; `running` to `kv_cache_usage` are its own word
-    (None: it tells nothing). `reason` says why the breaker is not closed."""
+    (None: it tells nothing). `failures` are broken answers that complete ones have not made up for; `reason`
+    says why the breaker is not closed."""
 
     id: str
     url: str
@@ -54,9 +55,10 @@ class Engine:
         self.met = False  # it has been reachable before: until then it is starting, which is no failure
         self.reachable = False
         self.rests_until = 0.0  # it asked to be left alone until then
-        self.suspected = False  # a clock expired there: the poller looks closer
+        self.suspected = False  # something went wrong there: the poller looks closer
         self.in_flight = 0
         self.guards: set[Guard] = set()  # of this worker's requests that it works for
+        self.busy_since = now  # when the first of them came
         self.tokens = 0
         self.others = 0
         self.gauges: Gauges | None = None
@@ -82,6 +84,16 @@ class Engine:
         if not self.reachable:
             return "down" if self.met else "starting"
         return "serving" if self.breaker.phase is Phase.CLOSED else "ejected"
+
+    def alive_at(self, now: float) -> float:
+        """When it was last seen to work: tokens by its own gauges, a complete answer, a piece of one of ours,
+        a probe. Before the first of ours came nothing was to be seen."""
+        silences_s = [silent_s for guard in self.guards if (silent_s := guard.silent_s()) is not None]
+        return max(self.progress.generated_at, now - min(silences_s, default=math.inf))
+
+    def owes_since(self, now: float) -> float | None:
+        """Since when requests of ours have waited there without a sign of life; None: there are none."""
+        return max(self.alive_at(now), self.busy_since) if self.guards else None
 
     def has_room(self, now: float) -> bool:
         return self.in_flight + self.others < self.max_in_flight and now >= self.rests_until
@@ -109,7 +121,7 @@ class Engine:
             waiting=None if gauges is None else gauges.waiting,
             kv_cache_usage=None if gauges is None else gauges.kv_cache_usage,
             breaker=self.breaker.phase.value,
-            failures=self.breaker.failures,
+            failures=math.ceil(self.breaker.failures),
             reason=self.breaker.reason,
         )
 
@@ -119,6 +131,8 @@ class Fleet:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.engines: list[Engine] = []
+        # Those whose last answers were not all complete, or of which one was a 5xx.
+        self.failing: set[Engine] = set()
         self.now = clock
         self.freed: Callable[[], None] = lambda: None  # to be called when an engine may have room again
         self._drained: frozenset[str] = frozenset()
@@ -135,6 +149,7 @@ class Fleet:
             engines.append(engine)
         self.engines = engines
         self._note_contexts()
+        self.failing.intersection_update(engines)
         self._apply_drained()
 
     def set_drained(self, ids: frozenset[str]) -> None:
@@ -192,17 +207,53 @@ class Fleet:
 
     # What requests find out.
 
-    def succeeded(self, engine: Engine) -> None:
-        engine.breaker.failures = 0
+    def succeeded(self, engine: Engine, key: str | None) -> None:
+        """It gave a request of that API key a complete answer."""
         engine.progress.generated_at = self.now()
+        if self.failing:
+            self._make_up(engine, key)
 
-    def failed(self, engine: Engine) -> None:
-        """A request broke there. What an engine refuses, or takes long for, is no failure."""
+    def failed(self, engine: Engine, key: str | None) -> None:
+        """It broke a request of that API key. What it refuses, or takes long for, is no failure."""
+        engine.breaker.failed(key, 2 * self.health.failures)
+        self.suspect(engine)
+        self._consider(engine)
+
+    def suspect(self, engine: Engine) -> None:
+        """Something went wrong that may be the request's fault: have it probed, and no longer look idle."""
+        engine.suspected = True
+        self.failing.add(engine)
+
+    def _make_up(self, engine: Engine, key: str | None) -> None:
+        engine.breaker.succeeded()
+        if not engine.breaker.failures:
+            self.failing.discard(engine)
+        for other in list(self.failing):
+            if other is not engine and key in other.breaker.keys:
+                other.breaker.keys[key] = True
+                self._consider(other)
+
+    def _consider(self, engine: Engine) -> None:
         breaker = engine.breaker
-        breaker.failures += 1
-        enough = breaker.failures >= self.health.failures and breaker.phase is Phase.CLOSED
-        if enough and self._may_spare(engine):
-            self.eject(engine, f"{breaker.failures} requests in succession failed")
+        if breaker.phase is Phase.CLOSED and self._is_to_blame(engine) and self._may_spare(engine):
+            breaker.relapses += 1
+            self.eject(engine, f"{breaker.failures:g} more answers broke than complete ones make up for")
+
+    def _is_to_blame(self, engine: Engine) -> bool:
+        """Whether its failures are its own, and enough: not those of keys whose requests break at most other
+        engines as well. Failures of a single key that no other engine has answered since count half."""
+        breaker, enough = engine.breaker, self.health.failures
+        if breaker.failures < enough:
+            return False
+        peers = [
+            other.breaker
+            for other in self.engines
+            if other is not engine and other.serves and not engine.models.isdisjoint(other.models)
+        ]
+        keys = [key for key in breaker.keys if 2 * sum(key in peer.keys for peer in peers) <= len(peers)]
+        if len(keys) == 1 and not breaker.keys[keys[0]]:
+            enough *= 2
+        return bool(keys) and breaker.failures >= enough
 
     def eject(self, engine: Engine, reason: str) -> None:
         """Out until a probe goes well, whatever share of a pool is out already."""
@@ -213,14 +264,35 @@ class Fleet:
     def abandon(self, engine: Engine) -> None:
         """It is hung for certain: what it was working on will not come, however long its clocks still run."""
         for guard in list(engine.guards):
-            guard.interrupt(Reason.ENGINE_HUNG)
+            # One of its ranks may go on.
+            silent_s = guard.silent_s()
+            if silent_s is None or silent_s >= self.health.stall_s:
+                guard.interrupt(Reason.ENGINE_HUNG)
 
-    def take_back(self, engine: Engine) -> None:
+    def passed(self, engine: Engine) -> None:
+        """It has answered a probe."""
+        breaker, now = engine.breaker, self.now()
+        engine.suspected = False
+        if breaker.phase is not Phase.CLOSED:
+            log.info("engine %s at %s is taken back", engine.id, engine.url)
+            breaker.close(self.health.failures - 1)
+            engine.progress = Progress(now)
+        elif now - engine.progress.generated_at >= self.health.probe_after_s:
+            # For want of requests: those would say more than a token does.
+            breaker.succeeded()
+        engine.progress.generated_at = now
+        if not breaker.failures:
+            self.failing.discard(engine)
+        self.freed()
+
+    def restarted(self, engine: Engine) -> None:
+        """What the old process did is not held against the new one."""
         if engine.breaker.phase is not Phase.CLOSED:
             log.info("engine %s at %s is taken back", engine.id, engine.url)
-        engine.breaker.close()
+        engine.breaker.reset()
         engine.suspected = False
         engine.progress = Progress(self.now())
+        self.failing.discard(engine)
         self.freed()
 
     def _may_spare(self, engine: Engine) -> bool:

@@ -188,10 +188,23 @@ class Guard:
         self._look_at(min(self.now() + self._between_s, self._total_at))
 
     def interrupt(self, reason: Reason) -> None:
-        """End the block. The first reason stands; later ones are ignored."""
-        if self._reason is None and self._task is not None:
-            self._reason = reason
+        """End the block. The first reason stands, but for ENGINE_HUNG, which outlive() may make good."""
+        if self._task is None or self._reason not in (None, Reason.ENGINE_HUNG):
+            return
+        if self._reason is None:
             self._task.cancel()
+        self._reason = reason
+
+    def outlive(self) -> bool:
+        """Inside the block, where it was cancelled: whether it may go on, ENGINE_HUNG being all there was."""
+        if self._reason is not Reason.ENGINE_HUNG or self._task is None:
+            return False
+        self._reason = None
+        return not self._task.uncancel()
+
+    def silent_s(self) -> float | None:
+        """For how long the engine has sent nothing. None: it has not begun, or the client does not read."""
+        return None if self.reading_since is None else self.now() - self.reading_since
 
     async def _until_gone(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -34,7 +34,14 @@ log = logging.getLogger(__name__)
 _CLIENT_GONE = 499
 # However long an engine asks to be left alone: what it says is not checked, and it may have recovered.
 _LONGEST_REST_S = 60
+_HUNG = "The engine has stopped working."
+# Attempts that one request may break, over all engines and models: it may be what breaks them.
+_MOST_BREAKS = 2
 _CLOCKS = frozenset({Reason.FIRST_BYTE, Reason.BETWEEN_CHUNKS, Reason.TOTAL})
+
+
+class _EngineHung(EngineLost):
+    """It was given up before it answered."""
 
 
 class Pipeline:
@@ -58,6 +65,7 @@ class Pipeline:
 
 class _Request:
     __slots__ = (
+        "_breaks",
         "_client",
         "_endpoint",
         "_engine",
@@ -99,6 +107,7 @@ class _Request:
         self._engine: Engine | None = None
         self._relay: Relay | None = None
         self._has_standin = False
+        self._breaks = 0
 
     async def run(self) -> None:
         accounts, limit = self._state.accounts, self._endpoint.body_limit_bytes
@@ -186,11 +195,17 @@ class _Request:
         for left in range(retries.attempts - 1, -1, -1):
             engine = self._engine = place.engine
             self._exchange.engine = engine.id
+            if not engine.guards:
+                engine.busy_since = self._state.fleet.now()
             engine.guards.add(self._guard)
             try:
                 other = await self._attempt(engine, job, model, left)
             except EngineLost as lost:
                 other = self._after(lost, engine, job, left)
+            except asyncio.CancelledError:
+                if self._relay is None or self._relay.started or not self._guard.outlive():
+                    raise
+                other = self._after(_EngineHung("it is hung"), engine, job, left)
             finally:
                 engine.guards.discard(self._guard)
             if other is None:
@@ -201,7 +216,7 @@ class _Request:
 
     async def _attempt(self, engine: Engine, job: Job, model: ModelConfig, left: int) -> Engine | None:
         """Answer the client, or return the engine that has to be asked instead. Raises EngineLost."""
-        exchange, timeouts = self._exchange, self._settings.config.timeouts
+        exchange, timeouts, fleet = self._exchange, self._settings.config.timeouts, self._state.fleet
         waiting = 0 if engine.gauges is None else engine.gauges.waiting
         clocks = Clocks.of(job, timeouts, model.size, waiting)
         self._guard.start(clocks)
@@ -224,12 +239,16 @@ class _Request:
                 if (other := self._after_503(answer, engine, job, left)) is not None:
                     return other
             elif answer.status >= 500:
-                self._state.fleet.failed(engine)
+                # vLLM answers so to some mistakes of clients, too: a probe tells.
+                fleet.suspect(engine)
             if not relay.started:
                 exchange.first_byte = time.perf_counter()
             if answer.status < 300:
-                self._state.fleet.succeeded(engine)
                 await relay.run(chunk)
+                if exchange.outcome == "ok":
+                    fleet.succeeded(engine, exchange.key)
+                elif exchange.outcome == "engine_error":
+                    fleet.failed(engine, exchange.key)
             elif answer.status < 400:
                 raise ApiError(502, "bad_gateway", f"The engine answered {answer.status}, a redirect.")
             else:
@@ -253,16 +272,22 @@ class _Request:
 
     def _after(self, lost: EngineLost, engine: Engine, job: Job, left: int) -> Engine:
         """Who is asked instead, the same engine if it is alone. Raises ApiError: nobody."""
+        fleet = self._state.fleet
         log.warning("request %s: engine %s lost: %s", self._exchange.request_id, engine.id, lost)
         if isinstance(lost, EngineUnreachable):
             # Nobody listens there: others need not find out by themselves; the poller brings it back.
             engine.reachable = False
+            self._breaks += lost.has_sent
         else:
-            self._state.fleet.failed(engine)
+            self._breaks += 1
+            if not isinstance(lost, _EngineHung) and not lost.reader_was_slow:
+                fleet.failed(engine, self._exchange.key)
         if self._relay is not None and self._relay.started:
             raise ApiError(502, "engine_lost", "The engine broke off in the middle of its answer.") from lost
+        if self._breaks >= _MOST_BREAKS:
+            raise self._lost_for_good(lost) from lost
         other = self._state.queues.elsewhere(job, self._settings.config, engine, room=False)
-        if other is None and engine.serves:
+        if other is None and engine.serves and engine in fleet.engines:
             other = engine
         if left and other is not None and self._state.retries.spend():
             return other
@@ -270,15 +295,24 @@ class _Request:
             raise Unavailable(
                 "model_unavailable", f"The engines of '{job.model}' are out.", retry_after_s=1
             ) from lost
+        raise self._lost_for_good(lost) from lost
+
+    def _lost_for_good(self, lost: EngineLost) -> ApiError:
+        # A request that may be what breaks engines: clients' libraries would send it again.
+        headers = [(b"x-should-retry", b"false")] if self._breaks >= _MOST_BREAKS else []
+        if isinstance(lost, _EngineHung):
+            return ApiError(502, Reason.ENGINE_HUNG.value, _HUNG, headers=headers)
         if isinstance(lost, ConnectTimeout):
-            raise ApiError(504, "connect_timeout", "The engine could not be reached in time.") from lost
-        raise ApiError(502, "engine_unreachable", "The engine could not be reached.") from lost
+            return ApiError(
+                504, "connect_timeout", "The engine could not be reached in time.", headers=headers
+            )
+        return ApiError(502, "engine_unreachable", "The engine could not be reached.", headers=headers)
 
     def _why(self, reason: Reason) -> ApiError:
         if reason is Reason.SHUTDOWN:
             return Unavailable(reason.value, "The service is restarting.", retry_after_s=1)
         if reason is Reason.ENGINE_HUNG:
-            return ApiError(502, reason.value, "The engine has stopped working.")
+            return ApiError(502, reason.value, _HUNG)
         if self._exchange.model is None:
             return ApiError(408, "request_timeout", "The request did not arrive in time.")
         what = {

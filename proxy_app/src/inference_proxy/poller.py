@@ -40,7 +40,9 @@ class Poller:
     def follow(self) -> None:
         """Begin with engines that are new in the fleet, leave those that are no longer in it."""
         for engine in self._tasks.keys() - set(self._fleet.engines):
-            self._tasks.pop(engine).cancel()
+            # As long as it has requests of ours, its watch goes on, and then ends by itself.
+            if not engine.guards:
+                self._tasks.pop(engine).cancel()
         for engine in self._fleet.engines:
             if engine not in self._tasks:
                 watch = _Watch(self._fleet, self._client, engine)
@@ -66,7 +68,7 @@ class _Watch:
         # Engines are looked at one after another, for streams wait meanwhile, and not by all workers at once.
         pause_s = random.uniform(0, _INTERVAL_S)
         try:
-            while True:
+            while self._engine in self._fleet.engines or self._engine.guards:
                 try:
                     await self.look()
                     self._judge()
@@ -113,9 +115,8 @@ class _Watch:
                 f": {why}" if why else "",
             )
         if engine.reachable and not before:
-            # A new process: what the old one did is no longer held against it.
             engine.met = True
-            self._fleet.take_back(engine)
+            self._fleet.restarted(engine)
 
     async def _scrape(self) -> None:
         """Gauges are an aid: an engine that does not give them is judged by its answers alone."""
@@ -128,30 +129,54 @@ class _Watch:
 
     def _judge(self) -> None:
         fleet, engine, health = self._fleet, self._engine, self._fleet.health
-        if not engine.reachable or self._probing is not None:
+        if self._probing is not None:
             return
         now = fleet.now()
-        breaker, progress = engine.breaker, engine.progress
-        if breaker.phase is Phase.CLOSED:
-            if progress.stalled_s(now) >= health.stall_s:
+        breaker = engine.breaker
+        if not engine.reachable or breaker.phase is Phase.CLOSED:
+            if engine.reachable and engine.progress.stalled_s(now) >= health.stall_s:
                 fleet.eject(engine, f"requests run, and no token for {health.stall_s:g} s")
-            elif engine.suspected or (
-                now - progress.generated_at >= health.probe_after_s and not engine.drained
-            ):
+            elif self._is_doubtful(now):
                 self._probing = asyncio.create_task(self._probe())
         elif breaker.has_cooled(now, health.cool_down_s):
             breaker.phase = Phase.HALF_OPEN
             self._probing = asyncio.create_task(self._probe())
 
+    def _is_doubtful(self, now: float) -> bool:
+        """Whether to ask it for a token. One that is unreachable may still owe answers: it may have vanished
+        without a word, and then their connections say nothing."""
+        engine, health = self._engine, self._fleet.health
+        if self._owes(now):
+            return True
+        if not engine.reachable:
+            return False
+        quiet_s = now - engine.alive_at(now)
+        return engine.suspected or (quiet_s >= health.probe_after_s and not engine.drained)
+
+    def _owes(self, now: float) -> bool:
+        """Requests of ours are there, and no token for `stall_s`: a frozen engine's gauges cannot tell."""
+        since = self._engine.owes_since(now)
+        return since is not None and now - since >= self._fleet.health.stall_s
+
     async def _probe(self) -> None:
         fleet, engine = self._fleet, self._engine
+        began = fleet.now()
         try:
             flaw = await probe(self._client, engine, fleet.health.probe_timeout_s)
+            now = fleet.now()
+            owes = self._owes(now)
+            # The probe may stand in its queue while others get their tokens.
+            is_busy = flaw is not None and (
+                (flaw.is_silence and engine.alive_at(now) > began) or (flaw.is_full and not owes)
+            )
             if flaw is None:
-                fleet.take_back(engine)
-            elif engine.reachable:
-                fleet.eject(engine, flaw)
-                if engine.progress.stalled_s(fleet.now()) >= fleet.health.stall_s:
+                fleet.passed(engine)
+            elif is_busy and engine.breaker.phase is Phase.CLOSED:
+                engine.suspected = False
+            else:
+                if engine.reachable:
+                    fleet.eject(engine, flaw.what)
+                if owes or engine.progress.stalled_s(now) >= fleet.health.stall_s:
                     fleet.abandon(engine)
         finally:
             self._probing = None

@@ -1,6 +1,5 @@
 """Does an engine work? The least that it can do tells: one token, one vector, one rank, one silent word."""
 
-import asyncio
 import io
 import wave
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from .engine_answer import EngineLost
 from .engine_client import EngineClient
 from .fleet import Engine
 
-_ANSWER_LIMIT = 1024 * 1024
 _BOUNDARY = "inference-proxy-probe"
 
 
@@ -43,6 +41,15 @@ class _Ranking(msgspec.Struct):
 
 class _Transcript(msgspec.Struct):
     text: str
+
+
+class Flaw(NamedTuple):
+    """What is wrong with an engine's answer. `is_silence`: none came in time; `is_full`: it took no request.
+    Neither is a fault in an engine that is seen to work otherwise."""
+
+    what: str
+    is_silence: bool = False
+    is_full: bool = False
 
 
 class _Probe(NamedTuple):
@@ -94,42 +101,29 @@ _PROBES = {
 }
 
 
-async def probe(client: EngineClient, engine: Engine, timeout_s: float) -> str | None:
-    """Ask for a real, small answer, on the way that clients' requests take. Returns what is wrong with
-    it; None: nothing. An engine that says it is full (503) is not wrong."""
+async def probe(client: EngineClient, engine: Engine, timeout_s: float) -> Flaw | None:
+    """Ask for a real, small answer. Returns what is wrong with it; None: nothing."""
     question = _PROBES[engine.probe]
+    content_type, body = question.ask(min(engine.models))
+    headers = {"content-type": content_type}
     try:
-        async with asyncio.timeout(timeout_s):
-            status, document = await _ask(client, engine, question, timeout_s)
+        status, document = await client.ask(
+            "POST", f"{engine.url}{question.path}", headers, body, timeout_s=timeout_s
+        )
     except TimeoutError:
-        return f"no token within {timeout_s:g} s"
+        return Flaw(f"no token within {timeout_s:g} s", is_silence=True)
     except EngineLost as error:
-        return f"probe failed: {error}"
+        return Flaw(f"probe failed: {error}")
     if status == 503:
-        return None
+        return Flaw("it says that it is full, and generates nothing", is_full=True)
     if status != 200:
-        return f"its answer to a probe was {status}"
+        return Flaw(f"its answer to a probe was {status}")
     return _flaw(question, document)
 
 
-async def _ask(client: EngineClient, engine: Engine, question: _Probe, timeout_s: float) -> tuple[int, bytes]:
-    content_type, body = question.ask(min(engine.models))
-    headers = {"content-type": content_type}
-    answer = await client.request(engine.url, "POST", question.path, headers, body, connect_s=timeout_s)
-    try:
-        document = bytearray()
-        while piece := await answer.read():
-            document += piece
-            if len(document) > _ANSWER_LIMIT:
-                raise EngineLost(f"more than {_ANSWER_LIMIT} bytes for one token")
-        return answer.status, bytes(document)
-    finally:
-        answer.close()
-
-
-def _flaw(question: _Probe, document: bytes) -> str | None:
+def _flaw(question: _Probe, document: bytes) -> Flaw | None:
     try:
         made = question.made(msgspec.json.decode(document, type=question.answer))
     except msgspec.MsgspecError as error:
-        return f"its answer to a probe makes no sense: {error}"
-    return None if made else "its answer to a probe holds nothing"
+        return Flaw(f"its answer to a probe makes no sense: {error}")
+    return None if made else Flaw("its answer to a probe holds nothing")

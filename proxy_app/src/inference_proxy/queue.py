@@ -137,7 +137,7 @@ class Queues:
         except Unavailable:
             return None
         engines = [engine for engine in serving if engine is not tried and (not room or engine.has_room(now))]
-        return route.choose(engines, request.cost, request.key, config.routing) if engines else None
+        return self._choose(engines, request)
 
     def wake(self) -> None:
         """Engines may have room again: let in whoever is next. Whoever calls it has a request of its own, or
@@ -175,8 +175,12 @@ class Queues:
     def _room_for(self, request: _Request) -> Engine | None:
         now = self._fleet.now()
         engines = self._fleet.serving(request.job.model, request.pool)
-        engines = [engine for engine in engines if engine.has_room(now)]
-        return route.choose(engines, request.cost, request.key, request.config.routing) if engines else None
+        return self._choose([engine for engine in engines if engine.has_room(now)], request)
+
+    def _choose(self, engines: list[Engine], request: _Request) -> Engine | None:
+        if not engines:
+            return None
+        return route.choose(engines, request.cost, request.key, request.config.routing, self._fleet.failing)
 
     def _serve_head(self, lane: _Lane) -> bool:
         request = lane.line.head().request

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import logging
 import time
 from typing import Any
@@ -28,6 +29,7 @@ _NOT_PASSED_ON = frozenset(
      b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id", b"request-id"}
 )  # fmt: skip
 
+_CUT = "its JSON ends in the middle"
 _STOPPING = "it dropped the request because it is stopping"
 
 log = logging.getLogger(__name__)
@@ -108,8 +110,11 @@ class Relay:
         stops its own stream and fills no memory.
         """
         exchange, guard = self._exchange, self._guard
-        if chunk and not self.is_events and self._answer.at_end and self._at_once(chunk):
-            return
+        if not self.is_events and self._answer.at_end:
+            if self._is_cut(chunk):
+                raise EngineLost(_CUT)
+            if chunk and self._at_once(chunk):
+                return
         take = self._take if self.is_events and self._client is not None else None
         if self.started and not chunk:
             chunk = await self._answer.read(take)
@@ -139,6 +144,10 @@ class Relay:
             if not self._is_complete():
                 raise EngineLost("its stream ended before its last event")
         guard.reading_since = None
+        if self.is_events:
+            exchange.outcome = exchange.dialect.fault_in(self._end()) or exchange.outcome
+        elif self.started and self._is_cut(exchange.tail[-1], is_whole=False):
+            raise EngineLost(_CUT)
         exchange.bytes_out += len(self._held)
         if not self.started:
             await self._start(b"")
@@ -239,9 +248,25 @@ class Relay:
 
     def _is_complete(self) -> bool:
         """Whether a stream has come to an end that the engine meant; any other answer says how long it is."""
-        return not self.is_events or self._exchange.dialect.is_complete(
-            b"".join((*self._exchange.tail, self._held))
-        )
+        return not self.is_events or self._exchange.dialect.is_complete(self._end())
+
+    def _end(self) -> bytes:
+        return b"".join((*self._exchange.tail, self._held))
+
+    def _is_cut(self, body: bytes, *, is_whole: bool = True) -> bool:
+        """Whether JSON ends in its middle, although it is as long as it said. Few are parsed: those whose
+        braces are not balanced."""
+        if is_whole and body and body.count(b"{") == body.count(b"}"):
+            return False
+        if not (self._answer.header(b"content-type") or b"").startswith(b"application/json"):
+            return False
+        if not is_whole:
+            return not body.rstrip().endswith((b"}", b"]"))
+        try:
+            json.loads(body)
+        except (ValueError, RecursionError):
+            return True
+        return False
 
     def _headers(self, *more: bytes) -> list[Header]:
         """Ours and the engine's, without those of one connection and `more`."""

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from .affinity import claim
 from .config import GENERATION, Config, Routing
@@ -33,14 +33,25 @@ def pool_of(job: Job, config: Config) -> str | None:
     return None
 
 
-def choose(engines: Sequence[Engine], cost: int, key: int | None, routing: Routing) -> Engine:
+def choose(
+    engines: Sequence[Engine],
+    cost: int,
+    key: int | None,
+    routing: Routing,
+    failing: Set[Engine] = frozenset(),
+) -> Engine:
     """Among one engine or more. With a key: the one with the largest claim to it, of those that this leaves
     with at most `affinity_free_tokens` or `affinity_bound` times their fair share, by weight, of all
-    outstanding tokens. Else, or if none is within the bound: the least loaded, at random among equals."""
+    outstanding tokens. Else, or if none is within the bound: the least loaded, at random among equals.
+
+    The `failing` have no claims, and count as at least as loaded as the least loaded of the others: an engine
+    that fails fast has little to do, and would get all that comes."""
     if len(engines) == 1:
         return engines[0]
     assumed = routing.assumed_tokens
-    loads = [engine.tokens + engine.others * assumed + cost for engine in engines]
+    loads: list[float] = [engine.tokens + engine.others * assumed + cost for engine in engines]
+    if failing:
+        loads = _without_idle(loads, engines, failing)
     if key is not None:
         total = sum(loads) - cost * (len(engines) - 1)
         share = routing.affinity_bound * total / sum([engine.weight for engine in engines])
@@ -48,7 +59,9 @@ def choose(engines: Sequence[Engine], cost: int, key: int | None, routing: Routi
         near, largest = None, -math.inf
         for engine, load in zip(engines, loads, strict=True):
             weight = engine.weight
-            if load <= most * weight and (claimed := claim(key, engine.seed, weight)) > largest:
+            if load > most * weight or engine in failing:
+                continue
+            if (claimed := claim(key, engine.seed, weight)) > largest:
                 near, largest = engine, claimed
         if near is not None:
             return near
@@ -59,3 +72,10 @@ def choose(engines: Sequence[Engine], cost: int, key: int | None, routing: Routi
     least = min(scores)
     equals = [engine for engine, score in zip(engines, scores, strict=True) if score == least]
     return equals[int(random.random() * len(equals))]
+
+
+def _without_idle(loads: list[float], engines: Sequence[Engine], failing: Set[Engine]) -> list[float]:
+    """Loads, of which none that is a failing engine's is below the least of the others', by weight."""
+    pairs = list(zip(loads, engines, strict=True))
+    least = min((load / engine.weight for load, engine in pairs if engine not in failing), default=0)
+    return [max(load, least * engine.weight) if engine in failing else load for load, engine in pairs]

@@ -8,7 +8,7 @@ from .types import Strict
 class Health(Strict):
     stall_s: PositiveFloat = Field(
         default=60,
-        description="Seconds without a token after which an engine with running requests counts as hung.",
+        description="Seconds without a token after which an engine that has requests counts as hung.",
     )
     probe_after_s: PositiveFloat = Field(
         default=60,
@@ -16,7 +16,8 @@ class Health(Strict):
     )
     probe_timeout_s: PositiveFloat = Field(default=30, description="Seconds in which that token has to come.")
     failures: PositiveInt = Field(
-        default=5, description="Failed requests in succession after which an engine is ejected."
+        default=5,
+        description="Broken answers, more than complete ones make up for, after which an engine is ejected.",
     )
     cool_down_s: PositiveFloat = Field(
         default=10, description="Seconds until an ejected engine is probed, to be taken back."
