@@ -403,6 +403,26 @@ async def test_clients_of_an_engine_whose_host_has_vanished_are_told(
             await expect_error(response, 502, "engine_hung")
 
 
+async def test_clients_of_a_frozen_engine_are_told_though_it_was_ejected_before(
+    files: Files, engine: Engine, other: Engine
+) -> None:
+    """For the failures of others, and for longer than anybody would wait."""
+
+    async def hang_or_break(call: Call) -> None:
+        await (end_early if b'"stream": true' in call.body else mute)(call)
+
+    engine.script, other.script, other.prober = answer, hang_or_break, mute
+    files.configure(engine, other, health=QUICK | {"stall_s": 1, "cool_down_s": 600})
+    async with running_proxy(files) as proxy:
+        waiting = []
+        while not other.calls:
+            waiting.append(asyncio.create_task(ask(proxy)))
+            await asyncio.sleep(0.01)
+        await until_ejected(proxy, stream=True)
+        assert set(await asyncio.gather(*waiting)) == {"fine"}
+        assert states(await proxy.ready()) == ["serving", "ejected"]
+
+
 async def test_a_frozen_engine_whose_queue_is_full_is_no_busy_one(files: Files, engine: Engine) -> None:
     async def full(call: Call) -> None:
         await call.answer(503, {"error": {"message": "full"}})

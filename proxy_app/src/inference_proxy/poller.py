@@ -138,7 +138,7 @@ class _Watch:
                 fleet.eject(engine, f"requests run, and no token for {health.stall_s:g} s")
             elif self._is_doubtful(now):
                 self._probing = asyncio.create_task(self._probe())
-        elif breaker.has_cooled(now, health.cool_down_s):
+        elif breaker.has_cooled(now, health.cool_down_s) or self._owes(now):
             breaker.phase = Phase.HALF_OPEN
             self._probing = asyncio.create_task(self._probe())
 
