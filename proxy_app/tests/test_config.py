@@ -110,3 +110,12 @@ def test_keys_are_checked_without_being_told(
 )  # fmt: skip
 def test_usage_is_found_at_the_end(end: bytes, expected: tuple[int | None, int | None]) -> None:
     assert account.usage(end) == expected
+
+
+def test_a_form_has_no_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    custom = {"path": "/v1/hear", "upstream_path": "/v1/audio/translations", "defaults": {"model": "big"}}
+    content = GOOD | {"custom_endpoints": [custom]}
+    status, (line,) = check("check-config", tmp_path / "config.yml", content, capsys)
+    assert status == 2
+    assert "custom_endpoints.0" in line
+    assert "takes a form" in line

@@ -499,6 +499,8 @@ async def test_a_full_engine_is_not_ill(files: Files, engine: Engine) -> None:
     ("probe", "path", "good"),
     [
         ("embeddings", "/v1/embeddings", {"data": [{"embedding": [0.1, -2]}]}),
+        ("pooling", "/pooling", {"data": [{"data": [0.1]}]}),
+        ("classify", "/classify", {"data": [{"label": "x", "probs": [0.4, 0.6]}]}),
         ("rerank", "/v1/rerank", {"results": [{"index": 0, "relevance_score": 0.5}]}),
         ("transcriptions", "/v1/audio/transcriptions", {"text": ""}),
     ],

@@ -9,6 +9,8 @@ import yaml
 from pydantic import BaseModel
 
 from inference_proxy.config import EngineConfig, Health, Queue, Retries, Routing, Timeouts
+from inference_proxy.config.paths import FORMS
+from inference_proxy.endpoints import TABLE, BodyKind
 
 ROLES = Path(__file__).parents[2] / "roles"
 PROXY = yaml.safe_load((ROLES / "proxy/meta/argument_specs.yml").read_text())["argument_specs"]["main"][
@@ -58,3 +60,19 @@ def test_what_an_engine_says_to_proxies_is_in_its_roles_specs() -> None:
     assert shared <= set(options)
     for name in shared - {"probe"}:
         assert options[name]["type"] == kind(EngineConfig.model_fields[name].annotation)
+
+
+def test_nginx_passes_what_the_proxy_answers() -> None:
+    known = yaml.safe_load((ROLES / "nginx_certbot/vars/main.yml").read_text())
+    routes = {
+        versioned: {(route["path"], route["class"]) for route in known[f"__nginx_certbot_{name}"]}
+        for versioned, name in ((True, "routes"), (False, "unversioned_routes"))
+    }
+    for versioned, own in ((True, set()), (False, {("/health/live", "catalogue")})):
+        assert routes[versioned] == own | {
+            (row.path, str(row.kind)) for row in TABLE if row.versioned is versioned
+        }
+
+
+def test_the_configuration_knows_which_endpoints_take_forms() -> None:
+    assert {f"/v1{row.path}" for row in TABLE if row.body is BodyKind.MULTIPART} == FORMS

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
-from engine import Engine
+from engine import Call, Engine
 from expect import expect_error
 from harness import KEY, KEYS, SMALL_KEY, Files, Proxy, running_engine, running_proxy, sha256
 
@@ -216,6 +216,67 @@ async def test_operators_own_endpoints(files: Files, engine: Engine) -> None:
             async with proxy.get(path, key=None) as response:
                 await expect_error(response, 401, "missing_api_key")
     assert not engine.arrived.qsize()
+
+
+FORM = (
+    b'--XX\r\nContent-Disposition: form-data; name="model"\r\n\r\nbig\r\n'
+    b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n--XX--\r\n'
+)
+FORM_TYPE = "multipart/form-data; boundary=XX"
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
+async def test_forms_are_passed_on_as_they_are(proxy: Proxy, engine: Engine, path: str) -> None:
+    async with proxy.post(path, data=FORM, headers={"content-type": FORM_TYPE}) as response:
+        assert response.status == 200
+    call = await engine.next_call()
+    assert (call.path, call.body, call.headers["content-type"]) == (path, FORM, FORM_TYPE)
+    async with proxy.post(path) as response:
+        await expect_error(response, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("endpoint_class", ["audio", "generation", None])
+async def test_an_own_endpoint_takes_json_and_forms(
+    files: Files, engine: Engine, endpoint_class: str | None
+) -> None:
+    custom = {"path": "/v1/audio/mine", "upstream_path": "/v1/audio/theirs", "defaults": {"voice": "x"}}
+    if endpoint_class is not None:
+        custom["endpoint_class"] = endpoint_class
+    files.configure(engine, custom_endpoints=[custom])
+    async with running_proxy(files) as proxy:
+        for kind in (FORM_TYPE, " Multipart/Form-Data; boundary=XX"):
+            async with proxy.post("/v1/audio/mine", data=FORM, headers={"content-type": kind}) as response:
+                assert response.status == 200, await response.text()
+            call = await engine.next_call()
+            assert (call.path, call.body) == ("/v1/audio/theirs", FORM)
+        async with proxy.post("/v1/audio/mine", body={"input": "hello"}) as response:
+            assert response.status == 200
+        assert await sent(engine) == {"model": "big", "input": "hello", "voice": "x"}
+        async with proxy.post("/v1/audio/mine", headers={"content-type": "text/plain"}) as response:
+            await expect_error(response, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("path", ["/pooling", "/classify", "/rerank", "/v2/rerank", "/score", "/v1/score"])
+async def test_what_pools_is_asked_where_vllm_has_it(files: Files, engine: Engine, path: str) -> None:
+    usage = {"prompt_tokens": 7, "total_tokens": 7, "completion_tokens": 0}
+
+    async def answer(call: Call) -> None:
+        await call.answer(200, {"data": [{"probs": [0.4, 0.6]}], "usage": usage})
+
+    engine.script = answer
+    admin = files.admin()
+    files.configure(engine, isolate_prefix_cache=True, admin=admin)
+    async with running_proxy(files) as proxy:
+        async with proxy.post(path, body={"input": ["a", "b"]}) as response:
+            assert response.status == 200
+        metrics = await proxy.admin.metrics()
+    call = await engine.next_call()
+    assert call.path == path
+    assert "cache_salt" in json.loads(call.body), "pooling shares no prefixes either"
+    counted = {
+        name: value for name, value in metrics.items() if "prompt_tokens" in name or "tokens_total" in name
+    }
+    assert 7 in counted.values(), counted
 
 
 async def test_a_new_endpoint_needs_no_restart(proxy: Proxy, files: Files, engine: Engine) -> None:

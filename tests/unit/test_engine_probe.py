@@ -89,6 +89,8 @@ def test_idle_has_nothing_to_wait_for_where_nothing_answers(fake) -> None:
     [
         ("completions", {"usage": {"completion_tokens": 1}}),
         ("embeddings", {"data": [{"embedding": [0.1]}]}),
+        ("pooling", {"data": [{"data": [0.1]}]}),
+        ("classify", {"data": [{"probs": [0.4, 0.6]}]}),
         ("rerank", {"results": [{"index": 0, "relevance_score": 0.9}]}),
         ("transcriptions", {"text": ""}),
     ],

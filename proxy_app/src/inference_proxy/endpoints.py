@@ -13,10 +13,11 @@ class BodyKind(Enum):
     NONE = auto()
     JSON = auto()
     MULTIPART = auto()
+    EITHER = auto()  # as the content type says
 
 
 # As config/paths.py has it for classes.
-MULTIPART = BodyKind.MULTIPART
+JSON, MULTIPART = BodyKind.JSON, BodyKind.MULTIPART
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,15 @@ class Endpoint:
 
 _GENERATION, _POOLING, _UTILITY = EndpointClass.GENERATION, EndpointClass.POOLING, EndpointClass.UTILITY
 _CHAT_PROMPT = ("messages", "system", "tools")
+_RERANK = Endpoint("/rerank", _POOLING, prompt=("query", "documents"), pairs=(("query", "documents"),))
+_SCORE = Endpoint(
+    "/score",
+    _POOLING,
+    prompt=("text_1", "text_2", "queries", "documents", "items", "data_1", "data_2"),
+    pairs=(("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2")),
+)
 
+# With and without a version as vLLM 0.32 has them.
 # GET and DELETE of /v1/responses/{id} are not here: the engine that made a response is the only one that has
 # it, and forgets it when it restarts. So a response cannot be run in the background, nor be built upon.
 TABLE = (
@@ -65,14 +74,15 @@ TABLE = (
     Endpoint("/messages", _GENERATION, Dialect.MESSAGES, prompt=_CHAT_PROMPT, cap=("max_tokens",)),
     Endpoint("/messages/count_tokens", _UTILITY, Dialect.MESSAGES, prompt=_CHAT_PROMPT),
     Endpoint("/embeddings", _POOLING, prompt=("input", "messages"), batch="input"),
-    Endpoint("/rerank", _POOLING, prompt=("query", "documents"), pairs=(("query", "documents"),)),
-    Endpoint(
-        "/score",
-        _POOLING,
-        prompt=("text_1", "text_2", "queries", "documents", "items", "data_1", "data_2"),
-        pairs=(("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2")),
-    ),
+    Endpoint("/pooling", _POOLING, versioned=False, prompt=("input", "messages", "data"), batch="input"),
+    Endpoint("/classify", _POOLING, versioned=False, prompt=("input", "messages"), batch="input"),
+    _RERANK,
+    replace(_RERANK, versioned=False),
+    replace(_RERANK, path="/v2/rerank", versioned=False),
+    _SCORE,
+    replace(_SCORE, versioned=False),
     Endpoint("/audio/transcriptions", EndpointClass.AUDIO, body=BodyKind.MULTIPART),
+    Endpoint("/audio/translations", EndpointClass.AUDIO, body=BodyKind.MULTIPART),
     Endpoint("/tokenize", _UTILITY, versioned=False, prompt=("prompt", "messages")),
     Endpoint("/detokenize", _UTILITY, versioned=False, prompt=("tokens",)),
     Endpoint(
@@ -134,7 +144,9 @@ def _custom(custom: CustomEndpoint, built_in: Mapping[str, Endpoint], config: Co
         )
     assert custom.upstream_path is not None, "the configuration has one or the other"
     # Of a path that is not known here the costliest is assumed: all clocks and limits apply.
-    unknown = Endpoint(custom.path, EndpointClass.GENERATION, upstream_path=custom.upstream_path)
+    unknown = Endpoint(
+        custom.path, EndpointClass.GENERATION, body=BodyKind.EITHER, upstream_path=custom.upstream_path
+    )
     model = built_in.get(custom.upstream_path, unknown)
     return replace(
         model,

@@ -8,6 +8,8 @@ from .dialects import Dialect
 from .endpoints import BodyKind, Endpoint, Endpoints
 
 _TEXT = {"type": "string"}
+_JSON, _FORM = "application/json", "multipart/form-data"
+_KINDS = {BodyKind.JSON: (_JSON,), BodyKind.MULTIPART: (_FORM,), BodyKind.EITHER: (_JSON, _FORM)}
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -76,16 +78,16 @@ def _operation(path: str, method: str, endpoint: Endpoint) -> dict[str, Any]:
         },
     }
     if endpoint.body is not BodyKind.NONE:
-        kind = "application/json" if endpoint.body is BodyKind.JSON else "multipart/form-data"
-        operation["requestBody"] = {"required": True, "content": {kind: {"schema": _body(endpoint)}}}
+        content = {kind: {"schema": _body(endpoint, kind)} for kind in _KINDS[endpoint.body]}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
-def _body(endpoint: Endpoint) -> dict[str, Any]:
+def _body(endpoint: Endpoint, kind: str) -> dict[str, Any]:
     properties: dict[str, Any] = {"model": {"type": "string", "minLength": 1}}
     if endpoint.kind in (EndpointClass.GENERATION, EndpointClass.AUDIO):
         properties["stream"] = {"type": "boolean"}
-    if endpoint.body is BodyKind.MULTIPART:
+    if kind == _FORM and endpoint.body is BodyKind.MULTIPART:
         properties["file"] = {"type": "string", "format": "binary"}
     properties |= {name: {"type": "integer", "minimum": 0} for name in endpoint.cap}
     required = [name for name in ("model", "file") if name in properties and name not in endpoint.defaults]

@@ -6,9 +6,9 @@ import msgspec
 
 from .body import rewrite
 from .config import GENERATION, POOLING, Config, ModelConfig
-from .endpoints import MULTIPART
 from .errors import ApiError, Header
 from .http_request import Fields as HeaderFields
+from .multipart import Form
 from .numbers import MOST_CONTEXT_TOKENS
 from .usage_event import ask
 from .validate import Asked
@@ -59,9 +59,9 @@ def prepare(
     priority = config.priorities[asked.key.priority].engine_priority
     if priority:
         headers["x-vllm-priority"] = str(priority)
-    if asked.endpoint.body is MULTIPART:
+    if asked.form is not None:
         headers["content-type"] = client[b"content-type"].decode("latin-1")
-        return Job(asked, model.name, None, context_tokens, _form(asked, model), headers, ())
+        return Job(asked, model.name, None, context_tokens, _form(asked, asked.form, model), headers, ())
     headers["content-type"] = "application/json"
     max_tokens = _max_tokens(asked, model)
     changes = _changes(asked, model, max_tokens)
@@ -106,8 +106,7 @@ def _changes(asked: Asked, model: ModelConfig, max_tokens: int | None) -> dict[s
     return changes
 
 
-def _form(asked: Asked, model: ModelConfig) -> bytes:
-    assert asked.form is not None, "validate reads the form of a multipart endpoint"
-    if own := sorted(_PROXYS_OWN & asked.form.names()):
+def _form(asked: Asked, form: Form, model: ModelConfig) -> bytes:
+    if own := sorted(_PROXYS_OWN & form.names()):
         raise ApiError(400, "not_allowed", f"'{own[0]}' is set by the service: leave it out.", param=own[0])
-    return asked.body if model.name == asked.model else asked.form.replaced("model", model.name)
+    return asked.body if model.name == asked.model else form.replaced("model", model.name)

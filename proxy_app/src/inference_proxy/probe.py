@@ -22,6 +22,18 @@ class _Vectors(msgspec.Struct):
     data: list[_Vector]
 
 
+class _Pooled(msgspec.Struct):
+    data: list[Any]
+
+
+class _Probabilities(msgspec.Struct):
+    probs: list[float]
+
+
+class _Classes(msgspec.Struct):
+    data: list[_Probabilities]
+
+
 class _Usage(msgspec.Struct):
     completion_tokens: int
 
@@ -92,6 +104,18 @@ _PROBES = {
         _json(input="1"),
         _Vectors,
         lambda answer: any(vector.embedding for vector in answer.data),
+    ),
+    "pooling": _Probe(
+        "/pooling",
+        _json(input="1"),
+        _Pooled,
+        lambda answer: bool(answer.data),
+    ),
+    "classify": _Probe(
+        "/classify",
+        _json(input="1"),
+        _Classes,
+        lambda answer: any(entry.probs for entry in answer.data),
     ),
     "rerank": _Probe(
         "/v1/rerank", _json(query="1", documents=["1"]), _Ranking, lambda answer: bool(answer.results)

@@ -10,7 +10,7 @@ from starlette.types import Receive
 from .authenticate import Key
 from .body import Fields, parse
 from .dialects import MESSAGES, Dialect
-from .endpoints import MULTIPART, TABLE, Endpoint
+from .endpoints import JSON, MULTIPART, TABLE, Endpoint
 from .errors import ApiError
 from .estimate import estimate
 from .http_request import Fields as HeaderFields
@@ -89,7 +89,7 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int) -> byt
 
 def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -> Asked:
     """Check the fields that the proxy acts on, and no others. Raises ApiError 400, 415, naming the field."""
-    if endpoint.body is MULTIPART:
+    if endpoint.body is not JSON and (endpoint.body is MULTIPART or _is_form(headers)):
         form = Form(headers.get(b"content-type", b"").decode("latin-1"), body)
         return Asked(
             endpoint=endpoint,
@@ -126,6 +126,10 @@ def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -
         body=body,
         fields=fields,
     )
+
+
+def _is_form(headers: HeaderFields) -> bool:
+    return headers.get(b"content-type", b"").lstrip()[:19].lower() == b"multipart/form-data"
 
 
 def _built(fields: Fields, wanted: Collection[str]) -> dict[str, Any]:

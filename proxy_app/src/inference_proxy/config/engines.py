@@ -32,6 +32,6 @@ class EngineConfig(Strict):
     max_in_flight: PositiveInt | None = Field(
         default=None, description="Requests at once; by default queue.max_in_flight times the weight."
     )
-    probe: Literal["completions", "embeddings", "rerank", "transcriptions"] = Field(
+    probe: Literal["completions", "embeddings", "pooling", "classify", "rerank", "transcriptions"] = Field(
         default="completions", description="The request that tells whether it works."
     )

@@ -34,8 +34,11 @@ TOKENS = re.compile(r"^vllm:iteration_tokens_total_sum(?:\{.*\})? (\S+)$", re.MU
 REQUESTS: Dict[str, Dict[str, Any]] = {
     "completions": {"prompt": "Hello", "max_tokens": 1, "temperature": 0},
     "embeddings": {"input": "Hello"},
+    "pooling": {"input": "Hello"},
+    "classify": {"input": "Hello"},
     "rerank": {"query": "Hello", "documents": ["Hello"]},
 }
+UNVERSIONED = ("pooling", "classify")
 BOUNDARY = "engine-probe"
 ANSWER_S = 120.0  # one token, for which something may have to be compiled first
 PAUSE_S = 0.5
@@ -82,7 +85,8 @@ def question(engine: Engine) -> Tuple[str, bytes, str]:
     """Path, body and content type of the request that proves the engine."""
     if engine.probe != "transcriptions":
         body = {"model": engine.model, **REQUESTS[engine.probe]}
-        return f"/v1/{engine.probe}", json.dumps(body).encode(), "application/json"
+        version = "" if engine.probe in UNVERSIONED else "/v1"
+        return f"{version}/{engine.probe}", json.dumps(body).encode(), "application/json"
     sound = io.BytesIO()
     with wave.open(sound, "wb") as file:
         file.setnchannels(1)
@@ -101,7 +105,7 @@ def made(engine: Engine, answer: Dict[str, Any]) -> bool:
         return isinstance(answer.get("text"), str)
     if engine.probe == "completions":
         return bool((answer.get("usage") or {}).get("completion_tokens"))
-    return bool(answer.get("data" if engine.probe == "embeddings" else "results"))
+    return bool(answer.get("results" if engine.probe == "rerank" else "data"))
 
 
 def total(pattern: "re.Pattern[str]", metrics: str) -> float:
