@@ -167,10 +167,10 @@ async def test_what_is_our_capacity_is_503_with_a_time_to_come_again(files: File
 @pytest.mark.parametrize(
     "path",
     [
-        "/metrics", "/load", "/version", "/ping", "/invocations", "/pooling", "/classify", "/tokenizer_info",
+        "/metrics", "/load", "/version", "/ping", "/invocations", "/tokenizer_info",
         "/scale_elastic_ep", "/start_profile", "/sleep", "/wake_up", "/reset_prefix_cache", "/collective_rpc",
         "/server_info", "/update_config", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
-        "/v1/chat/completions/render", "/inference/v1/generate", "/v2/rerank", "/docs", "/workers",
+        "/v1/chat/completions/render", "/inference/v1/generate", "/docs", "/workers",
         "/add_worker", "/remove_worker", "/list_workers", "/get_loads", "/flush_cache",
     ],
 )  # fmt: skip
