@@ -184,3 +184,30 @@ def test_no_form_brings_it_down(noise: bytes) -> None:
 def test_no_second_model_in_disguise(head: str) -> None:
     with pytest.raises(ApiError):
         Form(BOUNDARY, form(('name="model"', b"allowed"), (head, b"forbidden")))
+
+
+@pytest.mark.parametrize(
+    ("text", "half", "at"),
+    [
+        (b'{"a":"\\ud83d"}', "\\ud83d", 6),
+        (b'{"a":"' + b"x" * 5000 + b'\\ud83d and more","b":1}', "\\ud83d", 5006),
+        (b'{"a":"\\ude00"}', "\\ude00", 6),
+        (b'{"a":"\\uD83D\\u0041"}', "\\uD83D", 6),
+        (b'{"a":"\\\\\\ud83d!"}', "\\ud83d", 8),
+        (b'{"a":"\\ud83d\\ude00\\ude01"}', "\\ude01", 18),
+    ],
+)
+def test_half_a_character_is_named(text: bytes, half: str, at: int) -> None:
+    with pytest.raises(ApiError, match="surrogate pair") as caught:
+        parse(text)
+    assert f"{half} at byte {at} " in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"a":"x', b'{"a":"\\ud83d\\ude00",}', b'{"a":"\\u12"}', b'{"a":"\\\\ud83d",}']
+)
+def test_other_faults_are_not_blamed_on_it(text: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(text)
+    assert caught.value.code == "invalid_json"
+    assert "surrogate" not in caught.value.message

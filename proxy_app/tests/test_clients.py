@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import anthropic
@@ -251,3 +252,38 @@ async def test_clients_retry_what_is_our_capacity(files: Files, engine: Engine) 
     ):
         assert (await client.chat.completions.create(model="big", messages=ASK)).id == "c-1"
     assert calls == 2
+
+
+async def test_anthropic_models(
+    files: Files, by_anthropic: anthropic.AsyncAnthropic, engine: Engine, proxy: Proxy
+) -> None:
+    engine.cards[0] |= {"created": 1_700_000_000, "max_model_len": 32768}
+    aliases = [f"alias-{number:03}" for number in range(45)]
+    old = [{"name": "older", "since": "2026-01-31"}]
+    files.configure(engine, models=[{"name": "big", "aliases": aliases, "deprecated": old}])
+    await proxy.until_answer("/v1/models/alias-044", 200)
+    page = await by_anthropic.models.list(limit=2)
+    assert (page.first_id, page.last_id, page.has_more) == ("alias-000", "alias-001", True)
+    assert [model.id async for model in by_anthropic.models.list()] == [*aliases, "big", "small"]
+    before = await by_anthropic.models.list(limit=3, before_id="big")
+    assert [model.id for model in before.data] == aliases[-3:]
+    assert before.has_more
+    last = await by_anthropic.models.list(after_id="small")
+    assert (last.data, last.first_id, last.last_id, last.has_more) == ([], None, None, False)
+    big = await by_anthropic.models.retrieve("big")
+    assert (big.type, big.id, big.display_name, big.lifecycle) == ("model", "big", "big", "active")
+    assert big.created_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+    assert big.max_input_tokens == 32768
+    assert (await by_anthropic.models.retrieve("older")).lifecycle == "deprecated"
+    with pytest.raises(anthropic.NotFoundError, match="does not exist"):
+        await by_anthropic.models.retrieve("nobody")
+    with pytest.raises(anthropic.BadRequestError, match="between 1 and 1000"):
+        await by_anthropic.models.list(limit=1001)
+
+
+async def test_openai_models_keep_openais_shape(by_openai: openai.AsyncOpenAI) -> None:
+    assert [(model.id, model.object) async for model in by_openai.models.list()] == [
+        ("big", "model"),
+        ("small", "model"),
+    ]
+    assert (await by_openai.models.retrieve("big")).owned_by == "vllm"

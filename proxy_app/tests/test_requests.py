@@ -290,3 +290,30 @@ async def test_a_slow_upload_meets_the_total_clock(files: Files, engine: Engine)
         writer.close()
     assert head.startswith(b"HTTP/1.1 408 ")
     assert json.loads(body)["error"]["code"] == "request_timeout"
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("change", [b"", b',"priority":1'])
+async def test_a_byte_order_mark_is_skipped(proxy: Proxy, engine: Engine, change: bytes) -> None:
+    async with proxy.post(data=BOM + b'{"model":"big"' + change + b"}") as response:
+        assert response.status == 200
+    assert (await engine.next_call()).body == b'{"model":"big"}'
+
+
+@pytest.mark.parametrize("value", [b'"true"', b'"True"', b'"1"', b"1", b"1.0"])
+async def test_streams_are_asked_for_in_every_way_that_engines_take(
+    proxy: Proxy, engine: Engine, value: bytes
+) -> None:
+    body = b'{"model":"big","stream_options":{"include_usage":true},"stream":' + value + b"}"
+    async with proxy.post(data=body) as response:
+        assert response.status == 200
+    assert (await engine.next_call()).body == body
+
+
+@pytest.mark.parametrize("value", [b"2", b'"yes"', b"[]", b"0.5", b'""'])
+async def test_what_is_neither_true_nor_false_is_refused(proxy: Proxy, engine: Engine, value: bytes) -> None:
+    async with proxy.post(data=b'{"model":"big","stream":' + value + b"}") as response:
+        await expect_error(response, 400, "invalid_type", "stream")
+    assert not engine.calls

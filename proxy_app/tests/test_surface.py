@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from multidict import CIMultiDict
+from yarl import URL
 
 from engine import Call, Engine
 from expect import expect_error
@@ -373,3 +374,55 @@ async def test_an_engine_without_the_model_gets_nothing(files: Files, engine: En
         async with running_proxy(files) as proxy, proxy.post(body={"model": "elsewhere"}) as response:
             assert response.status == 200
     assert not engine.calls
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("//v1/models", "/v1/models"),
+        ("/v1//chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/api/v1/embeddings", "/v1/embeddings"),
+        ("/openai/deployments/big/chat/completions", "/v1/chat/completions"),
+        ("/V1/Chat/Completions", "/v1/chat/completions"),
+        ("/v1/tokenize", "/tokenize"),
+        ("/v1/pooling", "/pooling"),
+        ("/models/org/big", "/v1/models/org/big"),
+        ("/v1/models/", "/v1/models"),
+        ("/messages/count_tokens/", "/v1/messages/count_tokens"),
+        ("/v1/summarize/", "/v1/summarize"),
+        ("/metrics", None),
+        ("/", None),
+        ("/" * 10_000 + "v1/models", None),
+    ],
+)
+async def test_a_path_that_is_nearly_right_is_told_the_right_one(
+    files: Files, engine: Engine, path: str, meant: str | None
+) -> None:
+    files.configure(engine, custom_endpoints=CUSTOM)
+    async with running_proxy(files) as proxy:
+        url = URL(proxy.url + path, encoded=True)
+        for method in ("GET", "POST"):
+            async with proxy.session.request(method, url, headers={"authorization": BEARER}) as response:
+                error = await expect_error(response, 404, "not_found")
+            told = "" if meant is None else f" Did you mean {meant}?"
+            assert error["message"] == f"There is nothing at this path.{told}"
+    assert not engine.calls
+
+
+async def test_errors_of_shared_paths_have_the_shape_of_who_asks(proxy: Proxy) -> None:
+    version = {"anthropic-version": "2023-06-01"}
+    for method, path, key, status, kind in (
+        ("GET", "/messages", KEY, 404, "not_found_error"),
+        ("GET", "/v1/models", "wrong", 401, "authentication_error"),
+        ("GET", "/v1/models/nobody", KEY, 404, "not_found_error"),
+        ("GET", "/v1/models?limit=0", KEY, 400, "invalid_request_error"),
+        ("DELETE", "/v1/models", KEY, 405, "invalid_request_error"),
+    ):
+        headers = version | {"x-api-key": key}
+        async with proxy.session.request(method, proxy.url + path, headers=headers) as response:
+            body = await response.json()
+            assert (response.status, body["type"], body["error"]["type"]) == (status, "error", kind)
+            assert body["request_id"] == response.headers["x-request-id"] == response.headers["request-id"]

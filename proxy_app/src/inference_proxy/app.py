@@ -21,9 +21,9 @@ from . import __version__, openapi
 from .account import Exchange
 from .admin_server import AdminServer
 from .authenticate import authenticate
-from .catalogue import find_model, list_models
+from .catalogue import anthropic_card, anthropic_page, find_model, list_models
 from .config import CATALOGUE, Answer
-from .dialects import Dialect
+from .dialects import CHAT, MESSAGES, Dialect
 from .endpoints import OPENAPI, Endpoint, model_of
 from .engine_client import EngineClient
 from .errors import ApiError
@@ -71,19 +71,25 @@ class Proxy:
         exchange = Exchange(_request_id(fields), scope["method"], path)
         endpoint = self.state.settings.endpoints.find(path)
         if endpoint is None:
-            return await self._refuse(
-                exchange, ApiError(404, "not_found", "There is nothing at this path."), send
-            )
+            exchange.dialect = _dialect(fields)
+            return await self._refuse(exchange, self._not_found(path), send)
         exchange.endpoint_class = str(endpoint.kind)
         if scope["method"] not in endpoint.methods:
-            exchange.dialect = endpoint.dialect
+            exchange.dialect = _dialect(fields) if endpoint.kind is CATALOGUE else endpoint.dialect
             await self._refuse(exchange, _wrong_method(path, endpoint), send)
         elif endpoint.kind is CATALOGUE:
+            exchange.dialect = _dialect(fields)
             await self._cold(exchange, {**scope, "row": endpoint}, receive, send)
         else:
             assert self._pipeline is not None, "requests come after the lifespan has started"
             exchange.dialect = endpoint.dialect
             await self._pipeline(endpoint, exchange, fields, scope, receive, send)
+
+    def _not_found(self, path: str) -> ApiError:
+        message = "There is nothing at this path."
+        if nearest := self.state.settings.endpoints.nearest(path):
+            message += f" Did you mean {nearest}?"
+        return ApiError(404, "not_found", message)
 
     async def _refuse(self, exchange: Exchange, error: ApiError, send: Send) -> None:
         exchange.status, exchange.outcome = error.status, error.code or "error"
@@ -94,7 +100,7 @@ class Proxy:
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", exchange.request_id.encode())]
+                message["headers"] = [*message["headers"], *exchange.headers()]
             else:
                 exchange.bytes_out += len(message.get("body", b""))
             await send(message)
@@ -151,8 +157,12 @@ class Proxy:
             return JSONResponse(openapi.document(settings.endpoints))
         fleet, catalogue = self.state.fleet, settings.catalogue
         if name := model_of(request.scope["path"]):
-            return JSONResponse(find_model(name, fleet, catalogue, key))
-        return JSONResponse({"object": "list", "data": list_models(fleet, catalogue, key)})
+            card = find_model(name, fleet, catalogue, key)
+            return JSONResponse(anthropic_card(card, catalogue) if exchange.dialect is MESSAGES else card)
+        cards = list_models(fleet, catalogue, key)
+        if exchange.dialect is MESSAGES:
+            return JSONResponse(anthropic_page(cards, request.query_params, catalogue))
+        return JSONResponse({"object": "list", "data": cards})
 
     async def _live(self, _: Request) -> Response:
         return JSONResponse({"status": "live", "version": __version__, "release": _release()})
@@ -196,6 +206,11 @@ def _request_id(fields: Fields) -> str:
     return f"{random.getrandbits(128):032x}"
 
 
+def _dialect(fields: Fields) -> Dialect:
+    """What a client of paths that both APIs have speaks: Anthropic's clients always tell their version."""
+    return MESSAGES if b"anthropic-version" in fields else CHAT
+
+
 def _wrong_method(path: str, endpoint: Endpoint) -> ApiError:
     methods = ", ".join(endpoint.methods)
     message = f"{path} takes {methods} only."
@@ -210,10 +225,12 @@ def _fixed(answer: Answer) -> Response:
 
 def _answer(request: Request, error: ApiError) -> Response:
     exchange: Exchange | None = request.scope.get("exchange")
-    if exchange is not None:
-        exchange.outcome = error.code or "error"
     headers = {name.decode(): value.decode() for name, value in error.headers}
-    return Response(Dialect.CHAT.error_body(error, ""), error.status, headers, "application/json")
+    if exchange is None:
+        return Response(CHAT.error_body(error, ""), error.status, headers, "application/json")
+    exchange.outcome = error.code or "error"
+    body = exchange.dialect.error_body(error, exchange.request_id)
+    return Response(body, error.status, headers, "application/json")
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

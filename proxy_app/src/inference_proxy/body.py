@@ -1,5 +1,6 @@
 """A JSON object as it came: its fields in their order, each still the bytes that the client wrote."""
 
+import re
 from collections.abc import Collection, Mapping
 from itertools import accumulate
 from typing import Any
@@ -36,6 +37,15 @@ _NESTING = (b"[", b"{")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
+# Where msgspec found a fault, and what it may have found there: an escape for the first half of a character
+# without the second, or the second without the first.
+_PLACE = re.compile(r"\(byte (\d{1,19})\)")
+_HALF_PAIR = re.compile(
+    rb"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+_AROUND_BYTES = 24
+
 # `"":0,`: no field takes less.
 _SHORTEST_FIELD = 5
 
@@ -51,7 +61,8 @@ def parse(body: bytes) -> Fields:
     try:
         fields = _split_object(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, "invalid_json", f"The body is not a JSON object: {error}.") from error
+        message = f"The body is not a JSON object: {_reason(body, str(error))}."
+        raise ApiError(400, "invalid_json", message) from error
     if _may_repeat(body, fields):
         _names.seen = 0
         if len(_count_names(body)) != _names.seen:
@@ -63,6 +74,20 @@ def parse(body: bytes) -> Fields:
             message = f"'{name[:64]}' nests more than {_DEPTH} levels deep."
             raise ApiError(400, "too_deep", message, param=name[:64])
     return fields
+
+
+def _reason(body: bytes, error: str) -> str:
+    """msgspec's own words, but for half of a surrogate pair, of which it says that the body was truncated."""
+    place = _PLACE.search(error)
+    at = min(int(place[1]) if place else len(body), len(body))
+    begin = max(at - _AROUND_BYTES, 0)
+    half = _HALF_PAIR.search(body[begin : at + _AROUND_BYTES])
+    if half is None:
+        return error
+    return (
+        f"{half[1].decode()} at byte {begin + half.start(1)} is one half of a surrogate pair, which is no "
+        "character. A text was cut in the middle of one, such as an emoji"
+    )
 
 
 def _may_repeat(body: bytes, fields: Fields) -> bool:

@@ -1,5 +1,6 @@
 """Which model is meant: aliases, old names, defaults, and who stands in for whom."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from email.utils import format_datetime
@@ -9,9 +10,16 @@ from .authenticate import Key
 from .config import Config, DeprecatedName, ModelConfig
 from .errors import ApiError, Header
 from .fleet import Fleet
+from .numbers import whole
 
 # Of an engine's model card. The others tell where the weights lie on the host.
 _CARD_FIELDS = ("created", "owned_by", "max_model_len")
+
+# Of a list of models, by Anthropic's API reference.
+_PAGE = 20
+_LONGEST_PAGE = 1000
+# 9999-12-31, after which datetime knows no more.
+_LATEST_S = 253402300799
 
 Card = dict[str, Any]
 
@@ -58,6 +66,10 @@ class Catalogue:
             line.append(self._models[name])
         return [model, *(other for other in line[1:] if key.may_use(other.name))]
 
+    def is_deprecated(self, name: str) -> bool:
+        named = self._names.get(name)
+        return named is not None and bool(named.headers)
+
     def aliases(self, model: str) -> tuple[str, ...]:
         return self._models[model].aliases
 
@@ -83,6 +95,39 @@ def find_model(name: str, fleet: Fleet, catalogue: Catalogue, key: Key) -> Card:
     model = catalogue.resolve(name, key).model.name
     card = next(card for card in list_models(fleet, catalogue, key) if card["id"] == model)
     return card | {"id": name}
+
+
+def anthropic_card(card: Card, catalogue: Catalogue) -> Card:
+    """A model as Anthropic's clients read it."""
+    created = whole(card["created"], 0, _LATEST_S) or 0
+    return {
+        "type": "model",
+        "id": card["id"],
+        "display_name": card["id"],
+        "created_at": datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lifecycle": "deprecated" if catalogue.is_deprecated(card["id"]) else "active",
+        "max_input_tokens": card.get("max_model_len"),
+        "max_tokens": None,
+    }
+
+
+def anthropic_page(cards: Sequence[Card], query: Mapping[str, str], catalogue: Catalogue) -> dict[str, Any]:
+    """A page of a list, which is sorted by id, as Anthropic's clients read it. Raises ApiError 400."""
+    limit = query.get("limit", str(_PAGE))
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 5 and 1 <= int(limit) <= _LONGEST_PAGE):
+        raise ApiError(400, "invalid_value", f"'limit' must be between 1 and {_LONGEST_PAGE}.", param="limit")
+    if before := query.get("before_id"):
+        found = [card for card in cards if card["id"] < before]
+        page = found[-int(limit) :]
+    else:
+        found = [card for card in cards if card["id"] > query.get("after_id", "")]
+        page = found[: int(limit)]
+    return {
+        "data": [anthropic_card(card, catalogue) for card in page],
+        "has_more": len(found) > len(page),
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+    }
 
 
 def _deprecation(old: DeprecatedName) -> tuple[Header, ...]:

@@ -97,6 +97,10 @@ TABLE = (
 OPENAPI, _MODELS = TABLE[-2:]
 
 
+# Of those for which the one that was meant is looked for.
+_LONGEST_PATH = 256
+
+
 class Endpoints:
     """The table with what the configuration adds: version prefixes, limits and operators' own endpoints."""
 
@@ -107,6 +111,7 @@ class Endpoints:
             known = replace(row, upstream_path=full, body_limit_bytes=config.body_limit_bytes)
             for prefix in (f"/{version}" for version in config.api_versions) if row.versioned else ("",):
                 self._by_path[prefix + row.path] = known
+        self._versions = tuple(f"/{version}" for version in config.api_versions)
         self._models = tuple(f"/{version}{_MODELS.path}/" for version in config.api_versions)
         built_in = {known.upstream_path: known for known in self._by_path.values()}
         for custom in config.custom_endpoints:
@@ -118,6 +123,20 @@ class Endpoints:
         if endpoint is None and path.startswith(self._models) and model_of(path):
             return _MODELS
         return endpoint
+
+    def nearest(self, path: str) -> str | None:
+        """The path that was probably meant: without doubled or final slashes, with the version that it lacks,
+        or without what stands before it."""
+        if len(path) > _LONGEST_PATH:
+            return None
+        segments = [segment for segment in path.split("/") if segment]
+        for first in range(len(segments)):
+            for prefix in ("", *self._versions):
+                candidate = f"{prefix}/{'/'.join(segments[first:])}"
+                for spelling in (candidate, candidate.lower()):
+                    if spelling != path and self.find(spelling) is not None:
+                        return spelling
+        return None
 
     def items(self) -> Iterable[tuple[str, Endpoint]]:
         """Paths as clients write them, with their rows."""

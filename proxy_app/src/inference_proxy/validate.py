@@ -21,6 +21,10 @@ from .server_protocol import Client
 # As a string has a whole number; more digits are more than MOST.
 _DIGITS = re.compile(r"([+-]?[0-9]{1,19})(?:\.0*)?", re.ASCII)
 
+_BOM = b"\xef\xbb\xbf"
+# Besides JSON's own, engines take these as well, and a form has no others.
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+
 _decode = msgspec.json.decode
 
 # All that is built of a JSON body.
@@ -105,6 +109,9 @@ def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -
             form=form,
         )
     check_is_json(headers)
+    if body.startswith(_BOM):
+        # What some editors and Windows clients put before a text. Engines skip it.
+        body = body[len(_BOM) :]
     fields = parse(body)
     values = _built(fields, _OF_MESSAGES if endpoint.dialect is MESSAGES else _ACTED_ON)
     if endpoint.defaults:
@@ -146,9 +153,12 @@ def _built(fields: Fields, wanted: Collection[str]) -> dict[str, Any]:
 
 def _flag(values: _Values, name: str) -> bool:
     value = values.get(name)
-    if value is not None and not isinstance(value, bool):
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    flag = _FLAGS.get(value.lower()) if isinstance(value, str) else None
+    if flag is None and value not in (0, 1):
         raise wrong(name, "invalid_type", f"'{name}' must be true or false.")
-    return bool(value)
+    return bool(value) if flag is None else flag
 
 
 def _cap(values: _Values, endpoint: Endpoint) -> int | None:
