@@ -349,6 +349,24 @@ async def test_clients_of_an_only_engine_that_froze_are_told(files: Files, engin
         await expect_error(response, 502, "engine_hung")
 
 
+async def test_an_engine_that_still_counts_tokens_is_frozen_all_the_same(
+    files: Files, engine: Engine
+) -> None:
+    """Its server does that by itself."""
+
+    async def count(call: Call) -> None:
+        await (complete if call.path == "/tokenize" else mute)(call)
+
+    freeze(engine, files)
+    engine.script = count
+    async with running_proxy(files) as proxy:
+        waiting = asyncio.create_task(proxy.post().__aenter__())
+        async with asyncio.timeout(WAIT_S):
+            while not waiting.done():
+                await ask(proxy, "/tokenize")
+        await expect_error(await waiting, 502, "engine_hung")
+
+
 async def test_a_stream_that_has_begun_at_an_engine_that_froze_ends_with_an_error_event(
     files: Files, engine: Engine
 ) -> None:

@@ -123,7 +123,7 @@ def test_failures_open_a_breaker_where_complete_answers_do_not_make_up_for_them(
         fleet.failed(engine, "alice")
         fleet.succeeded(other, "alice")
     assert (engine.state, other.state) == ("ejected", "serving")
-    assert "3 more answers broke" in engine.breaker.reason
+    assert engine.breaker.reason == "it breaks more than a third of its answers"
 
 
 def test_an_engine_that_breaks_every_other_answer_is_ejected() -> None:
@@ -144,14 +144,13 @@ def test_requests_that_break_everywhere_eject_no_engine() -> None:
         fleet.failed(one, "mallory")
         fleet.failed(two, "mallory")
     assert (one.state, two.state) == ("serving", "serving")
-    for _ in range(3):
+    for _ in range(200):
         fleet.failed(one, "alice")
-        fleet.succeeded(two, "bob")
-    fleet.succeeded(two, "alice")
-    assert (one.state, two.state) == ("ejected", "serving"), "others' requests still tell"
+        fleet.succeeded(two, "alice")
+    assert (one.state, two.state) == ("ejected", "serving"), "that one of them is ill is still found out"
 
 
-def test_a_key_that_no_other_engine_has_answered_counts_half() -> None:
+def test_a_key_that_no_other_engine_has_answered_counts_a_third() -> None:
     fleet = failing(2)
     engine, other = fleet.engines
     for _ in range(5):
@@ -160,7 +159,7 @@ def test_a_key_that_no_other_engine_has_answered_counts_half() -> None:
     fleet.succeeded(other, "alice")
     assert engine.state == "ejected"
     fleet = failing(2)
-    for _ in range(6):
+    for _ in range(9):
         fleet.failed(fleet.engines[0], "alice")
     assert fleet.engines[0].state == "ejected", "that nobody knows what others would do is no licence"
 
@@ -190,7 +189,7 @@ def test_an_engine_that_was_mended_recovers_however_much_it_broke() -> None:
     engine = fleet.engines[0]
     for _ in range(1000):
         fleet.failed(engine, "alice")
-    for _ in range(12):
+    for _ in range(18):
         fleet.succeeded(engine, "alice")
     assert fleet.failing == set()
 

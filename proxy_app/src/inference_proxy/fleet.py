@@ -20,6 +20,14 @@ from .progress import Progress
 log = logging.getLogger(__name__)
 
 
+# Times the share of broken answers of most other engines, beyond which it is the engine's fault. Simulated:
+# at 2, requests that break everywhere eject an engine in one of ten cases; at 4, one that breaks half of
+# its answers is missed in half of the cases where such requests come as well.
+_WORSE = 3
+# Times the failures, where they are all of one key and no other engine has answered that since.
+_OF_ONE_KEY = 3
+
+
 class EngineView(msgspec.Struct, frozen=True):
     """An engine at one moment. `in_flight` and `outstanding_tokens` are this worker's; `others` is how many
     requests of other workers it had when it was last scraped; `running` to `kv_cache_usage` are its own word
@@ -215,7 +223,7 @@ class Fleet:
 
     def failed(self, engine: Engine, key: str | None) -> None:
         """It broke a request of that API key. What it refuses, or takes long for, is no failure."""
-        engine.breaker.failed(key, 2 * self.health.failures)
+        engine.breaker.failed(key, _OF_ONE_KEY * self.health.failures)
         self.suspect(engine)
         self._consider(engine)
 
@@ -237,11 +245,11 @@ class Fleet:
         breaker = engine.breaker
         if breaker.phase is Phase.CLOSED and self._is_to_blame(engine) and self._may_spare(engine):
             breaker.relapses += 1
-            self.eject(engine, f"{breaker.failures:g} more answers broke than complete ones make up for")
+            self.eject(engine, "it breaks more than a third of its answers")
 
     def _is_to_blame(self, engine: Engine) -> bool:
-        """Whether its failures are its own, and enough: not those of keys whose requests break at most other
-        engines as well. Failures of a single key that no other engine has answered since count half."""
+        """Whether its failures are enough, and its own: most other engines do much better with what clients
+        ask for. Failures of a single key that no other engine has answered since count a third."""
         breaker, enough = engine.breaker, self.health.failures
         if breaker.failures < enough:
             return False
@@ -250,10 +258,12 @@ class Fleet:
             for other in self.engines
             if other is not engine and other.serves and not engine.models.isdisjoint(other.models)
         ]
-        keys = [key for key in breaker.keys if 2 * sum(key in peer.keys for peer in peers) <= len(peers)]
-        if len(keys) == 1 and not breaker.keys[keys[0]]:
-            enough *= 2
-        return bool(keys) and breaker.failures >= enough
+        alike = sum(_WORSE * peer.broken_share >= breaker.broken_share for peer in peers)
+        if 2 * alike > len(peers):
+            return False
+        if len(breaker.keys) == 1 and not any(breaker.keys.values()):
+            enough *= _OF_ONE_KEY
+        return breaker.failures >= enough
 
     def eject(self, engine: Engine, reason: str) -> None:
         """Out until a probe goes well, whatever share of a pool is out already."""

@@ -13,7 +13,7 @@ from .account import Exchange
 from .admit import Admission
 from .authenticate import Key, authenticate
 from .clocks import Clocks, limit_s
-from .config import ModelConfig
+from .config import UTILITY, ModelConfig
 from .endpoints import Endpoint
 from .engine_answer import Answer, EngineLost
 from .engine_client import ConnectTimeout, EngineClient, EngineUnreachable
@@ -246,7 +246,9 @@ class _Request:
             if answer.status < 300:
                 await relay.run(chunk)
                 if exchange.outcome == "ok":
-                    fleet.succeeded(engine, exchange.key)
+                    # What only counts tokens says nothing of an engine that is to generate them.
+                    if self._endpoint.kind is not UTILITY:
+                        fleet.succeeded(engine, exchange.key)
                 elif exchange.outcome == "engine_error":
                     fleet.failed(engine, exchange.key)
             elif answer.status < 400:
