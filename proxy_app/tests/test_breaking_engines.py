@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from engine import WAIT_S, Call, Engine, Script, complete, stream, stream_body
+from engine import COMPLETION, WAIT_S, Call, Engine, Script, complete, stream, stream_body
 from expect import expect_error
 from harness import KEY, SMALL_KEY, Files, Log, Proxy, running_engine, running_proxy, sha256
 from inference_proxy import poller
@@ -172,6 +172,21 @@ async def test_json_cut_off_before_the_client_saw_it_is_asked_for_elsewhere(
         assert await ask(pair) == "fine"
 
 
+async def test_json_is_missed_wherever_it_is_cut_off(files: Files, engine: Engine) -> None:
+    body = json.dumps(COMPLETION).encode()
+
+    async def cut(call: Call) -> None:
+        await call.answer(200, body[: len(engine.calls) - 1])
+
+    engine.script = cut
+    files.configure(engine, retries={"attempts": 1})
+    async with running_proxy(files) as proxy:
+        for _ in range(len(body)):
+            async with proxy.post() as response:
+                await expect_error(response, 502, "engine_unreachable")
+        assert await ask(proxy) == "fine"
+
+
 @pytest.mark.parametrize(
     "answer",
     [{"choices": [{"message": {"content": "}}}"}}]}, {"usage": float("nan"), "text": "{"}, "{ is plain"],
@@ -198,6 +213,25 @@ async def test_a_stream_that_tells_of_an_error_is_no_success_in_the_log(
     async with proxy.post(body={"stream": True}) as response:
         assert (await response.text()).endswith("data: [DONE]\n\n")
     assert (await log.last_request())["outcome"] == "engine_error"
+
+
+async def test_a_stream_that_is_refused_in_its_middle_is_no_failure_of_the_engine(
+    files: Files, engine: Engine, log: Log
+) -> None:
+    async def refuse(call: Call) -> None:
+        await call.start_stream()
+        await call.event('{"error": {"message": "no", "type": "BadRequestError", "code": 400}}')
+        await call.event("[DONE]")
+        await call.end_stream()
+
+    engine.script = refuse
+    files.configure(engine, health={"failures": 1, "max_ejected_share": 1})
+    async with running_proxy(files) as proxy:
+        for _ in range(5):
+            assert await ask(proxy, stream=True) == "error"
+        assert states(await proxy.ready()) == ["serving"]
+    assert engine.probed.empty()
+    assert (await log.last_request())["outcome"] == "engine_refused"
 
 
 async def test_a_model_cannot_write_an_error_event(proxy: Proxy, engine: Engine, log: Log) -> None:
