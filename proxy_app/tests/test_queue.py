@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_proxy.config import Config
@@ -89,6 +89,48 @@ def test_a_class_does_not_save_up_turns_while_it_is_away() -> None:
     for _ in range(100):
         join(line, "interactive", "interactive")
     assert Counter(line.take() for _ in range(27))["batch"] >= 2
+
+
+def test_a_class_that_uses_less_than_it_asked_for_gets_no_turns_in_advance() -> None:
+    """Large caps, short answers: what is given back must put nobody behind who came meanwhile, or comes later."""
+    line: Line[str] = Line()
+    for _ in range(60):
+        join(line, "batch", "batch", 10**6)
+    for _ in range(10):
+        line.take()
+    join(line, "interactive", "interactive", 100)
+    while line.take() != "interactive":
+        pass
+    for _ in range(10):
+        line.settle("batch", 100 - 10**6)
+    for name in ("interactive", "default"):
+        for _ in range(5):
+            join(line, name, name, 100)
+    assert Counter(line.take() for _ in range(11)) == {"interactive": 5, "default": 5, "batch": 1}
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_no_class_starves_whatever_the_others_ask_for_and_use(data: st.DataObject) -> None:
+    """However requests came, had their turns and ended: who comes anew has one turn of each class before it."""
+    line: Line[tuple[str, int]] = Line()
+    running: list[tuple[str, int]] = []
+    for step in data.draw(st.lists(st.sampled_from(["come", "turn", "end"]), min_size=10, max_size=30)):
+        if step == "come":
+            name = data.draw(st.sampled_from(["interactive", "default"]))
+            tokens = data.draw(st.sampled_from([1, 10**9]))
+            for _ in range(4):
+                join(line, (name, tokens), name, tokens)
+        elif step == "turn" and line.length:
+            running.append(line.take())
+        elif step == "end" and running:
+            name, tokens = running.pop(data.draw(st.integers(0, len(running) - 1)))
+            line.settle(name, data.draw(st.sampled_from([0, 1, tokens])) - tokens)
+    join(line, ("batch", 1), "batch")
+    for name, tokens in running:
+        line.settle(name, -tokens)
+    turns = [line.take() for _ in range(line.length)]
+    assert turns.index(("batch", 1)) <= 2
 
 
 def test_who_leaves_is_gone_and_leaving_twice_does_nothing() -> None:

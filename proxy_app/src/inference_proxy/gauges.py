@@ -3,14 +3,16 @@
 Names as in vLLM 0.32; each line stands once a data-parallel rank, told apart by its labels.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 
+# With the most that is believed: more is no count of requests, and no share of a cache.
 _FIELDS = {
-    b"\nvllm:num_requests_running": "running",
-    b"\nvllm:num_requests_waiting": "waiting",
-    b"\nvllm:kv_cache_usage_perc": "kv_cache_usage",
-    b"\nvllm:iteration_tokens_total_sum": "tokens",
+    b"\nvllm:num_requests_running": ("running", 1e6),
+    b"\nvllm:num_requests_waiting": ("waiting", 1e6),
+    b"\nvllm:kv_cache_usage_perc": ("kv_cache_usage", 1.0),
+    b"\nvllm:iteration_tokens_total_sum": ("tokens", math.inf),
 }
 _REST = re.compile(rb"(\{.*\})? ([^ \n]+)")
 
@@ -55,14 +57,14 @@ def parse(page: bytes) -> Gauges | None:
     """
     ranks: dict[bytes | None, Rank] = {}
     page = b"\n" + page
-    for start, field_name in _FIELDS.items():
+    for start, (field_name, most) in _FIELDS.items():
         at = page.find(start)
         while at >= 0:
             end = at + len(start)
             rest = _REST.match(page, end)
             if rest is not None and (number := _number(rest[2])) is not None:
                 rank = ranks.setdefault(rest[1], Rank())
-                setattr(rank, field_name, number)
+                setattr(rank, field_name, min(number, most))
             at = page.find(start, end)
     return Gauges(ranks) if ranks else None
 
@@ -72,4 +74,4 @@ def _number(text: bytes) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if 0 <= number < float("inf") else None
+    return number if 0 <= number < math.inf else None

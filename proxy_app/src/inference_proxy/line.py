@@ -25,7 +25,7 @@ class Line(Generic[T]):
 
     def __init__(self) -> None:
         self._classes: dict[str, _Class[T]] = {}
-        self._passed = 0.0
+        self._passed = 0.0  # where the turns have come to; never goes back
         self.length = 0
 
     def add(self, item: T, name: str, share: int, tokens: int, most: int) -> T | None:
@@ -62,9 +62,13 @@ class Line(Generic[T]):
         return item
 
     def settle(self, name: str, tokens: int) -> None:
-        """A turn of this class took so many tokens more (if negative, fewer) than it was counted with."""
+        """A turn of this class took so many tokens more (if negative, fewer) than it was counted with.
+
+        What is given back makes the class the next one at best. Were it put ahead of the others, then whoever
+        asks for much and uses little would save up turns.
+        """
         known = self._classes[name]
-        known.passed += tokens / known.share
+        known.passed = max(known.passed + tokens / known.share, self._passed)
 
     def all(self) -> list[T]:
         """Everybody who waits."""

@@ -34,7 +34,9 @@ class Poller:
 
     async def start(self) -> None:
         """Meet every engine once, so that the first request finds them, then go on in the background."""
-        await asyncio.gather(*(_Watch(self._fleet, self._client, e).look() for e in self._fleet.engines))
+        looks = [_Watch(self._fleet, self._client, engine).look() for engine in self._fleet.engines]
+        # One that fails is repeated soon, and logged then: no engine keeps the worker from starting.
+        await asyncio.gather(*looks, return_exceptions=True)
         self.follow()
 
     def follow(self) -> None:
@@ -102,7 +104,7 @@ class _Watch:
             self._silences += 1
             engine.reachable = engine.reachable and self._silences < _SILENCES
             why = f"no answer within {_TIMEOUT_S} s, {self._silences} times"
-        except (EngineLost, ValueError, msgspec.MsgspecError) as error:
+        except (EngineLost, ValueError, msgspec.MsgspecError, RecursionError) as error:
             engine.reachable = False
             why = f"{type(error).__name__}: {error}"
         if engine.reachable != before:

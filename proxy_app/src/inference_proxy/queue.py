@@ -18,6 +18,10 @@ from .line import Line
 from .outgoing import Job
 
 
+# However much those ask for who stand in line, their requests may end at once.
+_LONGEST_WAIT_S = 600
+
+
 class LineView(msgspec.Struct, frozen=True):
     """A line at one moment: how many wait, by priority class, and how long a newcomer in `default` would."""
 
@@ -207,12 +211,12 @@ class Queues:
         share, limits = config.priorities[priority].share, config.queue
         lane = self._lanes.setdefault(name, _Lane(self._fleet.now()))
         waiter = _Waiter(request, asyncio.get_running_loop().create_future())
-        crowded_out = lane.line.add(waiter, priority, share, request.cost, limits.max_waiting)
-        if crowded_out is not None:
-            what = f"Too many requests wait for '{crowded_out.request.job.model}' already."
-            crowded_out.refusal = self._refuse("queue_full", what, lane, crowded_out.request)
-            crowded_out.wake()
         try:
+            crowded_out = lane.line.add(waiter, priority, share, request.cost, limits.max_waiting)
+            if crowded_out is not None:
+                what = f"Too many requests wait for '{crowded_out.request.job.model}' already."
+                crowded_out.refusal = self._refuse("queue_full", what, lane, crowded_out.request)
+                crowded_out.wake()
             async with asyncio.timeout(limits.max_wait_s):
                 await waiter.turn
         except TimeoutError:
@@ -221,6 +225,7 @@ class Queues:
         except asyncio.CancelledError:
             if waiter.place is not None:
                 waiter.place.leave()
+                waiter.place.settle(0)
             raise
         finally:
             lane.line.leave(waiter, priority)
@@ -234,4 +239,4 @@ class Queues:
     def _refuse(self, code: str, message: str, lane: _Lane, request: _Request) -> Unavailable:
         priority = request.job.asked.key.priority
         wait_s = lane.expected_wait_s(self._fleet.now(), priority, request.config)
-        return Unavailable(code, message, retry_after_s=max(1, math.ceil(wait_s)))
+        return Unavailable(code, message, retry_after_s=max(1, math.ceil(min(wait_s, _LONGEST_WAIT_S))))

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 
 class ConfigError(Exception):
@@ -16,10 +16,23 @@ class ConfigError(Exception):
         self.problems = problems
 
 
+# More than 64 bits have no place in JSON, in a header or in a clock.
+_MOST = 2**63 - 1
+
+
 class Strict(BaseModel):
-    """A section: an unknown field is an error, and nothing changes once it is loaded."""
+    """A section: an unknown field is an error, so is a number that nobody can mean, and nothing changes once
+    it is loaded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        numbers = value.values() if isinstance(value, dict) else [value]
+        if any(isinstance(number, int | float) and abs(number) > _MOST for number in numbers):
+            raise ValueError(f"a number may not be larger than {_MOST}")
+        return value
 
 
 def _absolute(path: Path) -> Path:

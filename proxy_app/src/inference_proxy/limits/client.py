@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import hiredis
 
 from ..config import StoreConfig
+from ..numbers import MOST
 from .store import StoreAway
 
 # Seconds between two attempts to connect: doubled from the first to the last, less a random part.
@@ -120,7 +121,12 @@ class Client:
         return self._connection is not None
 
     def call(self, script: str, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Reply]:
-        """Run a script. Raises StoreAway, at once or as the future's exception."""
+        """Run a script. Raises StoreAway, at once or as the future's exception, and OverflowError for a number
+        that the protocol does not have."""
+        for argument in arguments:
+            # With one of some thousand digits hiredis would end the process.
+            if type(argument) is int and not -MOST <= argument <= MOST:
+                raise OverflowError("a number of more than 64 bits is not for the store of limits")
         if self._connection is None:
             raise StoreAway("not connected")
         return self._connection.send("EVALSHA", self._hashes[script], len(keys), *keys, *arguments)

@@ -47,7 +47,7 @@ class SharedStore:
             arguments += (claim.kind, claim.limit, claim.cost, claim.ends_ms)
         reply = self._client.call(RESERVE, [claim.counter for claim in claims], arguments)
         try:
-            decision = _decision(await asyncio.shield(reply))
+            decision = _decision(await asyncio.shield(reply), claims)
         except asyncio.CancelledError:
             # The caller leaves, but the store may have said yes.
             reply.add_done_callback(lambda reply: self._give_back(claims, lease, reply))
@@ -71,7 +71,7 @@ class SharedStore:
     def _give_back(self, claims: Sequence[Claim], lease: str, reply: "asyncio.Future[Reply]") -> None:
         if reply.cancelled() or reply.exception() is not None:
             return
-        decision = _decision(reply.result())
+        decision = _decision(reply.result(), claims)
         if decision.granted:
             self.settle(claims, lease, decision.slot, [-claim.cost for claim in claims])
 
@@ -96,7 +96,13 @@ def _forget(reply: "asyncio.Future[Reply]") -> None:
         reply.exception()
 
 
-def _decision(reply: Reply) -> Decision:
-    granted, slot, *numbers = cast(list[int], reply)
-    standings = [Standing(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
+def _decision(reply: Reply, claims: Sequence[Claim]) -> Decision:
+    """Raises StoreAway for what our script cannot have answered."""
+    try:
+        granted, slot, *numbers = cast(list[int], reply)
+        standings = [Standing(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
+    except (TypeError, ValueError):
+        standings = []
+    if len(standings) != len(claims):
+        raise StoreAway("its answer is not one of the script's")
     return Decision(bool(granted), slot, standings)
