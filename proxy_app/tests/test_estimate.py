@@ -3,13 +3,17 @@
 import base64
 import json
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import a_job
+from inference_proxy.body import parse
+from inference_proxy.endpoints import Endpoints
+from inference_proxy.estimate import estimate
+from jobs import a_config, a_job
 
 BLOB = base64.b64encode(random.Random(1).randbytes(300_000)).decode()
 URL = f"data:image/png;base64,{BLOB}"
@@ -91,13 +95,19 @@ def test_what_a_model_reads_is_counted(path: str, body: dict[str, Any]) -> None:
     ("path", "body", "choices", "least", "most"),
     [
         ("/completions", {"prompt": "a"}, 1, 0, 1),
-        ("/completions", {"prompt": ["a"] * 100}, 100, 100, 100),
-        ("/completions", {"prompt": ["a"] * 100, "n": 2}, 200, 100, 100),
+        ("/completions", {"prompt": ["a"] * 100}, 100, 100, 125),
+        ("/completions", {"prompt": ["a"] * 100, "n": 2}, 200, 100, 125),
         ("/completions", {"prompt": [1, 2, 3] * 100}, 1, 300, 300),
         ("/completions", {"prompt": [[1, 2, 3]] * 100}, 100, 300, 300),
         ("/completions", {"prompt": []}, 1, 1, 1),
-        ("/embeddings", {"input": ["a"] * 100}, 100, 100, 100),
+        ("/embeddings", {"input": ["a"] * 100}, 100, 100, 125),
         ("/embeddings", {"input": [7] * 100}, 1, 100, 100),
+        ("/completions", {"prompt": ['"\\', "[{", ",,"] * 10}, 30, 30, 100),
+        ("/completions", {"prompt": [[], [1], []]}, 3, 3, 3),
+        ("/rerank", {"query": "q" * 398, "documents": [{"text": "d"}] * 10}, 1, 1000, 1200),
+        ("/rerank", {"query": "q" * 398, "documents": {"content": [TEXT] * 10}}, 1, 1000, 1200),
+        ("/score", {"text_1": ["q" * 398], "text_2": ["d" * 38] * 10}, 1, 1100, 1200),
+        ("/score", {"text_1": {"content": [{"text": "q" * 398}]}, "text_2": ["d" * 38] * 10}, 1, 1100, 1300),
         ("/rerank", {"query": "q" * 398, "documents": ["d" * 38] * 10}, 1, 1100, 1200),
         ("/score", {"text_1": "q" * 398, "text_2": ["d" * 38] * 10}, 1, 1100, 1200),
         ("/score", {"text_1": ["q" * 398] * 10, "text_2": ["d" * 38] * 10}, 1, 1000, 1200),
@@ -109,6 +119,28 @@ def test_each_prompt_of_a_list_counts(
     asked = a_job(path, **body).asked
     assert asked.choices == choices
     assert least <= asked.prompt_tokens <= most
+
+
+def test_a_query_with_an_image_costs_the_image_for_each_document() -> None:
+    query = {"content": [{"type": "image_url", "image_url": {"url": URL}}]}
+    assert 10_000 <= tokens("/rerank", {"query": query, "documents": ["d"] * 10}) < 11_000
+
+
+@pytest.mark.parametrize("item", ["1", '""', "[]", "[1]", "{}", '{"content":[]}'])
+@pytest.mark.parametrize(("path", "field"), [("/completions", "prompt"), ("/rerank", "documents")])
+def test_a_list_is_counted_without_building_it(path: str, field: str, item: str) -> None:
+    """A million of Python's objects would hold up everybody's streams, and need more memory than there is."""
+    raw = f'{{"query":"q","{field}":[{",".join([item] * 300_000)}]}}'
+    fields, endpoint = parse(raw.encode()), Endpoints(a_config({})).find(f"/v1{path}")
+    assert endpoint is not None
+    tracemalloc.start()
+    try:
+        prompts, _ = estimate(endpoint, fields, raw.encode())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * len(raw)
+    assert prompts == (300_000 if path == "/completions" and item in ('""', "[]", "[1]") else 1)
 
 
 NAMES = ["content", "source", "data", "url", "image_url", "output", "type", "file", "input_audio"]

@@ -92,7 +92,7 @@ def test_a_class_does_not_save_up_turns_while_it_is_away() -> None:
 
 
 def test_a_class_that_uses_less_than_it_asked_for_gets_no_turns_in_advance() -> None:
-    """Large caps, short answers: what is given back must put nobody behind who came meanwhile, or comes later."""
+    """Large caps, short answers: what is given back puts nobody behind who came meanwhile, or comes later."""
     line: Line[str] = Line()
     for _ in range(60):
         join(line, "batch", "batch", 10**6)
@@ -112,7 +112,7 @@ def test_a_class_that_uses_less_than_it_asked_for_gets_no_turns_in_advance() -> 
 @settings(max_examples=300)
 @given(st.data())
 def test_no_class_starves_whatever_the_others_ask_for_and_use(data: st.DataObject) -> None:
-    """However requests came, had their turns and ended: who comes anew has one turn of each class before it."""
+    """However requests came and ended: whoever comes anew has one turn of each other class before it."""
     line: Line[tuple[str, int]] = Line()
     running: list[tuple[str, int]] = []
     for step in data.draw(st.lists(st.sampled_from(["come", "turn", "end"]), min_size=10, max_size=30)):

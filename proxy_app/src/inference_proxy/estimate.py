@@ -1,5 +1,6 @@
 """How many prompts a body has, and how many tokens, about: by the size of its fields, not building them."""
 
+import re
 from collections.abc import Iterator, Mapping
 
 import msgspec
@@ -24,6 +25,8 @@ _HOLDERS = frozenset({"source", "input_audio", "image_url", "audio_url", "video_
 _DATA = frozenset({"data", "url", "file_data", "image_url"})
 _LISTS = frozenset({"content", "output"})
 _NOT_MESSAGES = "tools"
+# Beyond it all is text: nobody sends as many parts of messages, and looking at each would take its time.
+_MOST_OBJECTS = 20_000
 # A message holds parts, a part (a tool's result) parts again.
 _DEPTH = 6
 
@@ -31,29 +34,35 @@ _Object = Mapping[str, msgspec.Raw]
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _LIST, _OBJECT, _STRING = b"[", b"{", b'"'
+_FIRST = re.compile(rb"\[\s*(.)", re.DOTALL)
 
 
 def estimate(endpoint: Endpoint, fields: _Object, body: bytes) -> tuple[int, int]:
     """Prompts (1 or more) and tokens of all of them together."""
-    size = media = tokens = 0
-    prompts = 1
+    prompts, tokens = 1, 0
     looks = _may_hold_media(body)
     for name in endpoint.prompt:
         if (raw := fields.get(name)) is None:
             continue
-        if name == endpoint.batch and _begins(raw) == _LIST:
-            prompts, of_them = _batch(raw)
-            tokens += of_them
-            continue
-        size += len(raw)
-        if looks and name != _NOT_MESSAGES:
-            for medium in _media(raw):
-                size -= len(medium)
-                media += 1
-    tokens += size // _BYTES_A_TOKEN + media * _MEDIUM_TOKENS
+        if name == endpoint.batch and (batch := _batch(raw)) is not None:
+            prompts = batch[0]
+            tokens += batch[1]
+        else:
+            tokens += _tokens(raw, looks and name != _NOT_MESSAGES)
     for first, second in endpoint.pairs:
-        tokens += _repeated(fields.get(first), fields.get(second))
+        if first in fields and second in fields:
+            tokens += _repeated(fields[first], fields[second], looks)
     return prompts, min(tokens, MOST_TOKENS)
+
+
+def _tokens(raw: msgspec.Raw, looks: bool) -> int:
+    """Of a text or of whatever holds one."""
+    size, media = len(raw), 0
+    if looks:
+        for medium in _media(raw):
+            size -= len(medium)
+            media += 1
+    return size // _BYTES_A_TOKEN + media * _MEDIUM_TOKENS
 
 
 def _begins(raw: msgspec.Raw) -> bytes:
@@ -62,31 +71,62 @@ def _begins(raw: msgspec.Raw) -> bytes:
 
 def _may_hold_media(body: bytes) -> bool:
     end = len(body) - _SAMPLE_BYTES
-    return any(body.find(b" ", at, at + _SAMPLE_BYTES) < 0 for at in range(_STRIDE_BYTES, end, _STRIDE_BYTES))
+    if all(body.find(b" ", at, at + _SAMPLE_BYTES) >= 0 for at in range(_STRIDE_BYTES, end, _STRIDE_BYTES)):
+        return False
+    return body.count(_OBJECT) <= _MOST_OBJECTS
 
 
-def _batch(raw: msgspec.Raw) -> tuple[int, int]:
-    """Of a list of prompts, each a text or a list of token ids; or of one list of token ids. An empty one has
-    one prompt, for the engine to refuse."""
-    items = _list(raw)
-    if not items:
-        return 1, 1
-    if _begins(items[0]) not in (_STRING, _LIST, _OBJECT):
-        return 1, len(items)
-    return len(items), sum(_of_prompt(item) for item in items)
+# Lists are counted by their bytes. Objects for their items would take a second and half a gigabyte for the
+# largest body.
 
 
-def _of_prompt(item: msgspec.Raw) -> int:
-    if _begins(item) == _LIST:
-        return bytes(item).count(b",") + 1
-    return len(item) // _BYTES_A_TOKEN or 1
+def _batch(raw: msgspec.Raw) -> tuple[int, int] | None:
+    """Prompts and tokens of a list of texts, of lists of token ids, or of token ids, which is one prompt;
+    None for anything else. An empty list has one prompt, for the engine to refuse."""
+    if _begins(raw) != _LIST:
+        return None
+    text = bytes(raw)
+    kind = _first_of(text)
+    if kind == _OBJECT:
+        return None
+    if kind == _STRING:
+        prompts = _strings(text)
+        return prompts, max(len(text) // _BYTES_A_TOKEN, prompts)
+    return (text.count(_LIST) - 1) or 1, text.count(b",") + 1
 
 
-def _repeated(first: msgspec.Raw | None, second: msgspec.Raw | None) -> int:
-    """What is read once more for each further text that it is compared with."""
-    if first is None or second is None or _begins(first) == _LIST or _begins(second) != _LIST:
+def _first_of(text: bytes) -> bytes:
+    """How the first item of a list begins."""
+    found = _FIRST.match(text)
+    return found[1] if found else b""
+
+
+def _strings(text: bytes) -> int:
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return text.count(_STRING) // 2
+
+
+def _items(raw: msgspec.Raw) -> int:
+    """How many texts there are to compare, at least: those of a list, or of an object's `content`."""
+    kind = _begins(raw)
+    if kind == _OBJECT:
+        content = _object(raw).get("content")
+        return 1 if content is None or _begins(content) != _LIST else _items(content)
+    if kind != _LIST:
+        return 1
+    text = bytes(raw)
+    if _first_of(text) == _OBJECT:
+        objects = text.count(_OBJECT)
+        return len(_list(raw)) if objects <= _MOST_OBJECTS else objects
+    return _strings(text)
+
+
+def _repeated(first: msgspec.Raw, second: msgspec.Raw, looks: bool) -> int:
+    """One text that is compared with several is read once more for each further one."""
+    if _items(first) != 1:
         return 0
-    return max(len(_list(second)) - 1, 0) * (len(first) // _BYTES_A_TOKEN)
+    return max(_items(second) - 1, 0) * _tokens(first, looks)
 
 
 def _media(raw: msgspec.Raw) -> Iterator[msgspec.Raw]:
@@ -100,12 +140,17 @@ def _media(raw: msgspec.Raw) -> Iterator[msgspec.Raw]:
 
 def _in_parts(raw: msgspec.Raw, depth: int) -> Iterator[msgspec.Raw]:
     kind = _begins(raw)
-    if kind == _LIST and depth:
+    if kind == _LIST and depth and _may_hold_objects(bytes(raw)):
         for item in _list(raw):
             if _begins(item) == _OBJECT:
                 yield from _in_part(_object(item), depth - 1)
     elif kind == _OBJECT:
         yield from _in_part(_object(raw), depth)
+
+
+def _may_hold_objects(text: bytes) -> bool:
+    """Not a list of texts or numbers, unless it is a short one."""
+    return _first_of(text) == _OBJECT or text.count(b",") <= _MOST_OBJECTS
 
 
 def _in_part(part: _Object, depth: int) -> Iterator[msgspec.Raw]:

@@ -17,7 +17,6 @@ from .fleet import Engine, Fleet
 from .line import Line
 from .outgoing import Job
 
-
 # However much those ask for who stand in line, their requests may end at once.
 _LONGEST_WAIT_S = 600
 

@@ -121,7 +121,7 @@ class Client:
         return self._connection is not None
 
     def call(self, script: str, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Reply]:
-        """Run a script. Raises StoreAway, at once or as the future's exception, and OverflowError for a number
+        """Run a script. Raises StoreAway, at once or as the future's exception; OverflowError for a number
         that the protocol does not have."""
         for argument in arguments:
             # With one of some thousand digits hiredis would end the process.
