@@ -11,7 +11,7 @@ from collections import Counter, deque
 
 import msgspec
 
-from .dialects import MESSAGES, Dialect
+from .dialects import CHAT, MESSAGES, Dialect
 from .errors import Header
 from .faults import Faults
 from .logs import stamp, write_lines
@@ -19,9 +19,13 @@ from .metrics import OTHER, Metrics, Of, Sample, Values
 from .tracing import Trace
 from .usage_store import UsageStore, Used
 
-_USAGE = b'"usage":'
+_USAGE = re.compile(rb'"usage":\s*\{')
+_USAGE_NAME = b'"usage":'
 _PROMPT = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
 _COMPLETION = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
+_TOTAL = re.compile(rb'"total_tokens":\s*(\d+)')
+# No usage object is longer.
+_USAGE_BYTES = 1024
 _MOST_DIGITS = 12
 _TAIL_CHUNKS = 4
 _TAIL_BYTES = 8192
@@ -66,6 +70,9 @@ class Exchange(msgspec.Struct, eq=False):
     ended: float = 0.0
     # The last chunks by reference: finding usage costs nothing until the end.
     tail: deque[bytes] = msgspec.field(default_factory=functools.partial(deque, (), _TAIL_CHUNKS))
+    # The end of what has come of an answer in parts, and the usage that it told before that.
+    part: bytes = b""
+    found: bytes = b""
     prompt: bytes | None = None
     trace: Trace | None = None
 
@@ -74,8 +81,22 @@ class Exchange(msgspec.Struct, eq=False):
         the last event, which says that the stream is complete, and what is before it up to a bound."""
         most = _TAIL_BYTES if self.prompt is None else _CONTENT_BYTES
         if len(chunk) > most:
-            chunk = chunk[max(0, min(len(chunk) - most, chunk.rfind(b"\n\n", 0, -2))) :]
+            last = max(chunk.rfind(b"\n\n", 0, -2), chunk.rfind(b"\r\n\r\n", 0, -4))
+            chunk = chunk[max(0, min(len(chunk) - most, last)) :]
         self.tail.append(chunk)
+
+    def keep_part(self, part: bytes) -> None:
+        """Remember of an answer that is no stream its end, and its usage wherever that stands: before the
+        results of a ranking, and before the log probabilities of a prompt, which can be megabytes."""
+        if self.part or len(part) > _TAIL_BYTES:
+            part = self.part + part
+            at = part.find(_USAGE_NAME) if self.dialect is CHAT else part.rfind(_USAGE_NAME)
+            # Only in the other dialects can an answer have objects that a client or a model wrote, and they
+            # come before the usage.
+            if at >= 0 and (self.dialect is not CHAT or len(self.found) < _USAGE_BYTES):
+                self.found = part[at : at + _USAGE_BYTES]
+            self.part = part[-_USAGE_BYTES:]
+        self.keep(part)
 
     def keep_content(self, prompt: bytes) -> None:
         """Have prompt and completion logged, the latter from its end backwards if it is long."""
@@ -93,7 +114,7 @@ class Exchange(msgspec.Struct, eq=False):
     def usage(self) -> tuple[int | None, int | None]:
         """Tokens of prompt and completion as the engine counted them, once its answer is complete."""
         if self.told == (None, None):
-            self.told = usage(b"".join(self.tail)[-_TAIL_BYTES:])
+            self.told = usage(self.found or b"".join(self.tail))
         return self.told
 
 
@@ -102,11 +123,16 @@ def usage(end: bytes) -> tuple[int | None, int | None]:
 
     Text that a model wrote cannot pretend to be it: inside a JSON string the quotes are escaped.
     """
-    at = end.rfind(_USAGE)
+    at = end.rfind(_USAGE_NAME)
+    while at >= 0 and not _USAGE.match(end, at):
+        at = end.rfind(_USAGE_NAME, 0, at)
     if at < 0:
         return None, None
-    prompt, completion = _PROMPT.search(end, at), _COMPLETION.search(end, at)
-    return _tokens(prompt), _tokens(completion)
+    until = at + _USAGE_BYTES
+    prompt, completion = _tokens(_PROMPT.search(end, at, until)), _tokens(_COMPLETION.search(end, at, until))
+    if prompt is None and (total := _tokens(_TOTAL.search(end, at, until))) is not None:
+        prompt = max(total - (completion or 0), 0)
+    return prompt, completion
 
 
 def _tokens(match: re.Match[bytes] | None) -> int | None:

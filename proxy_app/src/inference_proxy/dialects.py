@@ -5,15 +5,19 @@ Sources: OpenAI's and Anthropic's API references; what vLLM 0.32 sends, from its
 
 import enum
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
 from .errors import ApiError, error_body
+from .sse import documents
 
 # What vLLM says of a request that it dropped because it was told to stop, in a 200 that ends like any other.
-# The second is from the last event of its /v1/responses, the third from that of its /v1/messages.
+# These bytes tell which pieces of an answer are worth a closer look: a tool's schema may hold the second,
+# what a model gives to a tool the third.
 _ABORTED = b'"finish_reason":"abort"'
-_CANCELLED = re.compile(rb'"service_tier":"[a-z]+","status":"cancelled"')
+_CANCELLED = b'"status":"cancelled"'
 _NO_REASON = b'"type":"message_delta","delta":{"stop_reason":null'
 
 # Anthropic's names of what a status means; any other is an api_error.
@@ -60,7 +64,7 @@ class Dialect(enum.Enum):
 
     def is_complete(self, end: bytes) -> bool:
         """Whether the last bytes of a stream are an end that the engine meant."""
-        return any(end.startswith(mark) or b"\n" + mark in end for mark in _ENDS[self])
+        return _ENDS[self].search(end) is not None
 
     def fault_in(self, end: bytes) -> str | None:
         """What a complete stream says of itself in an error event near its end: `engine_error`, or
@@ -75,26 +79,46 @@ class Dialect(enum.Enum):
         """Whether a piece of an answer says that the engine dropped the request."""
         # By find(): `in` first tries bytes as a number, and fails with an exception.
         if self is CHAT:
-            return chunk.find(_ABORTED) >= 0
+            return chunk.find(_ABORTED) >= 0 and any(map(_chat_aborted, documents(chunk)))
         if self is MESSAGES:
-            return chunk.find(_NO_REASON) >= 0
-        return chunk.find(b'"status":"cancelled"') >= 0 and _CANCELLED.search(chunk) is not None
+            return chunk.find(_NO_REASON) >= 0 and any(map(_message_aborted, documents(chunk)))
+        return chunk.find(_CANCELLED) >= 0 and any(map(_response_cancelled, documents(chunk)))
+
+
+def _chat_aborted(document: Mapping[str, Any]) -> bool:
+    choices = document.get("choices")
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and choice.get("finish_reason") == "abort" for choice in choices
+    )
+
+
+def _message_aborted(document: Mapping[str, Any]) -> bool:
+    delta = document.get("delta")
+    return (
+        document.get("type") == "message_delta"
+        and isinstance(delta, dict)
+        and delta.get("stop_reason", "") is None
+    )
+
+
+def _response_cancelled(document: Mapping[str, Any]) -> bool:
+    """The whole answer, or the event that ends a stream."""
+    response = document.get("response", document)
+    return isinstance(response, dict) and response.get("status") == "cancelled"
 
 
 # Looked at for each chunk, and before Python 3.12 finding an enum's member costs more than the rest.
 CHAT, MESSAGES = Dialect.CHAT, Dialect.MESSAGES
 
-# The beginning of a line. A model cannot write one: in a JSON string a newline is escaped. An error event of
-# the engine's is an end as well: the client has been told.
+# A whole line. A model cannot write one: in a JSON string a newline is escaped. An error event of the
+# engine's is an end as well: the client has been told.
 _ENDS = {
-    Dialect.CHAT: (b"data: [DONE]", b"data:[DONE]"),
-    Dialect.RESPONSES: (
-        b"event: response.completed\n",
-        b"event: response.failed\n",
-        b"event: response.incomplete\n",
-        b"event: error\n",
-    ),
-    Dialect.MESSAGES: (b"event: message_stop\n", b"event: error\n"),
+    dialect: re.compile(rb"(?:^|[\r\n])(?:" + line + rb")[\r\n]")
+    for dialect, line in {
+        Dialect.CHAT: rb"data: ?\[DONE\]",
+        Dialect.RESPONSES: rb"event: ?(?:response\.(?:completed|failed|incomplete)|error)",
+        Dialect.MESSAGES: rb"event: ?(?:message_stop|error)",
+    }.items()
 }
 # Error events of engines, which come in a 200 and before or instead of the last event.
 _FAULTS = {

@@ -15,6 +15,7 @@ from .engine_answer import Answer, EngineLost, frame
 from .errors import ApiError, Header, send_json
 from .guard import Guard
 from .server_protocol import Client
+from .sse import end_of_events
 from .usage_event import MARK, split
 
 # An event that is longer than this is passed on in pieces rather than kept.
@@ -126,8 +127,11 @@ class Relay:
                 if self._hides_usage and MARK in chunk:
                     chunk, hidden = split(chunk)
                     exchange.tail.append(hidden)
-            if chunk:
-                exchange.keep(chunk)
+            if self.is_events:
+                if chunk:
+                    exchange.keep(chunk)
+            else:
+                exchange.keep_part(chunk)
             if self._answer.at_end and self._is_complete():
                 # Together with the end of the body.
                 self._held = chunk + self._held
@@ -172,7 +176,7 @@ class Relay:
             return False
         exchange = self._exchange
         exchange.status = self._answer.status
-        exchange.keep(body)
+        exchange.keep_part(body)
         exchange.bytes_out = len(body)
         self._rest = body
         return True
@@ -290,8 +294,7 @@ class Relay:
         self._held = b""
         if data.endswith(b"\n\n"):
             return data
-        ends = (at + len(end) for end in (b"\n\n", b"\r\n\r\n") if (at := data.rfind(end)) >= 0)
-        cut = max(ends, default=0)
+        cut = end_of_events(data)
         if len(data) - cut > _EVENT_LIMIT:
             return data
         self._held = data[cut:]

@@ -4,19 +4,18 @@ An engine tells it in an event of its own, before `[DONE]`, with an empty list o
 reference, `stream_options.include_usage`; vLLM 0.32 sends it so, and leaves the other events as they are).
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from .sse import documents, split_events
 from .validate import Asked
 
 MARK = b'"usage":'
 """No chunk without it has such an event. A model cannot write it: in a JSON string quotes are escaped."""
 
 _PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
-_NO_CHOICES = re.compile(rb'"choices":\s*\[\s*\]')
 _OPTIONS = "stream_options"
 
 
@@ -43,6 +42,10 @@ def split(chunk: bytes) -> tuple[bytes, bytes]:
     """Whole events of a stream without those that tell usage and nothing else; and those."""
     kept: list[bytes] = []
     hidden: list[bytes] = []
-    for event in chunk.split(b"\n\n"):
-        (hidden if MARK in event and _NO_CHOICES.search(event) else kept).append(event)
-    return b"\n\n".join(kept), b"\n\n".join([*hidden, b""])
+    for event in split_events(chunk):
+        (hidden if MARK in event and _tells_only_usage(event) else kept).append(event)
+    return b"".join(kept), b"".join(hidden)
+
+
+def _tells_only_usage(event: bytes) -> bool:
+    return any(document.get("choices") == [] and document.get("usage") for document in documents(event))
