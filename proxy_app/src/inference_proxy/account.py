@@ -89,14 +89,18 @@ class Exchange(msgspec.Struct, eq=False):
         """Remember of an answer that is no stream its end, and its usage wherever that stands: before the
         results of a ranking, and before the log probabilities of a prompt, which can be megabytes."""
         if self.part or len(part) > _TAIL_BYTES:
-            part = self.part + part
-            at = part.find(_USAGE_NAME) if self.dialect is CHAT else part.rfind(_USAGE_NAME)
+            seen = self.part + part
             # Only in the other dialects can an answer have objects that a client or a model wrote, and they
             # come before the usage.
-            if at >= 0 and (self.dialect is not CHAT or len(self.found) < _USAGE_BYTES):
-                self.found = part[at : at + _USAGE_BYTES]
-            self.part = part[-_USAGE_BYTES:]
-        self.keep(part)
+            is_chat = self.dialect is CHAT
+            at = seen.find(_USAGE_NAME) if is_chat else seen.rfind(_USAGE_NAME)
+            if at >= 0 and not (is_chat and len(self.found) == _USAGE_BYTES):
+                self.found = seen[at : at + _USAGE_BYTES]
+            self.part = seen[-_USAGE_BYTES:]
+        else:
+            # Most are not longer than that, and need not be looked at before their end.
+            self.part = part
+        self.tail.append(part[-(_TAIL_BYTES if self.prompt is None else _CONTENT_BYTES) :])
 
     def keep_content(self, prompt: bytes) -> None:
         """Have prompt and completion logged, the latter from its end backwards if it is long."""
@@ -131,7 +135,8 @@ def usage(end: bytes) -> tuple[int | None, int | None]:
     until = at + _USAGE_BYTES
     prompt, completion = _tokens(_PROMPT.search(end, at, until)), _tokens(_COMPLETION.search(end, at, until))
     if prompt is None and (total := _tokens(_TOTAL.search(end, at, until))) is not None:
-        prompt = max(total - (completion or 0), 0)
+        completion = completion or 0
+        prompt = max(total - completion, 0)
     return prompt, completion
 
 
