@@ -109,4 +109,4 @@ def _changes(asked: Asked, model: ModelConfig, max_tokens: int | None) -> dict[s
 def _form(asked: Asked, form: Form, model: ModelConfig) -> bytes:
     if own := sorted(_PROXYS_OWN & form.names()):
         raise ApiError(400, "not_allowed", f"'{own[0]}' is set by the service: leave it out.", param=own[0])
-    return asked.body if model.name == asked.model else form.replaced("model", model.name)
+    return form.body if model.name == asked.model else form.replaced("model", model.name)
