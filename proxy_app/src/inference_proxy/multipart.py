@@ -100,8 +100,8 @@ class _Reader:
             self._parser.finalize()
         except FormParserError as error:
             raise _broken(str(error)) from error
-        if not self._complete:
-            raise _broken("its last boundary is missing")
+        if not self._complete or not self._found:
+            raise _broken("it has no part, or no last boundary")
         return self._found
 
     def _begin_part(self) -> None:
@@ -131,8 +131,8 @@ class _Reader:
     def _end_part(self) -> None:
         _, options = parse_options_header(self._disposition)
         raw = options.get(b"name")
-        if raw is None:
-            raise _broken("a part has no name in its Content-Disposition")
+        if raw is None or not _is_clear(self._disposition, raw):
+            raise _broken("a part has no name, or an unclear one, in its Content-Disposition")
         if self._start < 0:
             # It is empty, so nobody will ask where.
             self._start = self._end_at = 0
@@ -153,6 +153,13 @@ def _boundary(content_type: str) -> bytes:
     if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
         raise ApiError(415, "unsupported_media_type", "Send the form in UTF-8: its charset is another one.")
     return boundary
+
+
+def _is_clear(disposition: bytes, name: bytes) -> bool:
+    """Whether parsers agree on the name that do not agree on whether a backslash escapes what follows."""
+    if b"\\" not in disposition:
+        return True
+    return parse_options_header(disposition.replace(b"\\", b"_"))[1].get(b"name") == name
 
 
 def _without_padding(body: bytes, delimiter: bytes) -> bytes:
