@@ -1,10 +1,12 @@
-"""Write the tables of role variables, in the roles' READMEs and docs/variables.md, from the argument specs.
+"""Write what is derived: the tables of role variables, in the roles' READMEs and docs/variables.md, from the
+argument specs; the schema of the proxy's configuration, by which preflight checks variables, from the proxy.
 
 With --check nothing is written, and the exit status says whether something would be.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -38,6 +40,49 @@ def table(role: str) -> str:
     return "\n".join(rows)
 
 
+# The proxy's own sections, by the variables that they are rendered from.
+PROXY_SECTIONS = {
+    "proxy_api_versions": "api_versions",
+    "proxy_custom_endpoints": "custom_endpoints",
+    "proxy_health": "health",
+    "proxy_limits": "limits",
+    "proxy_models": "models",
+    "proxy_priorities": "priorities",
+    "proxy_queue": "queue",
+    "proxy_retries": "retries",
+    "proxy_routing": "routing",
+    "proxy_timeouts": "timeouts",
+}
+
+
+def proxy_schema() -> str:
+    """The schema of each variable that becomes a section of the proxy's files, and their definitions."""
+    sys.path.insert(0, str(ROOT / "proxy_app" / "src"))
+    config = importlib.import_module("inference_proxy.config")
+    whole, keys = config.Config.model_json_schema(), config.KeyConfig.model_json_schema()
+    definitions = {**whole["$defs"], **keys.pop("$defs")}
+    variables = {name: whole["properties"][section] for name, section in PROXY_SECTIONS.items()}
+    # An operator may write the key itself, of which the role renders the hash; the role has the store.
+    keys["properties"]["key"] = {"type": "string"}
+    keys["required"] = ["name"]
+    variables["proxy_keys"] = {"type": "array", "items": keys}
+    del definitions["LimitsConfig"]["properties"]["store"]
+    return json.dumps(_bare({"variables": variables, "definitions": definitions}), indent=1, sort_keys=True) + "\n"
+
+
+def _bare(schema: Any) -> Any:
+    """Without what is for people, and without defaults, which are the application's."""
+    if isinstance(schema, list):
+        return [_bare(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: {key: _bare(part) for key, part in value.items()} if name == "properties" else _bare(value)
+        for name, value in schema.items()
+        if name not in ("title", "description", "default")
+    }
+
+
 def _default(spec: dict[str, Any]) -> str:
     value = spec["default"]
     return value if isinstance(value, str) and value else json.dumps(value)
@@ -58,6 +103,7 @@ def pages() -> dict[Path, str]:
         _, _, after = rest.partition(END)
         found[path] = f"{before}{BEGIN}\n{table(role)}\n{END}{after}"
         reference += [f"## {role}", "", table(role), ""]
+    found[ROOT / "plugins" / "plugin_utils" / "proxy_schema.json"] = proxy_schema()
     found[ROOT / "docs" / "variables.md"] = "\n".join(reference)
     return found
 

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import ipaddress
+import json
 import re
 import socket
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
+UTILS = Path(__file__).resolve().parents[1] / "plugin_utils"
+
+
+def _load(name: str) -> ModuleType:
+    """A module of plugin_utils by its file: in a checkout, unlike in an installed collection, it has no name to import."""
+    full = f"ec2_inference_stack_{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, UTILS / f"{name}.py")
+        assert spec is not None, f"{UTILS} has {name}.py"
+        assert spec.loader is not None
+        sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full])
+    return sys.modules[full]
+
+
+schema, rules, contracts = _load("schema"), _load("rules"), _load("contracts")
+
 TIERS = {"vllm": "vllm", "proxy": "proxy", "nginx": "nginx_certbot"}  # group: role
 ROLES = [*TIERS.values(), "nvidia_drivers"]
 KEY_LENGTH_MIN = 32
-LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "tokens_per_day", "tokens_per_month")
 UTC_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(Z|\+00:00)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # What each type of an argument spec is in Python; of the others (str, path, raw) any value has a sensible text.
@@ -133,12 +154,13 @@ def check_variable_names(inventory: Inventory, options: Mapping[str, Mapping[str
     unknown: dict[str, list[str]] = defaultdict(list)
     for host in inventory.hosts():
         for name in inventory.names(host):
-            if name.startswith(prefixes) and name not in known:
+            if name.startswith((*prefixes, "stack_")) and name not in known and name not in rules.STACK:
                 unknown[name].append(host)
     for name, hosts in sorted(unknown.items()):
-        role = next(role for role in ROLES if name.startswith(f"{role}_"))
-        close = difflib.get_close_matches(name, options[role], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"roles/{role}/README.md lists the role's variables"
+        role = next((role for role in ROLES if name.startswith(f"{role}_")), None)
+        close = difflib.get_close_matches(name, options[role] if role else rules.STACK, n=1)
+        where = f"roles/{role}/README.md lists the role's variables" if role else f"there are {', '.join(rules.STACK)}"
+        hint = f"did you mean {close[0]}?" if close else where
         yield f"unknown variable {name} (set for {', '.join(hosts)}): {hint}"
 
 
@@ -152,6 +174,34 @@ def check_types(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) 
                 wrong[problem].append(host)
     for problem, hosts in wrong.items():
         yield f"{problem} (set for {', '.join(hosts)})"
+
+
+def check_options(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What a variable holds, at any depth: unknown names, wrong types, numbers out of range, malformed texts."""
+    schemas, definitions = _schemas(options)
+    wrong: dict[str, list[str]] = defaultdict(list)
+    for host in inventory.hosts():
+        for name in sorted(schemas.keys() & set(inventory.names(host))):
+            value = inventory.get(host, name)
+            kind = schemas[name].get("type")
+            # A variable of another type is what check_types reports, and one that is not set is none.
+            if value is None or (name not in rules.STACK and kind and not schema.has_type(value, kind)):
+                continue
+            for problem in schema.problems(name, value, schemas[name], definitions):
+                if host not in wrong[problem]:
+                    wrong[problem].append(host)
+    for problem, hosts in wrong.items():
+        yield f"{problem} (set for {', '.join(hosts)})"
+
+
+def _schemas(options: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of each variable, with the definitions that they refer to. The proxy's own schema wins over its argument spec."""
+    found: dict[str, Any] = dict(rules.STACK)
+    for variables in options.values():
+        for name, described in schema.of_spec(variables)["properties"].items():
+            found[name] = rules.with_rules(name, described)
+    proxy = json.loads((UTILS / "proxy_schema.json").read_text())
+    return found | proxy["variables"], proxy["definitions"]
 
 
 def _type_problem(name: str, value: Any, wanted: str) -> str:
@@ -195,7 +245,7 @@ def check_engines(inventory: Inventory, _: Any) -> Iterator[str]:
                 yield f"{where} stands twice in vllm_engines: give each engine a name of its own"
             seen.add(name)
             model = str(engine.get("model", ""))
-            hub = model and not model.startswith(("/", "s3://"))
+            hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
             if hub and not re.fullmatch(r"[0-9a-f]{40}", str(engine.get("revision", ""))):
                 yield f"{where}: model {model} comes from a hub, so pin it: set revision to the 40 digits of a commit"
 
@@ -258,14 +308,11 @@ def check_keys(inventory: Inventory, _: Any) -> Iterator[str]:
             if problem not in told:
                 told.add(problem)
                 yield problem
-        length = len(str(inventory.get(host, "proxy_admin_key") or ""))
-        problem = (
-            f"proxy_admin_key has {length} characters and can be guessed: use at least {KEY_LENGTH_MIN}, "
-            "from `openssl rand -hex 32`, kept in the vault"
-        )
-        if 0 < length < KEY_LENGTH_MIN and problem not in told:
-            told.add(problem)
-            yield problem
+        secret = str(inventory.get(host, "proxy_admin_key") or "")
+        for problem in (f"proxy_admin_key {flaw}" for flaw in (_secret_flaws(secret) if secret else ())):
+            if problem not in told:
+                told.add(problem)
+                yield problem
 
 
 def check_models(inventory: Inventory, _: Any) -> Iterator[str]:
@@ -274,7 +321,7 @@ def check_models(inventory: Inventory, _: Any) -> Iterator[str]:
     told: set[str] = set()
     for host in inventory.group("proxy"):
         models = inventory.get(host, "proxy_models")
-        for problem in _model_problems([model for model in models or [] if isinstance(model, Mapping)], served):
+        for problem in _model_problems([model for model in _items(models) if isinstance(model, Mapping)], served):
             if problem not in told:
                 told.add(problem)
                 yield problem
@@ -290,8 +337,8 @@ def _model_problems(models: list[Mapping[str, Any]], served: set[str]) -> Iterat
     owner: dict[str, str] = {}
     for model in models:
         own = str(model.get("name"))
-        old = [entry.get("name") for entry in model.get("deprecated") or [] if isinstance(entry, Mapping)]
-        for name in map(str, [own, *(model.get("aliases") or []), *old]):
+        old = [entry.get("name") for entry in _items(model.get("deprecated")) if isinstance(entry, Mapping)]
+        for name in map(str, [own, *_items(model.get("aliases")), *old]):
             if name in owner:
                 yield f"proxy_models gives the name {name!r} to {owner[name]!r} and to {own!r}: leave one of them out"
             elif name != own and name in served:
@@ -322,20 +369,15 @@ def _key_problems(host: str, keys: Any, served: set[str], classes: Any) -> Itera
         secret, digest = key.get("key"), key.get("sha256")
         if (secret is None) == (digest is None):
             yield f"key {name!r}: give either `key` or `sha256`"
-        elif secret is not None and len(str(secret)) < KEY_LENGTH_MIN:
-            yield (
-                f"key {name!r} has {len(str(secret))} characters and can be guessed: use at least {KEY_LENGTH_MIN}, "
-                "from `openssl rand -hex 32`, kept in the vault"
-            )
-        elif digest is not None and not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
+        elif secret is not None:
+            yield from (f"key {name!r} {flaw}" for flaw in _secret_flaws(str(secret)))
+        elif not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
             yield f"key {name!r}: sha256 must be 64 hexadecimal digits"
-        for model in key.get("models") or []:
+        for model in _items(key.get("models")):
             if model not in served:
                 yield f"key {name!r} allows model {model!r}, which no engine serves: {_choices(served, str(model))}"
-        expires = key.get("expires")
-        if expires and not UTC_MOMENT.fullmatch(str(expires)):
-            yield f"key {name!r}: expires is {str(expires)!r}, not a moment in UTC: write it as 2027-01-31T00:00:00Z"
-        for network in key.get("cidrs") or []:
+        yield from (f"key {name!r}: expires {flaw}" for flaw in _moment_flaws(key.get("expires")))
+        for network in _items(key.get("cidrs")):
             try:
                 ipaddress.ip_network(str(network))
             except ValueError as error:
@@ -346,33 +388,46 @@ def _key_problems(host: str, keys: Any, served: set[str], classes: Any) -> Itera
             yield f"key {name!r} has priority {priority!r}, which proxy_priorities lacks: it has {', '.join(classes)}"
 
 
+def _items(value: Any) -> list[Any]:
+    """Of a list; none of anything else, which check_options reports: a text would be read letter by letter."""
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _secret_flaws(secret: str) -> Iterator[str]:
+    """What is wrong with a key that clients send; never the key itself."""
+    if len(secret) < KEY_LENGTH_MIN:
+        yield (
+            f"has {len(secret)} characters and can be guessed: use at least {KEY_LENGTH_MIN}, "
+            "from `openssl rand -hex 32`, kept in the vault"
+        )
+    if secret != secret.strip():
+        yield "begins or ends with a blank or a line's end, which no client sends: remove it (in YAML, quote the key)"
+    elif not re.fullmatch(r"[!-~]*", secret):
+        yield "has blanks, control characters or letters beyond ASCII, which no header can carry: use `openssl rand -hex 32`"
+
+
+def _moment_flaws(expires: Any) -> Iterator[str]:
+    if not expires:
+        return
+    text = str(expires)
+    if not UTC_MOMENT.fullmatch(text):
+        yield f"is {text!r}, not a moment in UTC: write it as 2027-01-31T00:00:00Z"
+        return
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError as error:
+        yield f"is {text!r}, which does not exist ({error}): write it as 2027-01-31T00:00:00Z"
+        return
+    if moment <= datetime.now(UTC):
+        yield f"is {text!r}, which has passed: choose a later moment, or take the key out"
+
+
 def _limit_problems(where: str, limits: Any, served: set[str]) -> Iterator[str]:
-    """Of a dictionary of limits with those of single models under `models`."""
-    if not limits:
-        return
-    if not isinstance(limits, Mapping):
-        yield f"{where} is not a dictionary of {', '.join(LIMITS)}"
-        return
-    of_models = limits.get("models") or {}
-    if not isinstance(of_models, Mapping):
-        yield f"{where}.models is not a dictionary of models, each with its limits"
-        of_models = {}
-    for model in of_models:
+    """Of a dictionary of limits with those of single models under `models`: models that nobody serves."""
+    of_models = limits.get("models") if isinstance(limits, Mapping) else None
+    for model in of_models if isinstance(of_models, Mapping) else ():
         if model not in served:
             yield f"{where} names model {model!r}, which no engine serves: {_choices(served, str(model))}"
-    sections = [(where, {name: value for name, value in limits.items() if name != "models"})]
-    sections += [(f"{where} of model {model!r}", found or {}) for model, found in of_models.items()]
-    for section, found in sections:
-        if not isinstance(found, Mapping):
-            yield f"{section} is not a dictionary of {', '.join(LIMITS)}"
-            continue
-        for name, value in found.items():
-            if name not in LIMITS:
-                close = difflib.get_close_matches(str(name), LIMITS, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(LIMITS)}"
-                yield f"{section}: unknown limit {name!r}: {hint}"
-            elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                yield f"{section}: {name} is {value!r}, but must be a whole number above 0; leave it out for no limit"
 
 
 def check_limits(inventory: Inventory, _: Any) -> Iterator[str]:
@@ -400,8 +455,7 @@ def _store_problems(inventory: Inventory, host: str, hosts: list[str], served: s
     )
     general, keys, workers, store_host, url, password = (inventory.get(host, name) for name in names)
     general = general if isinstance(general, Mapping) else {}
-    general_limits = {**(general.get("default") or {}), "models": general.get("models")}
-    yield from _limit_problems("proxy_limits", general_limits, served)
+    yield from _limit_problems("proxy_limits", general, served)
     limited = bool(general.get("default") or general.get("models")) or any(
         isinstance(key, Mapping) and key.get("limits") for key in (keys if isinstance(keys, list) else [])
     )
@@ -469,12 +523,17 @@ CHECKS = [
     check_groups,
     check_variable_names,
     check_types,
+    check_options,
     check_engines,
     check_ports,
     check_pools,
     check_keys,
     check_limits,
     check_models,
+    contracts.check_proxy_sections,
+    contracts.check_tiers,
+    contracts.check_gpus,
+    contracts.check_vaults,
     check_domain,
     check_readable,
 ]

@@ -271,12 +271,12 @@ def test_limits_on_several_hosts_need_a_store_said_once(inventory: dict[str, Any
         ({"proxy_store_url": "redis://:secret@x:1"}, "write redis://host:port/database"),
         (
             {"proxy_limits": {"default": {"tokens_per_hour": 1}}},
-            "proxy_limits: unknown limit 'tokens_per_hour': did you",
+            "proxy_limits.default has the unknown option 'tokens_per_hour': did you",
         ),
         ({"proxy_limits": {"models": {"n": {}}}}, "names model 'n', which no engine serves: the engines serve m"),
         (
             {"proxy_limits": {"models": {"m": {"tokens_per_day": "9"}}}},
-            "of model 'm': tokens_per_day is '9', but must be",
+            "proxy_limits.models.m.tokens_per_day is '9', but must be",
         ),
     ],
 )
@@ -293,8 +293,8 @@ def test_a_store_or_limits_that_cannot_be(inventory: dict[str, Any], changes: di
         ({"expires": "2027-01-31"}, "not a moment in UTC: write it as 2027-01-31T00:00:00Z"),
         ({"expires": "2027-01-31T00:00:00+02:00"}, "not a moment in UTC"),
         ({"cidrs": ["10.0.0.1/8"]}, "'10.0.0.1/8' in cidrs is not a network"),
-        ({"limits": {"requests_per_minute": 0}}, "requests_per_minute is 0, but must be a whole number above 0"),
-        ({"limits": [1]}, "limits is not a dictionary"),
+        ({"limits": {"requests_per_minute": 0}}, "limits.requests_per_minute is 0, but must be more than 0"),
+        ({"limits": [1]}, "limits is a list, but must be a dictionary"),
     ],
 )
 def test_fields_of_a_key(inventory: dict[str, Any], fields: dict[str, Any], said: str) -> None:

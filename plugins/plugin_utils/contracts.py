@@ -1,0 +1,196 @@
+"""Checks over several variables: what contradicts itself, what tiers must agree on, what is used twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+# vLLM refuses larger bodies (VLLM_HTTP_MAX_REQUEST_BODY_SIZE, its default since 0.33).
+_ENGINE_BODY_MB = 32
+# Of a body's fields, these decide where a request goes or what it costs: they have variables of their own.
+_NOT_A_DEFAULT = {
+    "cache_salt",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_tokens",
+    "model",
+    "priority",
+    "stream",
+}
+# A class of endpoints, the proxy's default for its total in seconds, and the variable with nginx's timeout.
+_TOTALS = (
+    ("generation", 3600, "nginx_certbot_generation_timeout_s"),
+    ("audio", 1800, "nginx_certbot_generation_timeout_s"),
+    ("pooling", 600, "nginx_certbot_embeddings_timeout_s"),
+    ("utility", 45, "nginx_certbot_short_timeout_s"),
+)
+_DEFAULT_SIZES = {"small", "medium", "large"}
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _dicts(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, (list, tuple)) else []
+
+
+def check_proxy_sections(inventory: Any, _: Any) -> Iterator[str]:
+    """What the proxy's configuration refuses beyond its schema, each problem once for all proxies."""
+    told: set[str] = set()
+    for host in inventory.group("proxy"):
+        for problem in _proxy_problems(lambda name, host=host: inventory.get(host, name)):
+            if problem not in told:
+                told.add(problem)
+                yield problem
+
+
+def _proxy_problems(get: Any) -> Iterator[str]:
+    classes, sizes = get("proxy_priorities"), _dict(_dict(get("proxy_timeouts")).get("size_factors"))
+    if isinstance(classes, Mapping) and "default" not in classes:
+        yield "proxy_priorities lacks default, the class of keys that name none"
+    if sizes and "medium" not in sizes:
+        yield "proxy_timeouts.size_factors lacks medium, the size of models that name none"
+    models = _dicts(get("proxy_models"))
+    for model in models:
+        yield from _model_problems(model, set(sizes) or _DEFAULT_SIZES)
+    yield from _cycles({str(model.get("name")): str(model["fallback"]) for model in models if model.get("fallback")})
+    for name, pool in _dict(_dict(get("proxy_routing")).get("pools")).items():
+        if isinstance(pool, Mapping) and pool.get("prompt_tokens") is None and pool.get("max_tokens") is None:
+            yield f"proxy_routing.pools.{name} says of no request that it belongs there: give prompt_tokens, max_tokens or both"
+    versions = get("proxy_api_versions")
+    yield from _doubles("proxy_api_versions", versions if isinstance(versions, list) else [])
+    endpoints = _dicts(get("proxy_custom_endpoints"))
+    yield from _doubles("proxy_custom_endpoints", [endpoint.get("path") for endpoint in endpoints])
+    for endpoint in endpoints:
+        yield from _endpoint_problems(endpoint)
+
+
+def _model_problems(model: Mapping[str, Any], sizes: set[str]) -> Iterator[str]:
+    where = f"proxy_models ({model.get('name')})"
+    if reserved := sorted(_NOT_A_DEFAULT & set(_dict(model.get("defaults")))):
+        yield f"{where}: defaults cannot set {', '.join(reserved)}: leave it out, or use default_max_tokens or max_tokens_limit"
+    if model.get("size") is not None and model["size"] not in sizes:
+        yield f"{where}: size {model['size']!r} is not in proxy_timeouts.size_factors, which has {', '.join(sorted(sizes))}"
+    usual, most = model.get("default_max_tokens"), model.get("max_tokens_limit")
+    if isinstance(usual, int) and isinstance(most, int) and usual > most:
+        yield f"{where}: default_max_tokens ({usual}) is larger than max_tokens_limit ({most}): lower the first or raise the second"
+
+
+def _cycles(fallbacks: Mapping[str, str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for start in fallbacks:
+        way = [start]
+        while (following := fallbacks.get(way[-1])) is not None and following not in way and following not in seen:
+            way.append(following)
+        if following in way and following != way[-1]:
+            ring = [*way[way.index(following) :], following]
+            yield f"proxy_models: the fallbacks {' -> '.join(ring)} lead back to where they began: take one of them out"
+        seen |= set(way)
+
+
+def _doubles(name: str, values: list[Any]) -> Iterator[str]:
+    for value in sorted({str(value) for value in values if value is not None and values.count(value) > 1}):
+        yield f"{name} has {value!r} more than once: keep one"
+
+
+def _endpoint_problems(endpoint: Mapping[str, Any]) -> Iterator[str]:
+    where = f"proxy_custom_endpoints ({endpoint.get('path')})"
+    if (endpoint.get("upstream_path") is None) == (endpoint.get("answer") is None):
+        yield f"{where}: give either upstream_path or answer"
+    elif endpoint.get("answer") is not None and any(
+        endpoint.get(name) for name in ("endpoint_class", "defaults", "body_limit_bytes")
+    ):
+        yield f"{where}: a fixed answer has no endpoint_class, defaults or body_limit_bytes: leave them out"
+    if endpoint.get("endpoint_class") == "catalogue":
+        yield f"{where}: endpoint_class is generation, pooling, audio or utility"
+
+
+def check_tiers(inventory: Any, _: Any) -> Iterator[str]:
+    """What the tiers have to agree on: whoever is in front waits longer and lets through no more."""
+    proxies, webs = inventory.group("proxy"), inventory.group("nginx")
+    if not proxies or not webs:
+        return
+    told: set[str] = set()
+    for proxy in proxies:
+        for web in webs:
+            for problem in _tier_problems(inventory, proxy, web):
+                if problem not in told:
+                    told.add(problem)
+                    yield problem
+
+
+def _tier_problems(inventory: Any, proxy: str, web: str) -> Iterator[str]:
+    totals = _dict(_dict(inventory.get(proxy, "proxy_timeouts")).get("total_s"))
+    for kind, usual_s, variable in _TOTALS:
+        total_s, patience_s = totals.get(kind, usual_s), inventory.get(web, variable)
+        if isinstance(total_s, (int, float)) and isinstance(patience_s, (int, float)) and total_s >= patience_s:
+            yield (
+                f"proxy_timeouts.total_s.{kind} is {total_s:g} s, but nginx gives up after {variable} = {patience_s:g} s: "
+                "nginx has to wait longer, so that the proxy can say what happened"
+            )
+    general = inventory.get(proxy, "stack_body_limit_mb") or 16
+    limits = [
+        inventory.get(proxy, "proxy_body_limit_mb") or general,
+        inventory.get(web, "nginx_certbot_body_limit_mb") or general,
+    ]
+    if all(isinstance(limit, int) for limit in limits):
+        if limits[0] != limits[1]:
+            yield (
+                f"proxy_body_limit_mb is {limits[0]} and nginx_certbot_body_limit_mb {limits[1]}: "
+                "set stack_body_limit_mb in group_vars/all.yml instead, which both have"
+            )
+        if max(limits) > _ENGINE_BODY_MB and not _engines_take_more(inventory):
+            yield (
+                f"bodies of {max(limits)} MB are more than engines take ({_ENGINE_BODY_MB} MB): lower stack_body_limit_mb, "
+                "or raise VLLM_HTTP_MAX_REQUEST_BODY_SIZE in vllm_environment"
+            )
+
+
+def _engines_take_more(inventory: Any) -> bool:
+    return any(
+        "VLLM_HTTP_MAX_REQUEST_BODY_SIZE" in _dict(inventory.get(host, "vllm_environment"))
+        for host in inventory.group("vllm")
+    )
+
+
+def check_gpus(inventory: Any, _: Any) -> Iterator[str]:
+    """Engines of a host do not take each other's GPUs, and have as many as they spread over."""
+    for host in inventory.group("vllm"):
+        engines = [engine for engine in inventory.engines(host) if isinstance(engine.get("gpus"), list)]
+        users: dict[int, list[Mapping[str, Any]]] = {}
+        for engine in engines:
+            for gpu in engine["gpus"]:
+                if isinstance(gpu, int):
+                    users.setdefault(gpu, []).append(engine)
+            size = _dict(engine.get("args")).get("tensor-parallel-size")
+            if isinstance(size, int) and engine["gpus"] and size > len(set(map(str, engine["gpus"]))):
+                yield f"host {host}: engine {engine.get('name')!r} has tensor-parallel-size {size}, but {len(engine['gpus'])} gpus"
+        for gpu, sharing in sorted(users.items()):
+            shares: list[Any] = [_dict(engine.get("args")).get("gpu-memory-utilization") for engine in sharing]
+            fits = all(isinstance(share, (int, float)) for share in shares) and sum(shares) <= 1
+            if len(sharing) > 1 and not fits:
+                yield (
+                    f"host {host}: GPU {gpu} is given to {' and '.join(str(engine.get('name')) for engine in sharing)}: give each engine GPUs "
+                    "of its own, or set gpu-memory-utilization in their args, together at most 1"
+                )
+
+
+def check_vaults(inventory: Any, _: Any) -> Iterator[str]:
+    """Files that hold secrets are encrypted."""
+    directories = {
+        Path(str(found)) / "group_vars"
+        for host in inventory.hosts()
+        for found in (inventory.get(host, "inventory_dir"), inventory.get(host, "playbook_dir"))
+        if found
+    }
+    seen: set[Path] = set()
+    for path in sorted(path for directory in directories for path in directory.glob("**/*vault*") if path.is_file()):
+        real = path.resolve()
+        if real in seen or "example" in path.name:
+            continue
+        seen.add(real)
+        text = real.read_text(errors="replace")
+        if text.strip() and not text.startswith("$ANSIBLE_VAULT") and "!vault" not in text:
+            yield f"{path} is not encrypted: run ansible-vault encrypt {path}"

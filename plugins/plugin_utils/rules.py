@@ -1,0 +1,93 @@
+"""What argument specs cannot say of a variable: ranges and forms, as keywords of a schema, one row for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PORT = {"minimum": 1024, "maximum": 65535}
+_COUNT = {"minimum": 1}
+_COUNT_OR_NONE = {"minimum": 0}
+_SECONDS = {"minimum": 1, "maximum": 604_800}
+_MEGABYTES = {"minimum": 1, "maximum": 1024}
+_NETWORK = {"format": "network"}
+_HOST_NAME = {
+    "pattern": r"^(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$",
+    "x-words": "be a host name, such as llm.example.com",
+}
+_URL = {"pattern": r"^(|https?://[^\s/]+\S*)$", "x-words": "be an address that begins with http:// or https://"}
+_EMAIL = {"pattern": r"^(|[^@\s]+@[^@\s.]+(\.[^@\s.]+)+)$", "x-words": "be an e-mail address, such as ops@example.com"}
+_MODEL = {
+    "pattern": r"^(/\S+|s3://[a-z0-9][a-z0-9.-]+(/\S*)?|[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)$",
+    "x-words": "be a directory (/srv/models/x), a hub id (Qwen/Qwen3-8B) or s3://bucket/prefix",
+}
+
+# Variables that belong to no role.
+STACK: dict[str, dict[str, Any]] = {
+    "stack_address": {"type": "string", "format": "address"},
+    "stack_body_limit_mb": {"type": "integer", **_MEGABYTES},
+    "stack_domain": {"type": "string", **_HOST_NAME},
+    "stack_preflight_collect": {"type": "boolean"},
+}
+
+# By the variable's path; [] stands for each item of a list.
+RULES: dict[str, dict[str, Any]] = {
+    "nginx_certbot_acme_directory": _URL,
+    "nginx_certbot_allow_cidrs[]": _NETWORK,
+    "nginx_certbot_body_limit_mb": _MEGABYTES,
+    "nginx_certbot_connections_per_ip": _COUNT_OR_NONE,
+    "nginx_certbot_deny_cidrs[]": _NETWORK,
+    "nginx_certbot_domains[]": _HOST_NAME,
+    "nginx_certbot_email": _EMAIL,
+    "nginx_certbot_embeddings_timeout_s": _SECONDS,
+    "nginx_certbot_generation_timeout_s": _SECONDS,
+    "nginx_certbot_hsts_max_age_s": _COUNT_OR_NONE,
+    "nginx_certbot_public_addresses[]": {"format": "address"},
+    "nginx_certbot_real_ip_from[]": _NETWORK,
+    "nginx_certbot_real_ip_header": {"pattern": r"^[A-Za-z][A-Za-z0-9-]*$", "x-words": "be the name of a header"},
+    "nginx_certbot_requests_burst": _COUNT_OR_NONE,
+    "nginx_certbot_requests_per_second": _COUNT_OR_NONE,
+    "nginx_certbot_short_timeout_s": _SECONDS,
+    "nginx_certbot_shutdown_s": _SECONDS,
+    "nginx_certbot_upstream_keepalive": _COUNT,
+    "nginx_certbot_worker_connections": {"minimum": 64},
+    "nginx_certbot_worker_processes": {"pattern": r"^(auto|[1-9]\d*)$", "x-words": "be auto or a number"},
+    "nvidia_drivers_branch": {"pattern": r"^\d{3}$", "x-words": "be a branch, such as 580"},
+    "proxy_admin_address": {"format": "address"},
+    "proxy_admin_port": _PORT,
+    "proxy_body_limit_mb": _MEGABYTES,
+    "proxy_drain_timeout_s": _SECONDS,
+    "proxy_keep_releases": _COUNT_OR_NONE,
+    "proxy_port": _PORT,
+    "proxy_shutdown_s": _SECONDS,
+    "proxy_start_timeout_s": _SECONDS,
+    "proxy_store_memory_mb": {"minimum": 16},
+    "proxy_store_port": _PORT,
+    "proxy_store_timeout_s": {"exclusiveMinimum": 0, "maximum": 60},
+    "proxy_traces_endpoint": _URL,
+    "proxy_traces_sample_ratio": {"minimum": 0, "maximum": 1},
+    "proxy_usage_retention_days": _COUNT,
+    "proxy_workers": {"minimum": 0, "maximum": 64},
+    "vllm_drain_timeout": _SECONDS,
+    "vllm_engines[].gpus[]": _COUNT_OR_NONE,
+    "vllm_engines[].max_in_flight": _COUNT,
+    "vllm_engines[].model": _MODEL,
+    "vllm_engines[].port": _PORT,
+    "vllm_engines[].weight": {"exclusiveMinimum": 0, "maximum": 1000},
+    "vllm_install_disk_gb": _COUNT_OR_NONE,
+    "vllm_keep_releases": _COUNT_OR_NONE,
+    "vllm_shutdown_timeout": _SECONDS,
+    "vllm_start_timeout": _SECONDS,
+    "vllm_version": {"pattern": r"^\d+(\.\d+)+\S*$", "x-words": "be a version, such as 0.33.0"},
+}
+
+
+def with_rules(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a variable, or of a part of it by its path, with its rules."""
+    found = {**schema, **RULES.get(name, {})}
+    if "items" in found:
+        found["items"] = with_rules(f"{name}[]", found["items"])
+    if "properties" in found:
+        found["properties"] = {
+            inner: with_rules(f"{name}.{inner}", part) for inner, part in found["properties"].items()
+        }
+    return found

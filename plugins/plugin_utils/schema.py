@@ -1,0 +1,207 @@
+"""Values against a schema: unknown names, wrong types and numbers out of range at any depth, each with its fix.
+
+The part of JSON Schema (2020-12) that pydantic writes and that an argument spec can be turned into. A library
+would have to be on every controller, and says "Additional properties are not allowed" where an operator needs to
+read which name was meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "object": ((Mapping,), "a dictionary"),
+    "array": ((list, tuple), "a list"),
+    "string": ((str,), "a text"),
+    "integer": ((int,), "a whole number"),
+    "number": ((int, float), "a number"),
+    "boolean": ((bool,), "true or false"),
+    "null": ((type(None),), "nothing"),
+}
+_SPEC_TYPES = {
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "list": "array",
+    "dict": "object",
+    "str": "string",
+    "path": "string",
+}
+# Values under these names are never shown.
+_SECRET = re.compile(r"(^|_)(key|password|secret|token|sha256)$", re.IGNORECASE)
+_LONGEST_SHOWN = 60
+# A bound that only guards arithmetic helps nobody who reads it.
+_UNBOUNDED = 2**53
+
+
+def of_spec(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a dictionary with these options of an argument spec."""
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: _of_option(option) for name, option in options.items()},
+        "required": [name for name, option in options.items() if option.get("required")],
+    }
+
+
+def _of_option(option: Mapping[str, Any]) -> dict[str, Any]:
+    inner = of_spec(option["options"]) if "options" in option else {}
+    kind = _SPEC_TYPES.get(option.get("type", "str"))
+    if kind == "array":
+        elements = option.get("elements", "raw")
+        return {"type": "array", "items": inner or ({"type": _SPEC_TYPES[elements]} if elements in _SPEC_TYPES else {})}
+    schema: dict[str, Any] = inner or ({"type": kind} if kind else {})
+    if "choices" in option:
+        schema = {**schema, "enum": option["choices"]}
+    return schema
+
+
+def problems(where: str, value: Any, schema: Schema, definitions: Mapping[str, Schema] | None = None) -> Iterator[str]:
+    """What is wrong with `value`; each sentence begins with `where` it is."""
+    yield from _Check(definitions or {}).problems(where, value, schema)
+
+
+class _Check:
+    def __init__(self, definitions: Mapping[str, Schema]) -> None:
+        self._definitions = definitions
+
+    def problems(self, where: str, value: Any, schema: Schema) -> Iterator[str]:
+        schema = self._plain(schema)
+        if not schema or (value is None and _may_be_null(schema)):
+            return
+        if "anyOf" in schema:
+            schema = self._plain(next(one for one in schema["anyOf"] if one.get("type") != "null"))
+        kind = schema.get("type")
+        if kind is not None and not has_type(value, kind):
+            yield f"{where} is {_shown(where, value)}, but must be {_TYPES[kind][1]}"
+        elif "enum" in schema and value not in schema["enum"]:
+            yield f"{where} is {_shown(where, value)}, but must be one of {', '.join(map(str, schema['enum']))}"
+        elif kind == "object":
+            yield from self._object(where, value, schema)
+        elif kind == "array":
+            yield from self._array(where, value, schema)
+        else:
+            yield from _scalar(where, value, schema)
+
+    def _plain(self, schema: Schema) -> Schema:
+        while "$ref" in schema:
+            schema = self._definitions[schema["$ref"].rpartition("/")[2]]
+        return schema
+
+    def _object(self, where: str, value: Mapping[Any, Any], schema: Schema) -> Iterator[str]:
+        known = schema.get("properties", {})
+        others = next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties", {}))
+        for name in schema.get("required", []):
+            if value.get(name) is None:
+                yield f"{where} lacks {name}"
+        for name, item in value.items():
+            if name in known:
+                yield from self.problems(f"{where}.{name}", item, known[name])
+            elif others is False:
+                close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+                yield f"{where} has the unknown option {str(name)!r}: {hint}"
+            else:
+                yield from self.problems(f"{where}.{name}", item, others)
+
+    def _array(self, where: str, value: list[Any], schema: Schema) -> Iterator[str]:
+        least = schema.get("minItems", 0)
+        if len(value) < least:
+            yield f"{where} is empty, but needs {least} or more"
+        for number, item in enumerate(value):
+            name = item.get("name") if isinstance(item, Mapping) else None
+            yield from self.problems(
+                f"{where}[{number}]" + (f" ({name})" if name else ""), item, schema.get("items", {})
+            )
+
+
+def has_type(value: Any, kind: str) -> bool:
+    """Whether a value is of one of JSON's types."""
+    if kind == "string" and isinstance(value, (date, datetime)):
+        return True  # as YAML has them without quotes
+    types, _ = _TYPES[kind]
+    # To Python a bool is an int.
+    return isinstance(value, types) and (kind == "boolean") == isinstance(value, bool)
+
+
+def _may_be_null(schema: Schema) -> bool:
+    return schema.get("type") == "null" or any(one.get("type") == "null" for one in schema.get("anyOf", ()))
+
+
+def _scalar(where: str, value: Any, schema: Schema) -> Iterator[str]:
+    shown = _shown(where, value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield from _number(where, value, schema)
+    elif isinstance(value, str):
+        pattern = schema.get("pattern")
+        if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
+            yield f"{where} has {len(value)} characters, but must have {_range(schema, 'minLength', 'maxLength')}"
+        elif pattern is not None and not re.search(
+            pattern.removesuffix("$") + (r"\Z" if pattern.endswith("$") else ""), value
+        ):
+            yield f"{where} is {shown}, but must {schema.get('x-words', f'match {pattern}')}"
+    if "format" in schema and (wrong := _FORMATS.get(schema["format"], lambda _: "")(value)):
+        yield f"{where} is {shown}: {wrong}"
+
+
+def _number(where: str, value: float, schema: Schema) -> Iterator[str]:
+    least, above, most = (schema.get(name) for name in ("minimum", "exclusiveMinimum", "maximum"))
+    if value != value or value in (float("inf"), float("-inf")):
+        yield f"{where} is {value!r}, but must be a finite number"
+    elif (
+        (least is not None and value < least)
+        or (above is not None and value <= above)
+        or (most is not None and value > most)
+    ):
+        bounds = [
+            f"{words} {bound}"
+            for words, bound in (("at least", least), ("more than", above), ("at most", most))
+            if bound is not None and abs(bound) < _UNBOUNDED
+        ]
+        yield f"{where} is {value!r}, but must be {' and '.join(bounds)}"
+
+
+def _range(schema: Schema, low: str, high: str) -> str:
+    return " to ".join(str(schema[name]) for name in (low, high) if name in schema)
+
+
+def _shown(where: str, value: Any) -> str:
+    if isinstance(value, (Mapping, list, tuple)):
+        return _TYPES["object" if isinstance(value, Mapping) else "array"][1]
+    if _SECRET.search(where.rpartition(".")[2]) and value is not None:
+        return "a value of another kind"
+    return "empty" if value is None else repr(str(value)[:_LONGEST_SHOWN] if isinstance(value, (str, date)) else value)
+
+
+def _date(value: Any) -> str:
+    try:
+        date.fromisoformat(str(value))
+    except ValueError as error:
+        return f"not a day ({error}): write it as 2027-01-31"
+    return ""
+
+
+def _network(value: Any) -> str:
+    try:
+        ipaddress.ip_network(str(value))
+    except ValueError as error:
+        return f"not a network ({error}): write one such as 203.0.113.0/24"
+    return ""
+
+
+def _address(value: Any) -> str:
+    try:
+        ipaddress.ip_address(str(value))
+    except ValueError:
+        return "not an IP address"
+    return ""
+
+
+_FORMATS = {"date": _date, "network": _network, "address": _address}

@@ -1,0 +1,207 @@
+"""Each kind of slip in a variable, at any depth, is found before anything changes, said once, and answered."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_stack_preflight import GOOD, OPTIONS, ROOT, problems
+
+sys.path.insert(0, str(ROOT / "proxy_app" / "src"))
+config = pytest.importorskip("inference_proxy.config")
+
+KEY = {"name": "alice", "key": "k" * 32}
+ENGINE = GOOD["hostvars"]["engine1"]["vllm_engines"][0]
+
+
+def found(**variables: Any) -> list[str]:
+    """The problems of the good inventory with these variables for all hosts."""
+    inventory = copy.deepcopy(GOOD)
+    for host in inventory["hostvars"].values():
+        host |= {name: value for name, value in variables.items() if not name.startswith("vllm_engines")}
+    if "vllm_engines" in variables:
+        inventory["hostvars"]["engine1"]["vllm_engines"] = variables["vllm_engines"]
+    return problems(inventory)
+
+
+def engine(**fields: Any) -> dict[str, Any]:
+    return {"vllm_engines": [ENGINE | fields]}
+
+
+def key(**fields: Any) -> dict[str, Any]:
+    return {"proxy_keys": [KEY | fields], "proxy_workers": 1}
+
+
+SLIPS: list[tuple[dict[str, Any], str]] = [
+    # Misspelt at some depth.
+    (key(limit={"requests_per_minute": 1}), "unknown option 'limit': did you mean limits?"),
+    (key(expire="2030-01-01T00:00:00Z"), "unknown option 'expire': did you mean expires?"),
+    (key(model=["m"]), "unknown option 'model': did you mean models?"),
+    (key(limits={"models": {"m": {"token_per_day": 1}}}), "did you mean tokens_per_day?"),
+    (engine(served_model="m"), "unknown option 'served_model': did you mean served_model_name?"),
+    ({"proxy_timeouts": {"first_bite_s": 1}}, "unknown option 'first_bite_s': did you mean first_byte_s?"),
+    ({"proxy_timeouts": {"total_s": {"generations": 1}}}, "did you mean generation?"),
+    ({"proxy_routing": {"pools": {"long": {"prompt_token": 1, "max_tokens": 2}}}}, "did you mean prompt_tokens?"),
+    ({"proxy_queue": {"max_wait": 1}}, "did you mean max_wait_s?"),
+    ({"proxy_health": {"stall": 1}}, "did you mean stall_s?"),
+    ({"proxy_retries": {"attempt": 1}}, "did you mean attempts?"),
+    ({"proxy_priorities": {"default": {"shares": 1}}}, "did you mean share?"),
+    ({"proxy_limits": {"default": {"requests": 1}}, "proxy_workers": 1}, "unknown option 'requests'"),
+    ({"proxy_models": [{"name": "m", "alias": ["x"]}]}, "did you mean aliases?"),
+    ({"proxy_models": [{"name": "m", "deprecated": [{"name": "o", "since": "2026-01-01", "until": "x"}]}]}, "'until'"),
+    ({"proxy_custom_endpoints": [{"path": "/a", "answer": {"body": 1, "code": 2}}]}, "unknown option 'code'"),
+    ({"stack_domian": "x"}, "unknown variable stack_domian"),
+    # Of another type.
+    (key(models="qwen"), "models is 'qwen', but must be a list"),
+    (key(cidrs="10.0.0.0/8"), "cidrs is '10.0.0.0/8', but must be a list"),
+    (key(limits=[1]), "limits is a list, but must be a dictionary"),
+    (engine(args="--max-model-len 5"), "args is '--max-model-len 5', but must be a dictionary"),
+    (engine(environment=["A=1"]), "environment is a list, but must be a dictionary"),
+    (engine(port="http"), "port is 'http', but must be a whole number"),
+    (engine(gpus=0), "gpus is 0, but must be a list"),
+    ({"proxy_models": [{"name": "m", "aliases": "abc"}]}, "aliases is 'abc', but must be a list"),
+    # Out of range.
+    (engine(port=22), "port is 22, but must be at least 1024"),
+    (engine(port=70000), "port is 70000, but must be at least 1024 and at most 65535"),
+    (engine(weight=0), "weight is 0, but must be more than 0"),
+    (engine(gpus=[-1]), "gpus[0] is -1"),
+    ({"stack_body_limit_mb": 0}, "stack_body_limit_mb is 0"),
+    ({"proxy_workers": 100}, "proxy_workers is 100, but must be at least 0 and at most 64"),
+    ({"proxy_timeouts": {"connect_s": float("inf")}}, "connect_s is inf, but must be a finite number"),
+    ({"proxy_health": {"max_ejected_share": 2}}, "max_ejected_share is 2"),
+    ({"vllm_start_timeout": 0}, "vllm_start_timeout is 0"),
+    # Malformed.
+    ({"proxy_api_versions": ["/v1/"]}, "proxy_api_versions[0] is '/v1/'"),
+    ({"proxy_custom_endpoints": [{"path": "a b", "upstream_path": "/x"}]}, "path is 'a b'"),
+    ({"nginx_certbot_email": "ops at example"}, "must be an e-mail address"),
+    ({"nginx_certbot_domains": ["https://localhost/"]}, "must be a host name"),
+    ({"nginx_certbot_allow_cidrs": ["10.0.0.1/8"]}, "not a network"),
+    ({"stack_address": "host1"}, "stack_address is 'host1'"),
+    (engine(model="s3://"), "must be a directory"),
+    (engine(model="s3:/b/x"), "must be a directory"),
+    (engine(model="models/../x/y"), "must be a directory"),
+    (key(expires="2030-13-01T00:00:00Z"), "which does not exist"),
+    (key(expires="2020-01-01T00:00:00Z"), "which has passed"),
+    (key(key="k" * 32 + "\n"), "begins or ends with a blank"),
+    (key(key="k" * 32 + " x"), "no header can carry"),
+    (key(key="ä" * 32), "no header can carry"),
+    # What contradicts itself, or another tier.
+    ({"proxy_timeouts": {"total_s": {"generation": 7200}}}, "nginx gives up after nginx_certbot_generation_timeout_s"),
+    ({"nginx_certbot_short_timeout_s": 30}, "proxy_timeouts.total_s.utility is 45 s"),
+    ({"proxy_body_limit_mb": 8}, "set stack_body_limit_mb"),
+    ({"stack_body_limit_mb": 64}, "more than engines take"),
+    ({"proxy_routing": {"pools": {"long": {}}}}, "give prompt_tokens, max_tokens or both"),
+    ({"proxy_custom_endpoints": [{"path": "/a"}]}, "give either upstream_path or answer"),
+    ({"proxy_priorities": {"batch": {"share": 1}}}, "lacks default"),
+    ({"proxy_models": [{"name": "m", "size": "huge"}]}, "size 'huge' is not in"),
+    ({"proxy_models": [{"name": "m", "defaults": {"max_tokens": 1}}]}, "defaults cannot set max_tokens"),
+    ({"proxy_models": [{"name": "m", "default_max_tokens": 9, "max_tokens_limit": 5}]}, "is larger than"),
+]
+
+
+@pytest.mark.parametrize(("variables", "said"), SLIPS)
+def test_a_slip_is_said_once(variables: dict[str, Any], said: str) -> None:
+    lines = found(**variables)
+    if "priorities" in str(variables):
+        lines = [line for line in lines if "has priority" not in line]
+    if "stack_address" in variables:
+        lines = [line for line in lines if "set it to the private IP address" not in line and "resolves to" not in line]
+    if "domains" in str(variables):
+        lines = [line for line in lines if "does not resolve" not in line]
+    assert len(lines) == 1, lines
+    assert said in lines[0]
+
+
+def test_a_keys_secret_is_never_shown() -> None:
+    secret = "s3cret-" * 6
+    lines = found(**key(key=[secret], limits={"requests_per_minute": "x"}), proxy_store_password=[secret])
+    assert lines
+    assert secret not in " ".join(lines)
+
+
+def test_a_ring_of_fallbacks_is_named() -> None:
+    engines = [ENGINE | {"name": name, "served_model_name": name, "port": 8000 + at} for at, name in enumerate("abc")]
+    ring = [{"name": one, "fallback": other} for one, other in ("ab", "bc", "ca")]
+    (line,) = found(vllm_engines=engines, proxy_models=ring)
+    assert "a -> b -> c -> a" in line
+    assert found(vllm_engines=engines, proxy_models=ring[:2]) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "number"),
+    [
+        ({"gpus": [0, 1]}, {"gpus": [1]}, 1),
+        ({"gpus": [0]}, {"gpus": [1]}, 0),
+        (
+            {"gpus": [0], "args": {"gpu-memory-utilization": 0.4}},
+            {"gpus": [0], "args": {"gpu-memory-utilization": 0.5}},
+            0,
+        ),
+        (
+            {"gpus": [0], "args": {"gpu-memory-utilization": 0.6}},
+            {"gpus": [0], "args": {"gpu-memory-utilization": 0.5}},
+            1,
+        ),
+        ({"gpus": [0], "args": {"tensor-parallel-size": 2}}, {"gpus": [1]}, 1),
+    ],
+)
+def test_engines_share_no_gpu(first: dict[str, Any], second: dict[str, Any], number: int) -> None:
+    lines = found(vllm_engines=[ENGINE | first, ENGINE | {"name": "two", "port": 8001} | second])
+    assert len(lines) == number, lines
+
+
+def test_a_vault_in_clear_is_found(tmp_path: Path) -> None:
+    directory = tmp_path / "group_vars" / "proxy"
+    directory.mkdir(parents=True)
+    (directory / "vault.yml").write_text("vault_proxy_keys: []\n")
+    (directory / "vault.example.yml").write_text("vault_proxy_keys: []\n")
+    (line,) = found(inventory_dir=str(tmp_path))
+    assert f"run ansible-vault encrypt {directory / 'vault.yml'}" in line
+    (directory / "vault.yml").write_text("$ANSIBLE_VAULT;1.1;AES256\n6162\n")
+    assert found(inventory_dir=str(tmp_path)) == []
+
+
+def test_the_example_that_is_shipped_is_right() -> None:
+    variables: dict[str, Any] = {}
+    for path in (ROOT / "group_vars").glob("*.yml"):
+        variables |= yaml.safe_load(path.read_text()) or {}
+    for name in ("proxy_keys", "proxy_admin_key"):
+        variables.pop(name, None)  # they come from the vault
+    variables |= {"stack_domain": "localhost", "proxy_workers": 1}
+    assert found(**variables) == []
+
+
+PROXY_SECTIONS = {"proxy_" + name: name for name in ("timeouts", "routing", "queue", "health", "retries", "models")}
+PROXY_SECTIONS |= {"proxy_" + name: name for name in ("priorities", "api_versions", "custom_endpoints", "limits")}
+
+
+@pytest.mark.parametrize(("variables", "said"), [case for case in SLIPS if PROXY_SECTIONS.keys() & case[0].keys()])
+def test_the_proxy_itself_refuses_what_preflight_says_of_its_sections(variables: dict[str, Any], said: str) -> None:
+    """Otherwise the schema or a rule here is stricter than what it is about."""
+    if "nginx" in said or "gives up" in said:
+        pytest.skip("about nginx")
+    sections = {PROXY_SECTIONS[name]: value for name, value in variables.items() if name in PROXY_SECTIONS}
+    whole = {
+        "engines": [{"id": "e", "url": "http://10.0.0.3:8000", "models": ["m"]}],
+        "keys_file": "/k",
+        "drained_dir": "/d",
+    }
+    with pytest.raises(ValueError, match="validation error"):
+        config.Config.model_validate(whole | sections)
+
+
+def test_argument_specs_name_the_same_options_as_the_proxy() -> None:
+    """docs/variables.md is made from the specs, the checks from the proxy."""
+    schema = config.Config.model_json_schema()
+    for variable, section in PROXY_SECTIONS.items():
+        options = OPTIONS["proxy"][variable].get("options")
+        described = schema["properties"][section]
+        described = described.get("items", described)
+        if options is None or "$ref" not in described:
+            continue
+        theirs = schema["$defs"][described["$ref"].rpartition("/")[2]]["properties"].keys() - {"store"}
+        assert options.keys() == theirs, variable
