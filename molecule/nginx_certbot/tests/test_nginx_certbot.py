@@ -164,10 +164,80 @@ def test_what_is_not_listed_never_reaches_a_proxy(web: str, method: str, path: s
         ("POST", "/lab/v1/chat/completions"),
         ("POST", "/lab/summarize"),
         ("GET", "/lab/terms"),
+        ("POST", "/v1/audio/translations"),
+        ("POST", "/classify"),
+        ("POST", "/v2/rerank"),
+        ("GET", "//v1/models"),
     ],
 )
 def test_what_is_listed_or_told_to_the_proxies_asks_one(web: str, method: str, path: str) -> None:
     assert ask(web, path, method, body=b"{}" if method == "POST" else None).status == 502
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/messages/count_tokens", "/v1/messages/count_tokens"),
+        ("/openai/deployments/x/Embeddings", "/v1/embeddings"),
+        ("/v1/tokenize", "/tokenize"),
+        ("/v1/lab/summarize", "/lab/summarize"),
+        ("/v1/audio/translations/", "/v1/audio/translations"),
+        ("/v1/rerank", None),  # right, but not for GET
+        ("/metrics", None),
+    ],
+)
+def test_a_path_that_is_nearly_right_is_told_the_right_one(web: str, path: str, meant: str | None) -> None:
+    answer = ask(web, path)
+    assert answer.status == 404
+    told = "" if meant is None else f" Did you mean {meant}?"
+    assert answer.json()["error"]["message"] == f"There is nothing at this path for this method.{told}"
+
+
+APP = "https://app.example.com"
+ASKS = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+
+
+def test_a_preflight_is_answered_without_a_key(web: str) -> None:
+    for path in ("/v1/chat/completions", "/v1/models/tiny", "/nowhere"):
+        answer = ask(web, path, "OPTIONS", headers={"Origin": APP, **ASKS})
+        assert (answer.status, answer.body) == (204, b"")
+        assert answer.headers["Access-Control-Allow-Origin"] == APP
+        assert answer.headers["Access-Control-Allow-Methods"] == "GET, HEAD, POST"
+        assert answer.headers["Access-Control-Allow-Headers"] == ASKS["Access-Control-Request-Headers"]
+        assert answer.headers["Access-Control-Max-Age"] == "7200"
+        assert answer.headers["Access-Control-Allow-Credentials"] is None
+        assert answer.headers["Vary"] == "Origin"
+
+
+def test_a_listed_origin_may_read_every_answer_and_errors_too(web: str) -> None:
+    for origin in (APP, "http://localhost:3000"):
+        origin_only = {"Origin": origin}
+        answers = [
+            ask(web, "/v1/models", headers=origin_only),
+            ask(web, "/nowhere", headers=origin_only),
+            ask(web, "/v1/completions", "POST", headers=origin_only | {"Content-Length": str(LIMIT + 1)}),
+        ]
+        assert [answer.status for answer in answers] == [502, 404, 413]
+        for answer in answers:
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+            exposed = answer.headers["Access-Control-Expose-Headers"].split(", ")
+            assert {"x-request-id", "retry-after", "x-ratelimit-remaining-tokens"} <= set(exposed)
+            assert answer.headers["Access-Control-Allow-Methods"] is None
+            assert answer.headers["Vary"] == "Origin"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://app.example.com.evil.test", "http://app.example.com", "https://app.example.com:8443", "null", ""],
+)
+def test_no_other_origin_is_told_anything(web: str, origin: str) -> None:
+    for method, status in (("GET", 502), ("OPTIONS", 404)):
+        answer = ask(web, "/v1/models", method, headers={"Origin": origin, **ASKS})
+        assert answer.status == status
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+        assert answer.headers["Vary"] == "Origin"
 
 
 def test_every_answer_carries_the_headers(web: str) -> None:
@@ -247,13 +317,19 @@ def test_a_proxy_sees_our_headers_and_the_listed_path(web: str) -> None:
     answer = ask(
         web,
         "/v1/x/../models?limit=1",
-        headers={"X-Request-Id": "mine-1", "X-Forwarded-For": "192.0.2.1", "Connection": "keep-alive"},
+        headers={
+            "api-key": "mine",
+            "X-Request-Id": "mine-1",
+            "X-Forwarded-For": "192.0.2.1",
+            "Connection": "keep-alive",
+        },
     )
     assert answer.status == 200
     assert answer.headers.get_all("X-Request-Id") == ["mine-1"]
     seen = answer.json()
     assert seen["path"] == "/v1/models?limit=1"
     assert seen["headers"]["x-request-id"] == "mine-1"
+    assert seen["headers"]["api-key"] == "mine", "Azure's clients send their key so"
     assert re.fullmatch(r"[0-9.]+", seen["headers"]["x-forwarded-for"])
     assert seen["headers"]["x-forwarded-for"] != "192.0.2.1"
     assert "connection" not in seen["headers"]
@@ -412,12 +488,16 @@ def test_limits_and_refused_networks() -> None:
         "nginx_certbot_connections_per_ip": 5,
         "nginx_certbot_allow_cidrs": ["10.0.0.0/8"],
         "nginx_certbot_deny_cidrs": [ADDRESS["web1"]],
+        "nginx_certbot_cors_origins": ["*"],
     }
     converge("--limit", "web2", variables=limits)
     answers = [ask("web2", "/v1/models") for _ in range(5)]
     refused = next(answer for answer in answers if answer.status == 429)
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert refused.headers["Retry-After"] == "1"
+    assert refused.headers["Access-Control-Allow-Origin"] is None, "this client sent no Origin"
+    anybody = ask("web2", "/nowhere", headers={"Origin": "https://any.example"})
+    assert anybody.headers["Access-Control-Allow-Origin"] == "*"
     url = f"--resolve {DOMAIN}:443:{ADDRESS['web2']} https://{DOMAIN}/v1/models"
     denied = json.loads(ssh("web1", f"curl -sk {url}"))
     assert denied["error"]["code"] == "forbidden"
