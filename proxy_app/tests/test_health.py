@@ -43,6 +43,16 @@ def test_the_page_of_metrics_is_read() -> None:
     assert [rank.tokens for rank in found.ranks.values()] == [1.2e6, 0]
 
 
+@pytest.mark.parametrize("number", ["1e308", "1e309", "9" * 5000, "NaN", "-1", "-1e400", "1e400"])
+def test_absurd_gauges_are_bounded(number: str) -> None:
+    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    lines = [f'vllm:{name}{{engine="{rank}"}} {number}\n' for name in names for rank in (0, 1)]
+    found = gauges.parse("".join(lines).encode())
+    if found is not None:
+        assert max(found.running, found.waiting) <= 2_000_000
+        assert 0 <= found.kv_cache_usage <= 1
+
+
 @given(st.binary())
 def test_whatever_the_page_holds(page: bytes) -> None:
     assert gauges.parse(page) is None
