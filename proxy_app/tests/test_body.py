@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -116,6 +117,24 @@ def test_depth_is_bounded(opening: str, closing: str | None) -> None:
 
 def test_many_brackets_are_not_deep() -> None:
     parse(json.dumps({"messages": [{"content": [{"text": "[[[[{{{{" * 50}]}] * 200}).encode())
+
+
+@pytest.mark.parametrize("item", ["[]", "{}", "1,[]", '"",[]', '{"a":[1]}'])
+def test_many_parts_are_not_built_to_see_how_deep_they_are(item: str) -> None:
+    """The largest body held up everybody's streams for seconds, and took half a gigabyte."""
+    body = f'{{"model":"m","input":[{",".join([item] * 200_000)}]}}'.encode()
+    deep = body.replace(b"[]" if b"[]" in body else b"[1]", b"[" * _DEPTH + b"]" * _DEPTH, 1)
+    tracemalloc.start()
+    try:
+        parse(body)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 10 * len(body)
+    if deep != body:
+        with pytest.raises(ApiError) as caught:
+            parse(deep)
+        assert caught.value.code == "too_deep"
 
 
 BOUNDARY = "multipart/form-data; boundary=xYz"

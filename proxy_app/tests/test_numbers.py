@@ -14,6 +14,7 @@ from inference_proxy.config import Routing
 from inference_proxy.errors import ApiError
 from inference_proxy.faults import Faults
 from inference_proxy.line import Line
+from inference_proxy.numbers import MOST_CONTEXT_TOKENS
 from inference_proxy.queue import Queues
 from jobs import a_config, a_fleet, a_job
 
@@ -144,6 +145,20 @@ async def test_a_cap_beyond_the_context_makes_no_hot_spot(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await proxy.idle()
+
+
+def test_the_context_is_told_by_the_engines() -> None:
+    """An adapter has its base model's. What none tells, or what none can have, leaves the general bound."""
+    fleet = a_fleet({}, {})
+    cards: dict[str, dict[str, Any]] = {
+        "big": {"id": "big", "max_model_len": 4096, "parent": None},
+        "adapter": {"id": "adapter", "max_model_len": None, "parent": "big"},
+        "alone": {"id": "alone", "max_model_len": 10**400},
+    }
+    for engine, length in zip(fleet.engines, (4096, 8192), strict=True):
+        fleet.took_cards(engine, cards | {"big": cards["big"] | {"max_model_len": length}})
+    assert (fleet.context_tokens("big"), fleet.context_tokens("adapter")) == (8192, 8192)
+    assert fleet.context_tokens("alone") == fleet.context_tokens("unheard of") == MOST_CONTEXT_TOKENS
 
 
 @given(

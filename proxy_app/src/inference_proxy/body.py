@@ -34,8 +34,11 @@ _encode = msgspec.json.encode
 # No API that is spoken here comes near it, and an engine's own parser gives up at several hundred.
 _DEPTH = 64
 _NESTING = (b"[", b"{")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+# More parts than this are not looked at one by one: their objects would hold up everybody's streams.
+_MOST_PARTS = 50_000
+_NO_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_STEP = {ord("["): 1, ord("]"): -1}
 
 # Where msgspec found a fault, and what it may have found there: an escape for the first half of a character
 # without the second, or the second without the first.
@@ -118,6 +121,8 @@ def _is_deeper(value: bytes, levels: int) -> bool:
     """
     if _brackets(value, levels) <= levels:
         return False
+    if value.count(b",") > _MOST_PARTS:
+        return _depth(value) > levels
     parts = _split_list(value) if value[:1] == b"[" else _split_object(value).values()
     return any(
         memoryview(part)[:1] in _NESTING
@@ -142,7 +147,11 @@ def _brackets(value: bytes, enough: int) -> int:
 
 
 def _depth(value: bytes) -> int:
+    """Levels of valid JSON that is an array or an object."""
     if b"\\" in value:
         value = value.replace(b"\\\\", b"").replace(b'\\"', b"")
-    structure = b"".join(value.split(b'"')[::2]).translate(None, _NO_BRACKETS)
-    return max(accumulate(map(_STEP.__getitem__, structure)))
+    # Strings without brackets go at once (of two neighbours, the quotes between them), and so does all that
+    # holds nothing, by which the whole is one level less deep.
+    structure = value.translate(_ONE_KIND, _NO_STRUCTURE).replace(b'""', b"")
+    structure = b"".join(structure.split(b'"')[::2]).replace(b"[]", b"")
+    return 1 + max(accumulate(map(_STEP.__getitem__, structure)), default=0)

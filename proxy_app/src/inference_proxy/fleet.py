@@ -181,7 +181,10 @@ class Fleet:
         found: dict[str, int] = {}
         for engine in self.engines:
             for model, card in engine.cards.items():
-                tokens = whole(card.get("max_model_len"), 1, MOST_CONTEXT_TOKENS)
+                # An adapter's card tells only whose it is.
+                base = engine.cards.get(str(card.get("parent")), card)
+                told = card.get("max_model_len") or base.get("max_model_len")
+                tokens = whole(told, 1, MOST_CONTEXT_TOKENS)
                 if tokens is not None:
                     found[model] = max(tokens, found.get(model, 0))
         self._contexts = found

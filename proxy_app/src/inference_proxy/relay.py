@@ -341,5 +341,6 @@ def read_error(status: int, body: bytes) -> ApiError:
 def _detail(item: Any) -> str:
     if not isinstance(item, dict):
         return str(item)
-    where = ".".join(str(part) for part in item.get("loc", ()))
+    loc = item.get("loc")
+    where = ".".join(str(part) for part in loc) if isinstance(loc, list) else ""
     return f"{where}: {item.get('msg')}"
