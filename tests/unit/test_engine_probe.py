@@ -17,6 +17,8 @@ class FakeEngine:
     def __init__(self) -> None:
         self.running, self.tokens, self.health, self.status = 0, 0, 200, 200
         self.answer: dict[str, object] = {"usage": {"completion_tokens": 1}}
+        self.asked: list[dict[str, object]] = []
+        self.statuses: dict[str, int] = {}
         engine = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -35,7 +37,10 @@ class FakeEngine:
                 engine.tokens += engine.busy
 
             def do_POST(self) -> None:
-                self.reply(engine.status, json.dumps(engine.answer))
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"]))) if engine.json else {}
+                engine.asked.append(body)
+                statuses = [status for option, status in engine.statuses.items() if option in body]
+                self.reply(statuses[0] if statuses else engine.status, json.dumps(engine.answer))
 
             def reply(self, status: int, body: str) -> None:
                 self.send_response(status)
@@ -46,7 +51,7 @@ class FakeEngine:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.busy = 0
+        self.busy, self.json = 0, True
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -96,8 +101,34 @@ def test_idle_has_nothing_to_wait_for_where_nothing_answers(fake) -> None:
     ],
 )
 def test_a_result_proves_it(fake, probe, answer) -> None:
-    fake.answer = answer
+    fake.answer, fake.json = answer, probe != "transcriptions"
     engine_probe.prove(engine(fake, probe), 10)
+
+
+WAYS = ("logprobs", "prompt_logprobs", "n", "presence_penalty", "response_format", "tools")
+
+
+def test_every_way_of_sampling_is_taken(fake) -> None:
+    engine_probe.sample(engine(fake))
+    for option in WAYS:
+        assert any(option in body for body in fake.asked), option
+
+
+def test_a_way_that_the_model_refuses_proves_as_well(fake) -> None:
+    fake.statuses = dict.fromkeys(WAYS, 400)
+    engine_probe.sample(engine(fake))
+
+
+@pytest.mark.parametrize("option", WAYS)
+def test_a_way_that_breaks_the_engine_proves_nothing(fake, option) -> None:
+    fake.statuses = {option: 500}
+    with pytest.raises(engine_probe.ProbeError, match=r"(?s)generates, but a request with .* fails.*its journal"):
+        engine_probe.sample(engine(fake))
+
+
+def test_engines_that_make_no_text_have_no_ways_of_sampling(fake) -> None:
+    engine_probe.sample(engine(fake, "embeddings"))
+    assert fake.asked == []
 
 
 def test_an_answer_without_a_result_proves_nothing(fake) -> None:

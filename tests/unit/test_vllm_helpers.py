@@ -32,21 +32,33 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_prune_keeps_what_is_linked_and_the_newest_of_the_rest(home: Path) -> None:
-    gone = {path.name for path in prune.superfluous(home, keep=1)}
+    gone = {path.name for path in prune.superfluous(home, home / "caches", keep=1)}
     assert gone == {"r1", "r3", "r4", "v1", "v3", "v4", "interrupted"}
+
+
+def test_prune_removes_a_cache_with_the_last_release_that_has_its_engine(home: Path) -> None:
+    for release, fingerprint in (("r1", "f1"), ("r2", "f2"), ("r5", "f5"), ("r6", "f5")):
+        (home / "releases" / release / "engines").mkdir()
+        (home / "releases" / release / "engines" / "x.fingerprint").write_text(f"{fingerprint}\n")
+        (home / "caches" / fingerprint).mkdir(parents=True, exist_ok=True)
+    os.utime(home / "releases" / "r1", (1, 1))
+    (home / "caches" / "of a release from before").mkdir()
+    gone = {path.name for path in prune.superfluous(home, home / "caches", keep=0)}
+    assert {"f1", "of a release from before"} <= gone
+    assert not gone & {"f2", "f5"}
 
 
 def test_prune_keeps_environments_that_several_releases_share(home: Path) -> None:
     link = home / "releases" / "r5" / "venv"
     link.unlink()
     link.symlink_to(home / "venvs" / "v1")
-    gone = {path.name for path in prune.superfluous(home, keep=0)}
+    gone = {path.name for path in prune.superfluous(home, home / "caches", keep=0)}
     assert "v1" not in gone
     assert {"r1", "v5"} <= gone
 
 
 def test_prune_has_nothing_to_do_on_a_bare_host(tmp_path: Path) -> None:
-    assert prune.superfluous(tmp_path, keep=2) == []
+    assert prune.superfluous(tmp_path, tmp_path / "caches", keep=2) == []
 
 
 def test_unknown_keys_are_all_told_with_a_guess() -> None:

@@ -3,7 +3,7 @@
 
     engine_probe.py current NAME --release /opt/vllm/releases/X --timeout 1800   exit 0 when it runs that release and generates
     engine_probe.py idle    NAME --release /opt/vllm/current    --timeout 900    waits for its requests to end
-    engine_probe.py prove   NAME --release /opt/vllm/current    --timeout 1800   waits until it has generated a token
+    engine_probe.py prove   NAME --release /opt/vllm/current    --timeout 1800   waits until it has generated in every way
 
 A release has ``engines/NAME.fingerprint`` and ``engines/NAME.probe.json`` (url, model, probe). Times are in seconds.
 Exit status 1 with a message for a person when the answer is no.
@@ -38,9 +38,35 @@ REQUESTS: Dict[str, Dict[str, Any]] = {
     "classify": {"input": "Hello"},
     "rerank": {"query": "Hello", "documents": ["Hello"]},
 }
+# What clients may ask of text beyond that. Each takes code of its own, some of which is compiled at the first such request.
+TEXT = {"prompt": "Hello", "max_tokens": 4}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+FUNCTION = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
+SAMPLING: Dict[str, Tuple[str, Dict[str, Any]]] = {
+    "log probabilities": ("/v1/completions", {**TEXT, "logprobs": 2}),
+    "log probabilities of the prompt": ("/v1/completions", {**TEXT, "prompt_logprobs": 1}),
+    "several choices": ("/v1/completions", {**TEXT, "n": 2, "temperature": 1.0, "top_p": 0.9, "top_k": 8, "seed": 1}),
+    "penalties": (
+        "/v1/completions",
+        {**TEXT, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {"1": -1}},
+    ),
+    "structured output": (
+        "/v1/completions",
+        {**TEXT, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}},
+    ),
+    "tools": (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": "Hello"}],
+            "max_tokens": 4,
+            "tools": [FUNCTION],
+            "tool_choice": {"type": "function", "function": {"name": "look"}},
+        },
+    ),
+}
 UNVERSIONED = ("pooling", "classify")
 BOUNDARY = "engine-probe"
-ANSWER_S = 120.0  # one token, for which something may have to be compiled first
+ANSWER_S = 120.0  # a few tokens, for which something may have to be compiled first
 PAUSE_S = 0.5
 JOURNAL_LINES = 40
 RUN = Path("/run")
@@ -128,9 +154,8 @@ def wait_idle(engine: Engine, timeout: float) -> int:
         time.sleep(PAUSE_S)
 
 
-def unit_state(unit: str) -> Dict[str, str]:
+def unit_state(unit: str, names: str = "ActiveState,Result,NRestarts,ExecMainStatus") -> Dict[str, str]:
     """What systemd says about the unit."""
-    names = "ActiveState,Result,NRestarts,ExecMainStatus"
     shown = subprocess.run(
         ["systemctl", "show", unit, "--property", names], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -167,6 +192,26 @@ def prove(engine: Engine, timeout: float, crashes_before: int = 0) -> None:
                     f"{engine.unit} runs, but {engine.url}/health is not well after {timeout:.0f} s: {error}; {journal(engine.unit)}"
                 ) from error
         time.sleep(PAUSE_S)
+    generate(engine)
+
+
+def sample(engine: Engine) -> None:
+    """Take the ways of sampling that clients can ask for. A refusal (4xx) is an answer too: not every model has them all."""
+    if engine.probe != "completions":
+        return
+    for name, (path, options) in SAMPLING.items():
+        body = json.dumps({"model": engine.model, **options}).encode()
+        before = tokens(engine)
+        try:
+            request(engine.url + path, body, timeout=ANSWER_S)
+        except OSError as error:
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if refused or tokens(engine) > before:
+                continue
+            raise ProbeError(
+                f"{engine.unit} generates, but a request with {name} fails at {path}: {error}\n{journal(engine.unit)}"
+            ) from error
+    # One that such a request has killed answers no more.
     generate(engine)
 
 
@@ -234,6 +279,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
             check_current(engine, options.timeout)
         else:
             prove(engine, options.timeout)
+            sample(engine)
     except ProbeError as error:
         print(error)
         return 1

@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Watch the engines of this host, and kill one that hangs; its unit starts it again.
+
+    engine_watchdog.py --timeout 60 --start-timeout 1800
+
+An engine hangs when for ``--timeout`` seconds it has neither answered a request of one token nor moved the counter of tokens.
+A busy engine moves that counter, however long its requests wait. One that starts has ``--start-timeout`` seconds before
+it counts as hung. Engines that are stopped, stopping or waiting after a crash are left alone.
+What runs is read from ``/run/vllm-NAME/probe.json``, which the unit writes at each start.
+Standard library only (Python 3.9 or newer).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, Optional
+
+import engine_probe
+from engine_probe import Engine
+
+RUN = engine_probe.RUN
+LOOK_EVERY_S = 5.0
+# A quiet engine is asked for a token this often; more would fill its metrics with our own requests.
+ASK_EVERY_S = 15.0
+
+
+@dataclass
+class Watch:
+    """What is known of one run of an engine."""
+
+    run: str
+    begin_s: float
+    alive_s: float
+    tokens: Optional[float] = None
+    served: bool = False
+    asked_s: float = float("-inf")
+    question: Optional[threading.Thread] = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def running(name: str) -> Optional[str]:
+    """A name for the present run of the engine, or None when it is not up."""
+    state = engine_probe.unit_state(f"vllm@{name}.service", "ActiveState,InvocationID")
+    return state.get("InvocationID") if state.get("ActiveState") == "active" else None
+
+
+def kill(name: str) -> None:
+    """SIGKILL for every process of the engine: a stopped or deadlocked one hears nothing else."""
+    subprocess.run(["systemctl", "kill", "--signal=SIGKILL", f"vllm@{name}.service"], check=False)
+
+
+def read(directory: Path) -> Optional[Engine]:
+    """The engine whose runtime directory this is."""
+    name = directory.name[len("vllm-") :]
+    try:
+        return Engine(name=name, fingerprint="", **json.loads((directory / "probe.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None  # it is just being started or stopped
+
+
+class Watchdog:
+    def __init__(self, timeout_s: float, start_timeout_s: float) -> None:
+        self.timeout_s, self.start_timeout_s = timeout_s, start_timeout_s
+        self.watches: Dict[str, Watch] = {}
+
+    def look(self) -> None:
+        """Look at each engine once."""
+        found = {directory.name: read(directory) for directory in sorted(RUN.glob("vllm-*"))}
+        engines = {engine.name: engine for engine in found.values() if engine is not None}
+        for name in self.watches.keys() - engines.keys():
+            del self.watches[name]
+        for engine in engines.values():
+            self.look_at(engine, time.monotonic())
+
+    def look_at(self, engine: Engine, now_s: float) -> None:
+        run = running(engine.name)
+        if run is None:
+            self.watches.pop(engine.name, None)
+            return
+        watch = self.watches.get(engine.name)
+        if watch is None or watch.run != run:
+            watch = self.watches[engine.name] = Watch(run, now_s, now_s)
+        moved = self.moved(engine, watch)
+        with watch.lock:
+            if moved:
+                watch.alive_s, watch.served = time.monotonic(), True
+            quiet_s = time.monotonic() - watch.alive_s
+        limit_s = self.timeout_s if watch.served else self.start_timeout_s
+        if quiet_s > limit_s:
+            self.end(engine, watch, quiet_s)
+        elif not moved and now_s - watch.asked_s >= ASK_EVERY_S and not (watch.question and watch.question.is_alive()):
+            watch.asked_s = now_s
+            watch.question = threading.Thread(target=self.ask, args=(engine, watch), daemon=True)
+            watch.question.start()
+
+    def end(self, engine: Engine, watch: Watch, quiet_s: float) -> None:
+        """Kill it, unless it has been restarted or stopped while we looked."""
+        if running(engine.name) != watch.run:
+            return
+        print(
+            f"{engine.unit} hangs: no answer and no token for {quiet_s:.0f} s. It is killed; systemd starts it again",
+            flush=True,
+        )
+        del self.watches[engine.name]
+        kill(engine.name)
+
+    @staticmethod
+    def moved(engine: Engine, watch: Watch) -> bool:
+        """Whether it has generated since the last look."""
+        before, tokens = watch.tokens, engine_probe.tokens(engine)
+        watch.tokens = max(tokens, before or 0.0)
+        return before is not None and tokens > before
+
+    def ask(self, engine: Engine, watch: Watch) -> None:
+        """Have it generate one token. An answer without one, such as a refusal for its load, proves nothing: the counter does."""
+        path, body, kind = engine_probe.question(engine)
+        try:
+            answer = json.loads(engine_probe.request(engine.url + path, body, timeout=self.timeout_s, kind=kind))
+        except (OSError, ValueError):
+            return
+        if engine_probe.made(engine, answer):
+            with watch.lock:
+                watch.alive_s, watch.served = time.monotonic(), True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Kill engines of this host that hang; their units start them again.")
+    parser.add_argument("--timeout", type=float, required=True, help="seconds without an answer or a token")
+    parser.add_argument("--start-timeout", type=float, required=True, help="seconds that a start may take")
+    options = parser.parse_args()
+    watchdog = Watchdog(options.timeout, options.start_timeout)
+    while True:
+        watchdog.look()
+        time.sleep(LOOK_EVERY_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
