@@ -51,6 +51,8 @@ class Hub:
         self.files = {**FILES, "pytorch_model.bin": b"the same once more", "original/consolidated.00.pth": b"and more"}
         self.asked: list[str] = []
         self.broken: set[str] = set()
+        self.ranges: list[tuple[str, str | None]] = []
+        self.knows_ranges = True
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -78,7 +80,16 @@ class Hub:
                     if self.command == "GET" and name in hub.broken:
                         return self.reply(403, b"")
                     body = hub.files[name]
-                    self.reply(200, body, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(body).hexdigest()}"'})
+                    digest = hashlib.sha256 if name.endswith(".safetensors") else hashlib.sha1
+                    headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{digest(body).hexdigest()}"'}
+                    wanted = self.headers["Range"] if hub.knows_ranges else None
+                    if self.command == "GET":
+                        hub.ranges.append((name, self.headers["Range"]))
+                    if wanted is None:
+                        return self.reply(200, body, headers)
+                    begin = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                    headers["Content-Range"] = f"bytes {begin}-{len(body) - 1}/{len(body)}"
+                    self.reply(206, body[begin:], headers)
 
             def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
                 self.send_response(status)
@@ -159,6 +170,17 @@ def test_interrupted_s3_download_goes_on(s3, tmp_path, capsys) -> None:
     assert not part.exists()
 
 
+def test_interrupted_s3_download_asks_for_the_missing_bytes_only(s3, tmp_path, capsys, monkeypatch) -> None:
+    _, where, _ = run(capsys, "--check", "--models-dir", tmp_path, "s3://models/tiny")
+    part = Path(f"{where['path']}.part")
+    part.mkdir()
+    # Not what the object begins with, so that it shows whether it was fetched again.
+    (part / "model.safetensors.incomplete").write_bytes(b"W" * 3000)
+    status, done, _ = run(capsys, "--models-dir", tmp_path, "s3://models/tiny")
+    assert status == 0
+    assert contents(done["path"]) == {**FILES, "model.safetensors": b"W" * 3000 + FILES["model.safetensors"][3000:]}
+
+
 def test_check_downloads_nothing(s3, tmp_path, capsys) -> None:
     status, told, _ = run(capsys, "--check", "--models-dir", tmp_path / "models", "s3://models/tiny")
     assert (status, told["changed"]) == (0, True)
@@ -210,6 +232,51 @@ def test_interrupted_hub_download_goes_on(hub, tmp_path) -> None:
     assert status == 0, err
     assert contents(done["path"]) == FILES
     assert hub.downloads() == ["tokenizer/vocab.json"]
+
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def half(hub, tmp_path) -> Path:
+    """A download that broke off in the middle of the weights."""
+    part = tmp_path / f"org--tiny@{COMMIT}.part"
+    part.mkdir()
+    (part / "config.json").write_bytes(FILES["config.json"])
+    (part / f"{WEIGHTS}.incomplete").write_bytes(FILES[WEIGHTS][:3000])
+    return part
+
+
+def test_interrupted_hub_download_asks_for_the_missing_bytes_only(hub, tmp_path, half) -> None:
+    status, done, err = hub.fetch("--models-dir", tmp_path, "--revision", COMMIT, "org/tiny")
+    assert status == 0, err
+    assert contents(done["path"]) == FILES
+    assert sorted(hub.ranges) == [(WEIGHTS, "bytes=3000-"), ("tokenizer/vocab.json", None)]
+
+
+def test_a_hub_without_ranges_is_taken_from_the_beginning(hub, tmp_path, half) -> None:
+    hub.knows_ranges = False
+    status, done, err = hub.fetch("--models-dir", tmp_path, "--revision", COMMIT, "org/tiny")
+    assert status == 0, err
+    assert contents(done["path"]) == FILES
+
+
+@pytest.mark.parametrize("left", [b"X" * 3000, b"X" * len(FILES[WEIGHTS]), b"X" * 10_000])
+def test_bytes_that_do_not_fit_are_fetched_anew(hub, tmp_path, half, left) -> None:
+    (half / f"{WEIGHTS}.incomplete").write_bytes(left)
+    status, done, err = hub.fetch("--models-dir", tmp_path, "--revision", COMMIT, "org/tiny")
+    assert status == 0, err
+    assert contents(done["path"]) == FILES
+    assert (WEIGHTS, None) in hub.ranges
+
+
+def test_content_that_stays_wrong_is_no_model(hub, tmp_path, half) -> None:
+    def wrong(part, have_bytes) -> None:
+        part.write(b"wrong"[have_bytes:])
+
+    with pytest.raises(fetch_model.FetchError, match="its content is not what its origin says"):
+        fetch_model.complete(tmp_path / "x", 5, hashlib.sha256(b"right").hexdigest(), wrong)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

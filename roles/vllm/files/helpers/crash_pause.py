@@ -37,7 +37,7 @@ def restarts(name: str) -> int:
 def crashes_in_a_row(record: Path, by_itself: bool, now_s: float) -> int:
     """Crashes in a row before this start, which is written down for the next one; seconds are since boot."""
     try:
-        known = json.loads(record.read_text())
+        known: dict[str, float] = json.loads(record.read_text())
     except (OSError, ValueError):
         known = {"crashes": 0, "started_s": now_s}
     in_a_row = now_s - known["started_s"] < GOOD_RUN_S
@@ -50,8 +50,8 @@ def pause_s(crashes: int) -> int:
     """How long to wait before the start that follows so many crashes in a row."""
     if crashes <= AT_ONCE:
         return 0
-    # Bounded before it is computed: a row of crashes may be thousands long.
-    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(crashes - AT_ONCE - 1, 10))
+    # Twice as long each time; bounded before it is computed, since a row may be thousands long.
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S << min(crashes - AT_ONCE - 1, 10))
 
 
 def tell(text: str) -> None:

@@ -8,8 +8,8 @@ is and how to be let in comes by environment (``HF_ENDPOINT``, ``HF_TOKEN``, ``A
 normally from the instance's role.
 
 The directory is named by the model and its exact content: the hub's commit, or a digest of what S3 lists.
-It appears in one step when everything is there; until then files gather in a ``.part`` directory beside it,
-where the next try goes on. One line of JSON tells the result: ``{"path": …, "changed": …}``.
+It appears in one step when everything is there; until then files gather in a ``.part`` directory beside it.
+The next try asks only for the bytes that are not there yet. One line of JSON tells the result: ``{"path": …, "changed": …}``.
 
 Runs with the engine environment's Python, as the engines' user. Exit status 1 with a message for a person when
 the model cannot be had, 2 for a wrong call.
@@ -20,18 +20,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# Files at once: one connection alone does not fill the line.
+PARALLEL = 8
+CHUNK_BYTES = 1024 * 1024
+S3_TRIES = 5
+UNFINISHED = ".incomplete"
 # The same weights once more in another format: tens of gigabytes that no engine reads.
 OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "onnx/*")
 
@@ -71,7 +79,8 @@ def from_hub(name: str, revision: str) -> Model:
         try:
             files = [entry.rfilename for entry in api.model_info(name, revision=revision).siblings or []]
             skipped = OTHER_FORMATS if any(file.endswith(".safetensors") for file in files) else ()
-            api.snapshot_download(name, revision=revision, local_dir=directory, ignore_patterns=list(skipped))
+            wanted = [file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in skipped)]
+            in_parallel(lambda file: hub_file(name, revision, file, directory), wanted)
         except GatedRepoError as error:
             raise FetchError(
                 f"{name}: its owner lets in only those who accepted its terms; accept them on the hub and set HF_TOKEN"
@@ -84,19 +93,43 @@ def from_hub(name: str, revision: str) -> Model:
             ) from error
         except HfHubHTTPError as error:
             raise FetchError(f"{name}: {api.endpoint} answered: {first_line(error)}") from error
-        except OSError:
-            raise  # a full disk, for which `fetch` has the words
+        except (OSError, FetchError):
+            raise  # a full disk, for which `fetch` has the words, or what has its own
         except Exception as error:  # whatever HTTP library the hub's client uses in this version
             raise FetchError(f"{name}: {api.endpoint} cannot be reached: {first_line(error)}") from error
-        shutil.rmtree(directory / ".cache", ignore_errors=True)  # the download's own notes
+        shutil.rmtree(
+            directory / ".cache", ignore_errors=True
+        )  # notes of a download by an earlier version of this program
 
     return Model(f"{sanitised(name)}@{revision}", download)
+
+
+def hub_file(name: str, revision: str, file: str, directory: Path) -> None:
+    """One file of a hub's repository. The hub's own client would start an interrupted file anew."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    target = inside(directory, file, name)
+    if target.is_file():
+        return
+    url = hf_hub_url(name, file, revision=revision)
+    told = get_hf_file_metadata(url)
+    # Compressed on the way, a file would have no bytes to go on from.
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+
+    def append(part: BinaryIO, have_bytes: int) -> None:
+        http_get(url, part, resume_size=have_bytes, headers=headers, expected_size=told.size)
+
+    # The entity tag of large files is their SHA-256; small ones, which git itself keeps, have only their size.
+    digest = told.etag if told.etag and SHA256.fullmatch(told.etag) else None
+    complete(target, told.size, digest, append)
 
 
 def from_s3(address: str) -> Model:
     """All objects under a prefix, as S3 lists them now."""
     import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
@@ -112,23 +145,80 @@ def from_s3(address: str) -> Model:
     if not objects:
         raise FetchError(f"{address}: holds no object; correct `model`")
     for name in objects:
-        if ".." in Path(name).parts or name.startswith("/"):
-            raise FetchError(f"{address}: object {name!r} would leave the model's directory; rename it")
+        inside(Path(), name, address)
     content = json.dumps([[name, entry["ETag"], entry["Size"]] for name, entry in sorted(objects.items())])
 
+    def s3_file(name: str, directory: Path) -> None:
+        target, entry = directory / name, objects[name]
+        # A file gets its name when it is whole, so the size is proof enough.
+        if target.is_file() and target.stat().st_size == entry["Size"]:
+            return
+
+        def append(part: BinaryIO, have_bytes: int) -> None:
+            for tries_left in reversed(range(S3_TRIES)):
+                # Only of the object that was listed: another one's bytes must not be joined to it.
+                wanted = {"Bucket": bucket, "Key": entry["Key"], "IfMatch": entry["ETag"]}
+                if part.tell():
+                    wanted["Range"] = f"bytes={part.tell()}-"
+                try:
+                    for chunk in client.get_object(**wanted)["Body"].iter_chunks(CHUNK_BYTES):
+                        part.write(chunk)
+                    return
+                except HTTPClientError:  # the connection broke
+                    if not tries_left:
+                        raise
+
+        try:
+            complete(target, entry["Size"], None, append)
+        except (BotoCoreError, ClientError, OSError) as error:
+            raise FetchError(f"s3://{bucket}/{entry['Key']}: {first_line(error)}") from error
+
     def download(directory: Path) -> None:
-        for name, entry in sorted(objects.items()):
-            target = directory / name
-            # boto3 gives a file its name when it is whole, so the size is proof enough.
-            if target.is_file() and target.stat().st_size == entry["Size"]:
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                client.download_file(bucket, entry["Key"], str(target))
-            except (BotoCoreError, ClientError, OSError) as error:
-                raise FetchError(f"s3://{bucket}/{entry['Key']}: {first_line(error)}") from error
+        in_parallel(lambda name: s3_file(name, directory), sorted(objects))
 
     return Model(f"{sanitised(f'{bucket}/{prefix}')}@{hashlib.sha256(content.encode()).hexdigest()[:12]}", download)
+
+
+def inside(directory: Path, name: str, origin: str) -> Path:
+    """Where a file of the model belongs, which is nowhere else."""
+    if ".." in Path(name).parts or name.startswith("/"):
+        raise FetchError(f"{origin}: object {name!r} would leave the model's directory; rename it")
+    return directory / name
+
+
+def in_parallel(download: Callable[[str], None], names: Iterable[str]) -> None:
+    """Download several files at once; raises the first error when all have ended, so that the others are kept."""
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        list(pool.map(download, names))
+
+
+def complete(target: Path, size_bytes: int | None, sha256: str | None, append: Callable[[BinaryIO, int], None]) -> None:
+    """Give `target` its whole content: `append` adds what follows the bytes that an earlier try has left.
+
+    What they are joined to is checked; content that is not as it should be is fetched once more from its beginning.
+    """
+    part = target.with_name(target.name + UNFINISHED)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(2):
+        have_bytes = part.stat().st_size if part.exists() else 0
+        if size_bytes is None or have_bytes > size_bytes:
+            part.unlink(missing_ok=True)
+            have_bytes = 0
+        with part.open("ab") as file:
+            if size_bytes is None or have_bytes < size_bytes:
+                append(file, have_bytes)
+        if size_bytes in (None, part.stat().st_size) and sha256 in (None, file_sha256(part) if sha256 else None):
+            part.rename(target)
+            return
+        part.unlink()
+    raise FetchError(
+        f"{target.name}: its content is not what its origin says it is, also when fetched anew; try again later"
+    )
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(model: Model, models_dir: Path) -> tuple[Path, bool]:
