@@ -11,7 +11,7 @@ import pytest
 
 
 def test_the_first_restarts_come_at_once_and_pauses_grow_to_a_limit() -> None:
-    assert [crash_pause.pause_s(crashes) for crashes in range(9)] == [0, 0, 0, 15, 30, 60, 120, 240, 300]
+    assert [crash_pause.pause_s(crashes) for crashes in range(11)] == [0, 0, 0, 0, 10, 20, 40, 80, 160, 300, 300]
     assert crash_pause.pause_s(10**6) == crash_pause.LONGEST_PAUSE_S
 
 
@@ -41,7 +41,7 @@ def test_what_it_waits_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         assert crash_pause.main(["x"]) == 0
         told = [manager.recv(1000).decode() for _ in range(2)]
-    assert waits == [30]
+    assert waits == [10]
     assert told[0].startswith("STATUS=crashed 4 times in a row; the next start is at ")
     assert told[1] == "STATUS=restarted after crash 4 in a row"
     assert "crashed 4 times in a row" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 
     crash_pause.py NAME     called by the unit before each start
 
-The first two restarts come at once. A run of half an hour, or a start by hand, ends the row of crashes. It is counted in
+The first three restarts come at once. A run of half an hour, or a start by hand, ends the row of crashes. It is counted in
 ``/run/vllm-NAME/crashes.json``. The journal and ``systemctl status`` show the crashes and when the next start is.
 Standard library only (Python 3.9 or newer).
 """
@@ -20,10 +20,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 RUN = Path("/run")
-FIRST_PAUSE_S = 15
+FIRST_PAUSE_S = 10
 LONGEST_PAUSE_S = 300
 # Restarts without a pause.
-AT_ONCE = 2
+AT_ONCE = 3
 # A run of this length ends the row.
 GOOD_RUN_S = 1800
 
