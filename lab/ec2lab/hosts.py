@@ -20,6 +20,13 @@ BOOT_TIMEOUT_S = 90
 FIND_LINKS = "/srv/find-links"
 # What their Python has compiled from Ansible's zips; see the module.
 COMPILED = HOME / "compiled"
+# nspawn ends with status 133 when its host reboots, and leaves the next boot to whoever started it. Its end of the network cable may
+# outlive it for a moment, and no other can then have its name.
+BOOT_AGAIN = """
+cable=$1
+shift
+while "$@"; [ $? -eq 133 ]; do ip link delete "$cable" 2>/dev/null || :; done
+"""
 KEEP_COMPILED = PROJECT / "lab" / "host" / "ec2lab_compiled.py"
 
 
@@ -49,7 +56,7 @@ def prepare(lab: Lab, host: Host, lower: list[Path], topology: Topology) -> None
 
 
 def boot(lab: Lab, host: Host) -> None:
-    """Start the host's systemd, if it does not run yet; see wait_ready."""
+    """Start the host's systemd, if it does not run yet, and again whenever it reboots; see wait_ready."""
     record = directory(lab, host) / "nspawn.pid"
     if process.running(record) is not None:
         return
@@ -60,6 +67,11 @@ def boot(lab: Lab, host: Host) -> None:
     if wheels := machine.find_links():
         binds.append(f"--bind-ro={wheels}:{FIND_LINKS}")
     argv = [
+        "sh",
+        "-c",
+        BOOT_AGAIN,
+        "boot",
+        f"vb-{lab.tag}-{host.index}",
         "systemd-nspawn",
         "--quiet",
         "--boot",

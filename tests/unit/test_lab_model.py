@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ec2lab import network, process
+from ec2lab import hosts, network, process
 from ec2lab.model import Lab, Topology
 from ec2lab.report import LabError
 
@@ -72,3 +72,15 @@ def test_a_process_is_started_found_and_stopped(tmp_path: Path) -> None:
     process.stop(record)
     assert process.running(record) is None
     assert not Path(f"/proc/{pid}/exe").exists()
+
+
+def test_a_host_that_reboots_is_booted_again_until_it_powers_off(tmp_path: Path) -> None:
+    boots = tmp_path / "boots"
+    machine = tmp_path / "machine"
+    # As nspawn does: 133 for a reboot, twice; then 0 for a poweroff.
+    machine.write_text(f'#!/bin/sh\necho "$@" >> {boots}\n[ $(wc -l < {boots}) -gt 2 ] || exit 133\n')
+    machine.chmod(0o755)
+    subprocess.run(
+        ["sh", "-c", hosts.BOOT_AGAIN, "boot", "vb-none-of-these", str(machine), "--boot"], check=True, timeout=30
+    )
+    assert boots.read_text() == "--boot\n" * 3
