@@ -16,7 +16,7 @@ class Host:
     """One engine: `run` is what systemd says (None when it is not up), `answers` whether it generates when asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
-        self.now_s, self.run, self.tokens, self.answers = 1000.0, "run 1", 0.0, True
+        self.now_s, self.run, self.tokens, self.answers, self.listens = 1000.0, "run 1", 0.0, True, True
         self.killed: list[float] = []
         self.asked: list[float] = []
         host = self
@@ -41,6 +41,7 @@ class Host:
         (directory / "vllm-half-started").mkdir()
         monkeypatch.setattr(engine_watchdog, "RUN", directory)
         monkeypatch.setattr(engine_watchdog, "running", lambda name: self.run)
+        monkeypatch.setattr(engine_watchdog, "listens", lambda engine: self.listens)
         monkeypatch.setattr(engine_watchdog, "kill", lambda name: self.killed.append(self.now_s))
         monkeypatch.setattr(engine_watchdog.time, "monotonic", lambda: self.now_s)
         monkeypatch.setattr(engine_watchdog.threading, "Thread", Thread)
@@ -85,8 +86,18 @@ def test_a_busy_engine_that_answers_nothing_lives_while_it_generates(host: Host)
     assert len(host.killed) == 1
 
 
+def test_an_engine_that_freezes_before_its_first_token_is_killed_as_well(host: Host) -> None:
+    host.answers = host.listens = False
+    host.watch(120)
+    host.listens = True
+    host.watch(engine_watchdog.FIRST_TOKEN_S - 10)
+    assert host.killed == []
+    host.watch(20)
+    assert len(host.killed) == 1
+
+
 def test_a_start_has_its_own_time(host: Host) -> None:
-    host.answers = False
+    host.answers = host.listens = False
     host.watch(START_TIMEOUT_S - 10)
     assert host.killed == []
     host.watch(30)
@@ -95,7 +106,7 @@ def test_a_start_has_its_own_time(host: Host) -> None:
 
 def test_a_restart_begins_anew(host: Host) -> None:
     host.watch(30)
-    host.run, host.answers = "run 2", False
+    host.run, host.answers, host.listens = "run 2", False, False
     host.watch(START_TIMEOUT_S - 10)
     assert host.killed == []
 

@@ -38,6 +38,15 @@ def test_generates(host, engine):
     assert answer["usage"]["completion_tokens"] == 3
 
 
+def test_each_engine_of_a_release_has_a_cache_of_its_own(host, engine):
+    fingerprint = host.file(f"/opt/vllm/current/engines/{engine}.fingerprint").content_string.strip()
+    pid = host.check_output(f"systemctl show --property MainPID --value vllm@{engine}")
+    assert f"VLLM_CACHE_ROOT=/var/lib/vllm/cache/{fingerprint}" in host.file(
+        f"/proc/{pid}/environ"
+    ).content_string.split("\0")
+    assert host.file(f"/var/lib/vllm/cache/{fingerprint}").is_directory
+
+
 def test_listens_on_the_private_address_only(host, engine):
     port = ENGINES[engine]
     assert not host.socket(f"tcp://127.0.0.1:{port}").is_listening

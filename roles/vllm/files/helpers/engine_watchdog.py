@@ -4,8 +4,8 @@
     engine_watchdog.py --timeout 60 --start-timeout 1800
 
 An engine hangs when for ``--timeout`` seconds it has neither answered a request of one token nor moved the counter of tokens.
-A busy engine moves that counter, however long its requests wait. One that starts has ``--start-timeout`` seconds before
-it counts as hung. Engines that are stopped, stopping or waiting after a crash are left alone.
+A busy engine moves that counter, however long its requests wait. One that starts has ``--start-timeout`` seconds until it
+listens, and a little more than ``--timeout`` for its first token. Engines that are stopped, stopping or waiting after a crash are left alone.
 What runs is read from ``/run/vllm-NAME/probe.json``, which the unit writes at each start.
 Standard library only (Python 3.9 or newer).
 """
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Optional
@@ -29,6 +31,8 @@ RUN = engine_probe.RUN
 LOOK_EVERY_S = 5.0
 # A quiet engine is asked for a token this often; more would fill its metrics with our own requests.
 ASK_EVERY_S = 15.0
+# For the first token after a start, for which something may have to be loaded or compiled.
+FIRST_TOKEN_S = 90.0
 
 
 @dataclass
@@ -39,6 +43,7 @@ class Watch:
     begin_s: float
     alive_s: float
     tokens: Optional[float] = None
+    listens: bool = False
     served: bool = False
     asked_s: float = float("-inf")
     question: Optional[threading.Thread] = None
@@ -49,6 +54,16 @@ def running(name: str) -> Optional[str]:
     """A name for the present run of the engine, or None when it is not up."""
     state = engine_probe.unit_state(f"vllm@{name}.service", "ActiveState,InvocationID")
     return state.get("InvocationID") if state.get("ActiveState") == "active" else None
+
+
+def listens(engine: Engine) -> bool:
+    """Whether its port takes connections, which it does from when it has loaded; the kernel takes them for a frozen one too."""
+    address = urllib.parse.urlsplit(engine.url)
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 80), timeout=2):
+            return True
+    except OSError:
+        return False
 
 
 def kill(name: str) -> None:
@@ -87,18 +102,25 @@ class Watchdog:
         watch = self.watches.get(engine.name)
         if watch is None or watch.run != run:
             watch = self.watches[engine.name] = Watch(run, now_s, now_s)
+        if not watch.listens and listens(engine):
+            watch.listens, watch.alive_s = True, now_s
         moved = self.moved(engine, watch)
         with watch.lock:
             if moved:
                 watch.alive_s, watch.served = time.monotonic(), True
             quiet_s = time.monotonic() - watch.alive_s
-        limit_s = self.timeout_s if watch.served else self.start_timeout_s
-        if quiet_s > limit_s:
+        if quiet_s > self.limit_s(watch):
             self.end(engine, watch, quiet_s)
         elif not moved and now_s - watch.asked_s >= ASK_EVERY_S and not (watch.question and watch.question.is_alive()):
             watch.asked_s = now_s
             watch.question = threading.Thread(target=self.ask, args=(engine, watch), daemon=True)
             watch.question.start()
+
+    def limit_s(self, watch: Watch) -> float:
+        """How long it may be quiet."""
+        if watch.served:
+            return self.timeout_s
+        return max(self.timeout_s, FIRST_TOKEN_S) if watch.listens else self.start_timeout_s
 
     def end(self, engine: Engine, watch: Watch, quiet_s: float) -> None:
         """Kill it, unless it has been restarted or stopped while we looked."""

@@ -1,0 +1,72 @@
+"""Engines that are killed or frozen, in each of their processes: they serve again within three minutes, and nobody helps."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from test_vllm import ENGINES
+
+testinfra_hosts = ["ssh://engine1"]
+
+SERVES_AGAIN_S = 180
+# As patterns: a NUL stands between the words of a command line.
+PROCESSES = {"server": "vllm.serve", "core": "VLLM::EngineCore", "worker": "VLLM::Worker"}
+
+
+def run_of(host, engine):
+    return host.check_output(f"systemctl show --property InvocationID --value vllm@{engine}")
+
+
+def pid_of(host, engine, process):
+    group = host.check_output(f"systemctl show --property ControlGroup --value vllm@{engine}")
+    command = f"for pid in $(cat /sys/fs/cgroup{group}/cgroup.procs); do grep -qa '{PROCESSES[process]}' /proc/$pid/cmdline && echo $pid; done; :"
+    return host.check_output(command).split()[0]
+
+
+def generates(host, engine):
+    address = host.interface("host0").addresses[0]
+    body = f'{{"model": "tiny-{engine}", "prompt": "Hi", "max_tokens": 1}}'
+    url = f"http://{address}:{ENGINES[engine]}/v1/completions"
+    return host.run(f"curl --silent --fail --max-time 5 --json '{body}' {url}").succeeded
+
+
+@pytest.mark.parametrize(
+    ("engine", "process"), [("local", "server"), ("local", "core"), ("bucket", "worker")], ids=PROCESSES
+)
+@pytest.mark.parametrize("signal", ["KILL", "STOP"])
+def test_it_serves_again(host, engine, process, signal):
+    assert generates(host, engine)
+    before = run_of(host, engine)
+    host.check_output(f"kill -s {signal} {pid_of(host, engine, process)}")
+    begin = time.monotonic()
+    while run_of(host, engine) == before or not generates(host, engine):
+        assert time.monotonic() < begin + SERVES_AGAIN_S, host.check_output(
+            f"journalctl --unit vllm@{engine} --unit vllm-watchdog --no-pager --lines 60"
+        )
+        time.sleep(1)
+    if signal == "STOP":
+        assert f"vllm@{engine}.service hangs" in host.check_output("journalctl --unit vllm-watchdog --no-pager")
+
+
+def test_crashes_are_told(host):
+    assert "in a row" in host.check_output("systemctl status vllm@local --no-pager --lines 0")
+
+
+def test_long_work_is_not_taken_for_a_hang(host):
+    before = run_of(host, "local")
+    address = host.interface("host0").addresses[0]
+    body = '{"model": "tiny-local", "prompt": "Hi", "max_tokens": 1000, "ignore_eos": true}'
+    # More than one can work on at once, for longer than the watchdog waits.
+    host.check_output(
+        f"end=$(($(date +%s) + 75)); for n in 1 2 3 4 5 6 7 8 9 10 11 12; do (while [ $(date +%s) -lt $end ]; do "
+        f"curl --silent --fail --output /dev/null --json '{body}' http://{address}:{ENGINES['local']}/v1/completions || exit; done) & done; wait"
+    )
+    assert run_of(host, "local") == before
+
+
+def test_what_an_operator_stops_stays_stopped(host):
+    host.check_output("systemctl stop vllm@bucket")
+    time.sleep(15)  # three times what a restart waits for
+    assert host.check_output("systemctl is-active vllm@bucket || :") == "inactive"
+    host.check_output("systemctl start vllm@bucket")
