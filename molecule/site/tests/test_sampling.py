@@ -126,17 +126,27 @@ def test_a_choice_of_words(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.content in ("yes", "no")
 
 
+TOOLS: Any = [{"type": "function", "function": {"name": "fit", "parameters": SCHEMA}}]
+
+
 def test_tools(client: openai.OpenAI) -> None:
-    tools: Any = [{"type": "function", "function": {"name": "fit", "parameters": SCHEMA}}]
     answer = client.chat.completions.create(
         model=MODEL,
         messages=MESSAGES,
-        max_tokens=200,
-        temperature=0,
-        tools=tools,
-        tool_choice={"type": "function", "function": {"name": "fit"}},
+        max_tokens=4,
+        tools=TOOLS,
+        tool_choice="none",
+        extra_body={"ignore_eos": True},
     )
-    call: Any = (answer.choices[0].message.tool_calls or [None])[0]
-    assert call is not None
-    assert call.function.name == "fit"
-    assert call.function.arguments.lstrip().startswith("{")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 4
+    # The definition of the tool is in the prompt.
+    without = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=4)
+    assert without.usage is not None
+    assert answer.usage.prompt_tokens >= without.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "fit"}}])
+def test_a_tool_that_an_engine_without_a_parser_has_to_call(client: openai.OpenAI, choice: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="tool"):
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=200, tools=TOOLS, tool_choice=choice)
