@@ -42,7 +42,7 @@ FAST = [
     ),
     Step("yamllint", "yamllint --strict .", 60),
     Step("variables", "python tools/variables.py --check", 30),
-    Step("unit", "python -m pytest", 300),
+    Step("unit", "python -m pytest", 600),
     Step("proxy", "cd proxy_app && python -m pytest", 600),
 ]
 PACKAGING = [

@@ -60,13 +60,46 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return `problems` (a list of sentences) and `report` (one text of them); never fails because of a problem."""
+        """Return `problems` (a list of sentences) and `report` (one text of them); never fails because of a problem.
+
+        `refusal` says why these playbooks cannot be run with the options of this run; it is empty if they can.
+        """
         super().run(tmp, task_vars)
         variables = task_vars or {}
+        refusal = refusal_of(variables, self._task.args.get("tiers", []))
+        if refusal:
+            return {"changed": False, "problems": [], "report": refusal, "refusal": refusal}
         options = role_options(Path(__file__).resolve().parents[2] / "roles")
         inventory = Inventory(variables["groups"], variables["hostvars"], defaults=role_defaults(options))
         problems = [problem for check in CHECKS for problem in check(inventory, options)]
-        return {"changed": False, "problems": problems, "report": report(problems)}
+        return {"changed": False, "problems": problems, "report": report(problems), "refusal": ""}
+
+
+def refusal_of(variables: Mapping[str, Any], tiers: list[str]) -> str:
+    """Why a run with these options would do less than it says: "" if it would not.
+
+    A roll under a tag would skip what its tasks include, and so prove or put back nothing. A limit without a host of
+    the tier would do nothing, and be green.
+    """
+    tags = [tag for tag in variables.get("ansible_run_tags", ["all"]) if tag != "all"]
+    skipped = list(variables.get("ansible_skip_tags", []))
+    if tags or skipped:
+        option, names = ("--tags", tags) if tags else ("--skip-tags", skipped)
+        return (
+            f"{option} {','.join(map(str, names))} cannot be used here: a part of a roll is not safe by itself. Nothing was changed. Run the "
+            "playbook of one tier (playbooks/vllm.yml, playbooks/proxy.yml, playbooks/nginx.yml): it changes only what differs. "
+            "--check --diff shows what that would be, playbooks/preflight.yml what is wrong."
+        )
+    limit = variables.get("ansible_limit")
+    if limit and tiers:
+        here = set(variables.get("ansible_play_hosts_all", []))
+        wanted = [host for tier in tiers for host in variables["groups"].get(tier, [])]
+        if wanted and not here & set(wanted):
+            return (
+                f"--limit {limit} leaves no host of the group {' or '.join(tiers)}, so nothing would be done. Write one or more of "
+                f"{', '.join(sorted(set(wanted)))}, or leave --limit out."
+            )
+    return ""
 
 
 class Inventory:
@@ -486,7 +519,7 @@ def check_domain(inventory: Inventory, _: Any) -> Iterator[str]:
     expected = {
         str(inventory.get(host, name))
         for host in hosts
-        for name in ("stack_address", "ansible_host", "public_ip_address")
+        for name in ("stack_address", "ansible_host", "aws_public_ip_address")
     }
     domains: set[str] = set()
     for host in hosts:

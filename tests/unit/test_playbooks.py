@@ -1,0 +1,98 @@
+"""What an operator's options and slips do to a run: it stops before anything changes, and says why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
+ENGINE = {"name": "one", "model": "/nowhere", "served_model_name": "m", "port": 8000}
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Path:
+    """Four hosts, all of them this machine, whose engines have a model that is not there."""
+    hosts: dict[str, Any] = {
+        f"engine{number}": {"stack_address": f"127.0.0.{number}", "vllm_engines": [ENGINE]} for number in (1, 2)
+    }
+    hosts |= {
+        "api1": {"stack_address": "127.0.0.3", "proxy_keys": [{"name": "a", "key": "k" * 32}], "proxy_workers": 1},
+        "web1": {"stack_address": "127.0.0.1", "nginx_certbot_public_addresses": ["127.0.0.1", "::1"]},
+    }
+    groups = {"vllm": ["engine1", "engine2"], "proxy": ["api1"], "nginx": ["web1"]}
+    whole = {
+        "vars": {"ansible_connection": "local", "ansible_become": False, "stack_domain": "localhost"},
+        "hosts": hosts,
+        "children": {group: {"hosts": {name: {} for name in names}} for group, names in groups.items()},
+    }
+    path = tmp_path / "hosts.yml"
+    path.write_text(yaml.safe_dump({"all": whole}))
+    return path
+
+
+def run(inventory: Path, playbook: str, *options: str) -> tuple[int, str]:
+    """Exit status and output, on one line, since messages are wrapped."""
+    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+    done = subprocess.run(
+        [PLAYBOOK, "-i", inventory, ROOT / playbook, *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize(
+    ("playbook", "options", "said"),
+    [
+        ("site.yml", ["--limit", "engine1"], "engine one: model /nowhere has no config.json"),
+        ("playbooks/vllm.yml", ["--limit", "vllm:!engine2"], "engine one: model /nowhere has no config.json"),
+        ("playbooks/proxy.yml", ["--limit", "engine1"], "leaves no host of the group proxy"),
+        ("playbooks/vllm.yml", ["--tags", "vllm_service"], "--tags vllm_service cannot be used here"),
+        ("site.yml", ["--tags", "proxy_servcie"], "--tags proxy_servcie cannot be used here"),
+        ("playbooks/nginx.yml", ["--skip-tags", "nginx_certbot_install"], "--skip-tags nginx_certbot_install cannot"),
+        ("site.yml", ["--skip-tags", "always"], "The checks were skipped"),
+        ("playbooks/proxy.yml", ["-e", '{"proxy_keys": [{"name": "a", "limit": 1}]}'], "did you mean limits?"),
+        (
+            "site.yml",
+            ["--limit", "engine1", "-e", '{"proxy_queue": {"max_wait": 1}}'],
+            "did you mean max_wait_s?",
+        ),
+    ],
+)
+def test_a_run_stops_before_it_changes_anything(inventory: Path, playbook: str, options: list[str], said: str) -> None:
+    status, output = run(inventory, playbook, *options)
+    assert status != 0, output
+    assert said in output
+    assert "changed=1" not in output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb:\n  - x\n c: [\n", "all.yml, line 4, column 2 is not valid YAML"),
+        ("$ANSIBLE_VAULT;1.1;AES256\n6162\n", "all.yml is encrypted, and no vault password was given"),
+        ("x: {{ a }}\n", "all.yml"),
+    ],
+)
+def test_a_file_of_variables_that_cannot_be_read_is_named(inventory: Path, text: str, said: str) -> None:
+    (inventory.parent / "group_vars").mkdir()
+    (inventory.parent / "group_vars" / "all.yml").write_text(text)
+    status, output = run(inventory, "playbooks/check_inventory.yml")
+    assert status != 0
+    assert said in output
+
+
+def test_a_good_inventory_passes_with_and_without_a_limit(inventory: Path) -> None:
+    for options in ([], ["--limit", "engine1"]):
+        status, output = run(inventory, "playbooks/check_inventory.yml", *options)
+        assert status == 0, output
