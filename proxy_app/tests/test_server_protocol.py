@@ -1,0 +1,104 @@
+"""Where a request ends, whatever it asks for and however it is cut: the protocol without a socket."""
+
+import asyncio
+import itertools
+from typing import Any
+
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from inference_proxy.server_protocol import Protocol
+
+Seen = tuple[str, str, bytes]
+
+
+class Wire(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+# What could be taken for the next request, or end a chunk too early.
+INNER = b"POST /hidden HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+BODIES = st.sampled_from([b"", b"{}", INNER, b"\r\n\r\n", b"0\r\n\r\n" + INNER]) | st.binary(max_size=40)
+UPGRADES = st.sampled_from(
+    [
+        b"",
+        b"connection: Upgrade\r\nupgrade: h2c\r\n",
+        b"Upgrade: WebSocket\r\nConnection: keep-alive, UPGRADE\r\n",
+        b"connection: upgrade\r\nupgrade:\r\nupgrade: foo/1\r\n",
+        b"upgrade: h2c\r\n",
+        b"connection: upgrade\r\n",
+    ]
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[bytes, Seen]:
+    body, path = draw(BODIES), f"/{draw(st.integers(0, 9))}"
+    method = draw(st.sampled_from(["POST", "PUT"]))
+    head = f"{method} {path} HTTP/1.1\r\nhost: x\r\n".encode() + draw(UPGRADES)
+    if draw(st.booleans()):
+        cut = draw(st.integers(0, len(body)))
+        pieces = [piece for piece in (body[:cut], body[cut:]) if piece]
+        framed = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+        return head + b"transfer-encoding: chunked\r\n\r\n" + framed + b"0\r\n\r\n", (method, path, body)
+    return head + b"content-length: %d\r\n\r\n" % len(body) + body, (method, path, body)
+
+
+async def serve(packets: list[bytes]) -> tuple[list[Seen], bytes]:
+    seen: list[Seen] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            assert message["type"] == "http.request"
+            body, more = body + message["body"], message["more_body"]
+        seen.append((scope["method"], scope["path"], body))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    config: Any = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+    protocol, wire = Protocol(config, state, {}), Wire()
+    protocol.connection_made(wire)
+    for packet in packets:
+        protocol.data_received(packet)
+        await asyncio.sleep(0)
+    while state.tasks:
+        await asyncio.gather(*state.tasks)
+    return seen, wire.written
+
+
+@settings(deadline=None)
+@given(st.lists(requests(), min_size=1, max_size=4), st.lists(st.integers(0, 600), max_size=5))
+def test_one_request_gets_one_answer(asked: list[tuple[bytes, Seen]], cuts: list[int]) -> None:
+    data = b"".join(written for written, _ in asked)
+    places = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    packets = [data[begin:end] for begin, end in itertools.pairwise(places) if begin < end]
+    seen, answers = asyncio.run(serve(packets))
+    assert seen == [meant for _, meant in asked]
+    assert answers.count(b"HTTP/1.1 200 OK\r\n") == answers.count(b"HTTP/1.1 ") == len(asked)
