@@ -293,6 +293,7 @@ BEARER = f"Bearer {KEY}"
         [("x-api-key", KEY)],
         [("api-key", KEY)],
         [("authorization", f"bearer   {KEY}  ")],
+        [("authorization", f"Bearer\t{KEY}")],
         [("authorization", "Basic Zm9vOmJhcg=="), ("x-api-key", KEY)],
         [("authorization", "Bearer "), ("x-api-key", KEY)],
         [("authorization", "Bearer dummy"), ("api-key", KEY)],

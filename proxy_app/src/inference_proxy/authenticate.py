@@ -144,8 +144,8 @@ def _tokens(headers: Headers) -> dict[bytes, str]:
 
 
 def _bearer(authorization: bytes) -> bytes:
-    scheme, _, token = authorization.partition(b" ")
-    return token.strip() if scheme.lower() == b"bearer" else b""
+    parts = authorization.split(None, 1)
+    return parts[1].rstrip() if len(parts) == 2 and parts[0].lower() == b"bearer" else b""
 
 
 def _is_expired(key: Key) -> bool:
