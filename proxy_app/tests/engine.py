@@ -27,6 +27,9 @@ class Call:
     client_gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def write(self, data: bytes) -> None:
+        if self.writer.transport.is_closing():
+            # uvloop's error for it is a RuntimeError.
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 
@@ -180,6 +183,9 @@ class Engine:
         self.arrived.put_nowait(call)
         try:
             await self.script(call)
+        except ConnectionError:
+            call.client_gone.set()
+            raise
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
