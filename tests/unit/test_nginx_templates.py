@@ -26,33 +26,75 @@ BASE = {
         {"path": "/v1/label", "upstream_path": "/classify"},
     ],
 }
+ORIGINS = [
+    "https://app.example.com",
+    "http://localhost:3000",
+    "http://127.0.0.1:8080",
+    "https://[fd00::1]:8443",
+    "app://obsidian.md",
+    "chrome-extension://abcdefghijklmnop",
+]
+NO_ORIGINS = [
+    "https://app.example.com/",
+    "https://app.example.com/path",
+    "app.example.com",
+    "https://*.example.com",
+    "https://App.example.com",
+    "https://app.example.com:443",
+    "http://app.example.com:80",
+    "https://user@app.example.com",
+    "https://app.example.com?x",
+    'https://a" 1; } evil {',
+    "https://a.example\n",
+    "null",
+    "",
+]
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "versions": {"__nginx_certbot_versions": ["v1", "v2"]},
+    "listed": {"nginx_certbot_cors_origins": ORIGINS},
+    "anybody": {"nginx_certbot_cors_origins": ["*"]},
+    "wrong": {"nginx_certbot_cors_origins": [ORIGINS[0], *NO_ORIGINS]},
+    "all and one": {"nginx_certbot_cors_origins": ["*", ORIGINS[0]]},
+    "twice": {"nginx_certbot_cors_origins": [ORIGINS[0], ORIGINS[0]]},
+    "text": {"nginx_certbot_cors_origins": ORIGINS[0]},
+}
+Rendered = dict[str, tuple[str, list[str]]]
 
 
-def rendered(directory: Path, **variables: Any) -> tuple[str, list[str]]:
-    """nginx.conf, and the problems that preflight finds."""
-    files = ["defaults/main.yml", "vars/main.yml", "vars/Debian.yml"]
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
+    """Of each case nginx.conf, and the problems that preflight finds."""
+    directory = tmp_path_factory.mktemp("rendered")
     play = {
         "hosts": "web1",
         "gather_facts": False,
-        "vars_files": [str(ROLE / name) for name in files],
+        "vars_files": [str(ROLE / name) for name in ("defaults/main.yml", "vars/main.yml", "vars/Debian.yml")],
         "tasks": [
-            {"ansible.builtin.template": {"src": str(ROLE / f"templates/{name}.j2"), "dest": str(directory / name)}}
+            {
+                "ansible.builtin.template": {
+                    "src": str(ROLE / f"templates/{name}.j2"),
+                    "dest": str(directory / f"{case} {name}"),
+                },
+                "vars": variables,
+            }
+            for case, variables in CASES.items()
             for name in ("problems.yml", "nginx.conf")
         ],
     }
-    for name, content in (("inventory.yml", INVENTORY), ("play.yml", [play]), ("variables.json", BASE | variables)):
+    for name, content in (("inventory.yml", INVENTORY), ("play.yml", [play]), ("variables.json", BASE)):
         (directory / name).write_text(json.dumps(content))
     command = [Path(sys.executable).parent / "ansible-playbook", "-i", "inventory.yml", "play.yml"]
     command += ["-e", "@variables.json"]
     run = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
-    problems = yaml.safe_load((directory / "problems.yml").read_text()) or []
-    return (directory / "nginx.conf").read_text(), problems
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
-    return rendered(tmp_path_factory.mktemp("plain"))
+    return {
+        case: (
+            (directory / f"{case} nginx.conf").read_text(),
+            yaml.safe_load((directory / f"{case} problems.yml").read_text()) or [],
+        )
+        for case in CASES
+    }
 
 
 def entries(conf: str) -> str:
@@ -60,8 +102,8 @@ def entries(conf: str) -> str:
     return str(found)
 
 
-def test_without_origins_nothing_is_said_of_other_sites(plain: tuple[str, list[str]]) -> None:
-    conf, problems = plain
+def test_without_origins_nothing_is_said_of_other_sites(rendered: Rendered) -> None:
+    conf, problems = rendered["plain"]
     assert problems == []
     assert "cors" not in conf
     assert "add_header Access-Control" not in conf
@@ -69,8 +111,9 @@ def test_without_origins_nothing_is_said_of_other_sites(plain: tuple[str, list[s
     assert "proxy_hide_header Access-Control-Allow-Origin;" in conf, "nor may anybody else"
 
 
-def test_each_path_has_one_location_and_one_entry(tmp_path: Path) -> None:
-    conf, _ = rendered(tmp_path, proxy_api_versions=["v1", "v2"])
+@pytest.mark.parametrize("case", ["plain", "versions"])
+def test_each_path_has_one_location_and_one_entry(rendered: Rendered, case: str) -> None:
+    conf, _ = rendered[case]
     locations = re.findall(r"^ +location (\S+ \S+) \{", conf, re.MULTILINE)
     served = [location for location in locations if location.startswith("= ")]
     assert len(served) == len(set(served))
@@ -92,56 +135,30 @@ def test_each_path_has_one_location_and_one_entry(tmp_path: Path) -> None:
         ("/v1/models", None),
     ],
 )
-def test_the_nearest_path_is_found(plain: tuple[str, list[str]], path: str, meant: str | None) -> None:
-    known = re.findall(r'^ +(/\S+) "";$', entries(plain[0]), re.MULTILINE)
-    patterns = re.findall(r'^ +"~\*(.+)" " Did you mean (\S+)\?";$', entries(plain[0]), re.MULTILINE)
+def test_the_nearest_path_is_found(rendered: Rendered, path: str, meant: str | None) -> None:
+    of_map = entries(rendered["plain"][0])
+    known = re.findall(r'^ +(/\S+) "";$', of_map, re.MULTILINE)
+    patterns = re.findall(r'^ +"~\*(.+)" " Did you mean (\S+)\?";$', of_map, re.MULTILINE)
     found = None
     if path not in known:
         found = next((right for pattern, right in patterns if re.search(pattern, path, re.IGNORECASE)), None)
     assert found == meant
 
 
-ORIGINS = [
-    "https://app.example.com",
-    "http://localhost:3000",
-    "http://127.0.0.1:8080",
-    "https://[fd00::1]:8443",
-    "app://obsidian.md",
-    "chrome-extension://abcdefghijklmnop",
-]
-
-
-def test_listed_origins_are_told_back_and_no_credentials(tmp_path: Path) -> None:
-    conf, problems = rendered(tmp_path, nginx_certbot_cors_origins=ORIGINS)
+def test_listed_origins_are_told_back_and_no_credentials(rendered: Rendered) -> None:
+    conf, problems = rendered["listed"]
     assert problems == []
     for origin in ORIGINS:
         assert f'"{origin}" $http_origin;' in conf
     assert "add_header Vary Origin always;" in conf
     assert "add_header Access-Control-Allow-Credentials" not in conf
-    anybody, problems = rendered(tmp_path, nginx_certbot_cors_origins=["*"])
+    conf, problems = rendered["anybody"]
     assert problems == []
-    assert '"~." "*";' in anybody
+    assert '"~." "*";' in conf
 
 
-NO_ORIGINS = [
-    "https://app.example.com/",
-    "https://app.example.com/path",
-    "app.example.com",
-    "https://*.example.com",
-    "https://App.example.com",
-    "https://app.example.com:443",
-    "http://app.example.com:80",
-    "https://user@app.example.com",
-    "https://app.example.com?x",
-    'https://a" 1; } evil {',
-    "https://a.example\n",
-    "null",
-    "",
-]
-
-
-def test_what_is_no_origin_is_refused_before_anything_changes(tmp_path: Path) -> None:
-    _, problems = rendered(tmp_path, nginx_certbot_cors_origins=[ORIGINS[0], *NO_ORIGINS])
+def test_what_is_no_origin_is_refused_before_anything_changes(rendered: Rendered) -> None:
+    _, problems = rendered["wrong"]
     assert len(problems) == len(NO_ORIGINS)
     for origin, problem in zip(NO_ORIGINS, problems, strict=True):
         assert f"nginx_certbot_cors_origins has {json.dumps(origin)}, which" in problem
@@ -149,13 +166,8 @@ def test_what_is_no_origin_is_refused_before_anything_changes(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (["*", "https://app.example.com"], "allows every site"),
-        (["https://a.example", "https://a.example"], "twice"),
-        ("https://app.example.com", "not a list"),
-    ],
+    ("case", "words"), [("all and one", "allows every site"), ("twice", "twice"), ("text", "not a list")]
 )
-def test_a_list_that_says_two_things_is_refused(tmp_path: Path, value: Any, words: str) -> None:
-    _, (problem,) = rendered(tmp_path, nginx_certbot_cors_origins=value)
+def test_a_list_that_says_two_things_is_refused(rendered: Rendered, case: str, words: str) -> None:
+    _, (problem,) = rendered[case]
     assert words in problem
