@@ -65,6 +65,11 @@ async def test_whole_numbers_are_taken_as_engines_take_them(
     assert (await engine.next_call()).body == body.encode(), "the client's own bytes"
 
 
+async def test_where_nothing_is_generated_n_is_not_ours(proxy: Proxy) -> None:
+    async with proxy.post("/v1/embeddings", {"input": "a", "n": 10**6}) as response:
+        assert response.status == 200, await response.text()
+
+
 @pytest.mark.parametrize("usage", ["9" * 5000, "1" + "0" * 20, "-5", "1e400"])
 async def test_what_an_engine_counts_is_bounded_too(files: Files, engine: Engine, usage: str) -> None:
     """A number of 4,300 digits cannot even be read: the books of others are closed all the same."""

@@ -1,12 +1,15 @@
 """The worker's server by itself: what becomes of connections on which nothing happens."""
 
 import asyncio
+import sys
+import types
 
 import pytest
 
 from engine import WAIT_S, Call, Engine, Script, complete, stream
 from harness import KEY, Files, Proxy, free_port
 from inference_proxy import server
+from inference_proxy.guard import Guard
 
 pytestmark = pytest.mark.anyio
 
@@ -53,6 +56,37 @@ async def test_a_connection_without_a_request_is_closed_and_a_busy_one_is_not(
         finish.set()
         worker.should_exit = worker.force_exit = True
         await running
+
+
+async def test_a_worker_with_a_fault_ends_once_it_has_no_request(files: Files, engine: Engine) -> None:
+    """systemd starts it anew: so it mends itself, and no request is lost by that."""
+    files.configure(engine)
+    worker = server.make_server(files.config, "127.0.0.1", 0)
+    worker.config.load()
+    state = worker._state
+    assert not await worker.on_tick(600)
+    with state.faults:
+        raise ArithmeticError
+    assert not await worker.on_tick(50), "not at once after its start"
+    with Guard(state.guards, WAIT_S):
+        assert not await worker.on_tick(650)
+    assert await worker.on_tick(700)
+
+
+async def test_a_log_that_cannot_be_written_fails_no_request(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def write(self, _: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", types.SimpleNamespace(buffer=Full()))
+        for _ in range(3):
+            async with proxy.post() as response:
+                assert response.status == 200
+        await proxy.idle()
+    assert (await proxy.ready())["fault"] is None
 
 
 async def in_pieces(call: Call) -> None:

@@ -11,7 +11,7 @@ class Faults:
     step that no request may fail by: an exception there ends the step and nothing else.
 
     The worker goes on as well as it can, but its counts may be wrong from then on: `reason` makes it unready
-    until it is restarted.
+    until it is restarted. It ends itself once it has no request (server.py).
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,11 @@ class Faults:
         self.seen += 1
         if self.reason is None:
             self.reason = what
-        log.critical("%s: restart this worker, and report the error below as a bug", what, exc_info=True)
+        log.critical(
+            "%s: report the error below as a bug; this worker is unready until its restart",
+            what,
+            exc_info=True,
+        )
 
     def __enter__(self) -> None:
         pass

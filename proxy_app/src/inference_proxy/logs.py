@@ -1,5 +1,6 @@
 """The log: JSON lines on stdout, one for each request and one for whatever else there is to say."""
 
+import contextlib
 import functools
 import logging
 import sys
@@ -44,6 +45,8 @@ def _to_the_second(second: int) -> str:
 
 
 def write_lines(lines: Sequence[bytes]) -> None:
-    """Whole lines in one write, so that those of several writers never mix."""
-    sys.stdout.buffer.write(b"\n".join((*lines, b"")))
-    sys.stdout.buffer.flush()
+    """Whole lines in one write, so that those of several writers never mix. Where they cannot be written (the
+    disk is full, whoever read them is gone) they are lost: no request fails for it."""
+    with contextlib.suppress(OSError):
+        sys.stdout.buffer.write(b"\n".join((*lines, b"")))
+        sys.stdout.buffer.flush()

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import socket
 from pathlib import Path
 
@@ -20,8 +21,12 @@ _KEEP_ALIVE_S = 75
 _TICKS_A_SWEEP = 50
 # Objects that came and were not freed: those of a few hundred streams, or some MB that failed requests left.
 _LOOK_AFTER = 20_000
+# Not sooner after its start does a worker with a fault end itself: one that comes back soon is no loop.
+_TICKS_TO_REPAIR = 600
 # For answers to the requests that were ended, after shutdown_s.
 _FAREWELL_S = 10
+
+log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -40,7 +45,16 @@ class Server(uvicorn.Server):
         if counter % _TICKS_A_SWEEP == 0:
             now = asyncio.get_running_loop().time()
             close_idle(self.server_state.connections, now, _KEEP_ALIVE_S)
+            if counter >= _TICKS_TO_REPAIR:
+                self._end_if_damaged()
         return await super().on_tick(counter)
+
+    def _end_if_damaged(self) -> None:
+        """systemd starts it anew. With a fault, and while it has no request, that harms nobody."""
+        reason = self._state.faults.reason
+        if reason is not None and not self._state.guards:
+            log.critical("this worker ends, to be started anew: %s", reason)
+            self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Say so, then accept nothing new, let requests finish for shutdown_s, end the rest with an error."""

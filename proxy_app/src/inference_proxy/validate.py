@@ -9,6 +9,7 @@ from starlette.types import Receive
 
 from .authenticate import Key
 from .body import Fields, parse
+from .config import GENERATION
 from .dialects import MESSAGES, Dialect
 from .endpoints import JSON, MULTIPART, TABLE, Endpoint
 from .errors import ApiError
@@ -127,7 +128,7 @@ def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -
         model=_model(values.get("model")),
         stream=_flag(values, "stream"),
         max_tokens=_cap(values, endpoint),
-        choices=(_count(values, "n", 1, MOST_CHOICES) or 1) * prompts,
+        choices=_choices(values, endpoint) * prompts,
         prompt_tokens=prompt_tokens,
         session=_session(headers) or _user(values, endpoint.dialect),
         body=body,
@@ -166,6 +167,13 @@ def _cap(values: _Values, endpoint: Endpoint) -> int | None:
         if (cap := _count(values, name, 0, MOST)) is not None:
             return cap
     return None
+
+
+def _choices(values: _Values, endpoint: Endpoint) -> int:
+    """Answers to each prompt. Where nothing is generated, `n` means nothing, or something else."""
+    if endpoint.kind is not GENERATION:
+        return 1
+    return _count(values, "n", 1, MOST_CHOICES) or 1
 
 
 def _count(values: _Values, name: str, least: int, most: int) -> int | None:
