@@ -64,6 +64,7 @@ class Exchange(msgspec.Struct, eq=False):
     status: int = 0
     stream: bool = False
     outcome: str = "ok"
+    client_left: bool = False
     bytes_out: int = 0
     started: float = msgspec.field(default_factory=time.perf_counter)
     first_byte: float | None = None

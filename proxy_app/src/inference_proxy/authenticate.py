@@ -60,6 +60,10 @@ class KeyRing:
         key = self._by_digest.get(digest, _NOBODY)
         return key if hmac.compare_digest(digest, key.sha256) else None
 
+    def knows(self, key: Key) -> bool:
+        """Whether a key that was found earlier is still there."""
+        return key.sha256 in self._by_digest
+
     def owners(self) -> frozenset[str]:
         return frozenset(key.owner for key in self._by_digest.values())
 

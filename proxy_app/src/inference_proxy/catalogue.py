@@ -49,12 +49,7 @@ class Catalogue:
         one does not exist, and the answer tells nothing about the others."""
         named = self._names.get(name)
         if named is None or not key.may_use(named.model.name):
-            raise ApiError(
-                404,
-                "model_not_found",
-                f"The model '{name[:256]}' does not exist, or your key may not use it: see GET /v1/models.",
-                param="model",
-            )
+            raise unknown_model(name)
         return named
 
     def line(self, model: ModelConfig, key: Key) -> list[ModelConfig]:
@@ -72,6 +67,16 @@ class Catalogue:
 
     def aliases(self, model: str) -> tuple[str, ...]:
         return self._models[model].aliases
+
+
+def unknown_model(name: str) -> ApiError:
+    """404, whether it does not exist or the key may not use it."""
+    return ApiError(
+        404,
+        "model_not_found",
+        f"The model '{name[:256]}' does not exist, or your key may not use it: see GET /v1/models.",
+        param="model",
+    )
 
 
 def list_models(fleet: Fleet, catalogue: Catalogue, key: Key) -> list[Card]:

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from starlette.types import Receive
 
+from .authenticate import Key
 from .clocks import Clocks
 from .faults import Faults
 from .server_protocol import Client
@@ -25,6 +26,7 @@ class Reason(enum.Enum):
     BETWEEN_CHUNKS = "between_chunks_timeout"
     TOTAL = "total_timeout"
     ENGINE_HUNG = "engine_hung"
+    KEY_REVOKED = "key_revoked"
     SHUTDOWN = "shutdown"
 
 
@@ -118,13 +120,14 @@ class Guard:
         "_first_byte_at",
         "_guards",
         "_loop",
-        "_reason",
         "_slot",
         "_task",
         "_total_at",
         "_watcher",
+        "key",
         "now",
         "reading_since",
+        "reason",
     )
 
     def __init__(self, guards: Guards, limit_s: float) -> None:
@@ -135,12 +138,13 @@ class Guard:
         self._total_at = loop.time() + limit_s
         self._first_byte_at: float | None = None
         self._between_s = limit_s
-        self._reason: Reason | None = None
+        self.reason: Reason | None = None
         self._task: asyncio.Task[object] | None = None
         self._slot = 0
         self._client: Client | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.reading_since: float | None = None
+        self.key: Key | None = None
 
     def __enter__(self) -> "Guard":
         self._task = asyncio.current_task()
@@ -157,11 +161,11 @@ class Guard:
         if self._watcher is not None:
             self._watcher.cancel()
         task, self._task = self._task, None
-        if self._reason is not None and task is not None:
+        if self.reason is not None and task is not None:
             others = task.uncancel()
             # Cancelled by somebody else as well: that is not ours to swallow.
             if kind is asyncio.CancelledError and not others:
-                raise Interrupted(self._reason) from None
+                raise Interrupted(self.reason) from None
 
     def watch(self, receive: Receive, client: Client | None) -> None:
         """From here on (the body has been read) all that `receive` can still tell is that the client left.
@@ -189,17 +193,17 @@ class Guard:
 
     def interrupt(self, reason: Reason) -> None:
         """End the block. The first reason stands, but for ENGINE_HUNG, which outlive() may make good."""
-        if self._task is None or self._reason not in (None, Reason.ENGINE_HUNG):
+        if self._task is None or self.reason not in (None, Reason.ENGINE_HUNG):
             return
-        if self._reason is None:
+        if self.reason is None:
             self._task.cancel()
-        self._reason = reason
+        self.reason = reason
 
     def outlive(self) -> bool:
         """Inside the block, where it was cancelled: whether it may go on, ENGINE_HUNG being all there was."""
-        if self._reason is not Reason.ENGINE_HUNG or self._task is None:
+        if self.reason is not Reason.ENGINE_HUNG or self._task is None:
             return False
-        self._reason = None
+        self.reason = None
         return not self._task.uncancel()
 
     def silent_s(self) -> float | None:

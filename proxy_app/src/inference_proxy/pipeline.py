@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from .account import Exchange
 from .admit import Admission
 from .authenticate import Key, authenticate
+from .catalogue import unknown_model
 from .clocks import Clocks, limit_s
 from .config import UTILITY, ModelConfig
 from .endpoints import Endpoint
@@ -146,6 +147,7 @@ class _Request:
         exchange, settings, tracing = self._exchange, self._settings, self._state.tracing
         key = authenticate(self._headers, self._scope, settings.keys, settings.config.trusted_proxies)
         exchange.key, exchange.owner = key.name, key.owner
+        self._guard.key = key
         if tracing.on:
             exchange.trace = tracing.begin(self._headers, self._endpoint.upstream_path, exchange.started)
         return key
@@ -180,10 +182,24 @@ class _Request:
                 async with Admission(
                     limits, queues, self._state.faults, job, exchange, settings.config
                 ) as place:
-                    return await self._relay_from(place, job, model)
+                    try:
+                        return await self._relay_from(place, job, model)
+                    except asyncio.CancelledError:
+                        exchange.client_left = self._guard.reason is Reason.CLIENT_GONE
+                        raise
             except Unavailable:
                 if not self._has_standin:
                     raise
+
+    def _check_key(self, model: ModelConfig) -> None:
+        """Once more, for a key may have been revoked, or have expired, while its request waited. Raises
+        ApiError 401, 403, 404."""
+        key, settings = self._guard.key, self._state.settings
+        if key is None or (settings is self._settings and (key.expires is None or time.time() < key.expires)):
+            return
+        key = authenticate(self._headers, self._scope, settings.keys, settings.config.trusted_proxies)
+        if not key.may_use(model.name):
+            raise unknown_model(model.name)
 
     async def _relay_from(self, place: Place, job: Job, model: ModelConfig) -> None:
         """At the engine of the place, or at another one as long as the client has seen nothing.
@@ -193,6 +209,7 @@ class _Request:
         retries = self._settings.config.retries
         self._state.retries.earn(retries)
         for left in range(retries.attempts - 1, -1, -1):
+            self._check_key(model)
             engine = self._engine = place.engine
             self._exchange.engine = engine.id
             if not engine.guards:
@@ -313,6 +330,8 @@ class _Request:
     def _why(self, reason: Reason) -> ApiError:
         if reason is Reason.SHUTDOWN:
             return Unavailable(reason.value, "The service is restarting.", retry_after_s=1)
+        if reason is Reason.KEY_REVOKED:
+            return ApiError(401, reason.value, "The API key was revoked.")
         if reason is Reason.ENGINE_HUNG:
             return ApiError(502, reason.value, _HUNG)
         if self._exchange.model is None:

@@ -80,6 +80,10 @@ class State:
             settings.keys.owners(), config.model_names(), frozenset(e.id for e in config.engines)
         )
         self.look_for_drained()
+        if config.end_revoked:
+            for guard in self.guards:
+                if guard.key is not None and not settings.keys.knows(guard.key):
+                    guard.interrupt(Reason.KEY_REVOKED)
 
     def look_for_drained(self) -> None:
         self.fleet.set_drained(list_drained(self.settings.config.drained_dir))

@@ -62,6 +62,9 @@ class Config(Strict):
     admin: AdminConfig | None = None
     usage: UsageConfig | None = None
     traces: TracesConfig | None = None
+    end_revoked: bool = Field(
+        default=False, description="End what runs with a key as soon as the key is revoked."
+    )
     log_content: bool = Field(
         default=False, description="Access lines hold prompts and completions too, up to 32 KiB of each."
     )

@@ -10,7 +10,7 @@ from ..account import Exchange
 from ..authenticate import Key
 from ..config import POOLING, UTILITY, LimitsConfig
 from ..config import Limits as Rates
-from ..errors import ApiError, Unavailable
+from ..errors import Unavailable
 from ..numbers import MOST_TOKENS
 from ..outgoing import Job
 from .store import PERIOD, PLACES, WINDOW, Claim, Standing
@@ -167,7 +167,10 @@ def used_tokens(job: Job, exchange: Exchange, error: BaseException | None) -> tu
 
 
 def _refused(exchange: Exchange, error: BaseException | None) -> bool:
-    return exchange.status >= 400 or (isinstance(error, ApiError) and exchange.first_byte is None)
+    """Or ended before its first byte by anything but its client, for whom the engine may have worked."""
+    if exchange.status >= 400:
+        return True
+    return error is not None and exchange.first_byte is None and not exchange.client_left
 
 
 def relayed_tokens(exchange: Exchange) -> int:

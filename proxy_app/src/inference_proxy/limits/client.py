@@ -9,6 +9,7 @@ import contextlib
 import logging
 import random
 import ssl
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from .store import StoreAway
 
 # Seconds between two attempts to connect: doubled from the first to the last, less a random part.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
+# A connection that lasted so long was a good one: the next attempt comes at once.
+_STEADY_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +107,9 @@ class Connection(asyncio.Protocol):
 class Client:
     """Keeps a connection on which `scripts` are loaded; without one, commands fail at once."""
 
-    def __init__(self, config: StoreConfig, scripts: Sequence[str]) -> None:
+    def __init__(self, config: StoreConfig, scripts: Sequence[str], trial: Sequence[Argument]) -> None:
+        """`trial` are the number of keys, keys and arguments with which the first script writes something."""
+        self._trial = trial
         self._config = config
         self._scripts = scripts
         self._connection: Connection | None = None
@@ -147,12 +152,15 @@ class Client:
                 log.info("the store of limits at %s is there", self._config.url)
                 self._connection = connection
                 self._tried.set()
+                began = time.monotonic()
                 try:
                     why = await connection.lost
                 finally:
                     self._connection = None
                     connection.close()
-                pause_s, told = _FIRST_PAUSE_S, ""
+                told = ""
+                if time.monotonic() - began > _STEADY_S:
+                    pause_s = _FIRST_PAUSE_S
             self._tried.set()
             if why != told:
                 log.error("the store of limits at %s is away: %s", self._config.url, why)
@@ -178,6 +186,9 @@ class Client:
                 await connection.send("SELECT", database)
             for script in self._scripts:
                 self._hashes[script] = cast(bytes, await connection.send("SCRIPT", "LOAD", script))
+            # A replica, or a store whose disk or memory is full, takes connections and refuses what they
+            # write: it is away until it takes this.
+            await connection.send("EVALSHA", self._hashes[self._scripts[0]], *self._trial)
             undo.pop_all()
         return connection
 
