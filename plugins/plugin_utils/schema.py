@@ -20,6 +20,8 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "object": ((Mapping,), "a dictionary"),
     "array": ((list, tuple), "a list"),
     "string": ((str,), "a text"),
+    # Of an argument spec: whatever has a sensible text.
+    "text": ((str, int, float, date), "a text"),
     "integer": ((int,), "a whole number"),
     "number": ((int, float), "a number"),
     "boolean": ((bool,), "true or false"),
@@ -31,12 +33,21 @@ _SPEC_TYPES = {
     "bool": "boolean",
     "list": "array",
     "dict": "object",
-    "str": "string",
-    "path": "string",
+    "str": "text",
+    "path": "text",
 }
-# Values under these names are never shown.
+# Values under these names are never shown, nor the names of options that do not look like one: it may be a key
+# that was written where its name should be.
 _SECRET = re.compile(r"(^|_)(key|password|secret|token|sha256)$", re.IGNORECASE)
 _LONGEST_SHOWN = 60
+_OPTION = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
+_CREDENTIALS = re.compile(r"//[^/@\s]*@")
+_WORDS = {
+    "^[0-9a-f]{64}$": "be 64 hexadecimal digits in lower case",
+    "^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$": "be a prefix without a slash at its ends, such as v1 or openai/v1",
+    "^(/[A-Za-z0-9._~-]+)+$": "be a path, such as /v1/summarize",
+    r"^[^\x00-\x1f\x7f]*$": "be a text without control characters",
+}
 # A bound that only guards arithmetic helps nobody who reads it.
 _UNBOUNDED = 2**53
 
@@ -80,7 +91,8 @@ class _Check:
             schema = self._plain(next(one for one in schema["anyOf"] if one.get("type") != "null"))
         kind = schema.get("type")
         if kind is not None and not has_type(value, kind):
-            yield f"{where} is {_shown(where, value)}, but must be {_TYPES[kind][1]}"
+            shown = _kind(value) if kind in ("object", "array") else _shown(where, value)
+            yield f"{where} is {shown}, but must be {_TYPES[kind][1]}"
         elif "enum" in schema and value not in schema["enum"]:
             yield f"{where} is {_shown(where, value)}, but must be one of {', '.join(map(str, schema['enum']))}"
         elif kind == "object":
@@ -107,7 +119,15 @@ class _Check:
             elif others is False:
                 close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
                 hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-                yield f"{where} has the unknown option {str(name)!r}: {hint}"
+                is_name = _OPTION.fullmatch(str(name)) is not None
+                shown = (
+                    f"the unknown option {name!r}"
+                    if is_name
+                    else "an unknown option, not shown since it may be a secret"
+                )
+                yield f"{where} has {shown}: {hint}"
+            elif not str(name) and schema.get("propertyNames", {}).get("minLength"):
+                yield f"{where} has an entry without a name: give it one"
             else:
                 yield from self.problems(f"{where}.{name}", item, others)
 
@@ -146,7 +166,7 @@ def _scalar(where: str, value: Any, schema: Schema) -> Iterator[str]:
         elif pattern is not None and not re.search(
             pattern.removesuffix("$") + (r"\Z" if pattern.endswith("$") else ""), value
         ):
-            yield f"{where} is {shown}, but must {schema.get('x-words', f'match {pattern}')}"
+            yield f"{where} is {shown}, but must {schema.get('x-words') or _WORDS.get(pattern, f'match {pattern}')}"
     if "format" in schema and (wrong := _FORMATS.get(schema["format"], lambda _: "")(value)):
         yield f"{where} is {shown}: {wrong}"
 
@@ -174,10 +194,42 @@ def _range(schema: Schema, low: str, high: str) -> str:
 
 def _shown(where: str, value: Any) -> str:
     if isinstance(value, (Mapping, list, tuple)):
-        return _TYPES["object" if isinstance(value, Mapping) else "array"][1]
+        return _kind(value)
     if _SECRET.search(where.rpartition(".")[2]) and value is not None:
         return "a value of another kind"
-    return "empty" if value is None else repr(str(value)[:_LONGEST_SHOWN] if isinstance(value, (str, date)) else value)
+    if isinstance(value, (str, date)):
+        return repr(_CREDENTIALS.sub("//***@", str(value))[:_LONGEST_SHOWN])
+    return "empty" if value is None else repr(value)
+
+
+def _kind(value: Any) -> str:
+    """What a value is, where it may hold secrets."""
+    kinds = ("boolean", "object", "array", "integer", "number", "null", "text")
+    return next((_TYPES[kind][1] for kind in kinds if has_type(value, kind)), "a value of another kind")
+
+
+def fitting(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> Any:
+    """The value without the parts of another type than the schema's, for checks that rely on types."""
+    while "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema:
+        schema = next(one for one in schema["anyOf"] if one.get("type") != "null")
+        return fitting(value, schema, definitions)
+    kind = schema.get("type")
+    if kind is not None and not has_type(value, kind):
+        return None
+    if kind == "array":
+        items = [fitting(item, schema.get("items", {}), definitions) for item in value]
+        return [item for item in items if item is not None]
+    if kind == "object":
+        known = schema.get("properties", {})
+        others: Schema = next(iter(schema.get("patternProperties", {}).values()), {})
+        return {
+            str(name): fitting(item, known.get(name, others), definitions)
+            for name, item in value.items()
+            if item is not None and fitting(item, known.get(name, others), definitions) is not None
+        }
+    return value
 
 
 def _date(value: Any) -> str:

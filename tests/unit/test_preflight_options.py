@@ -38,7 +38,7 @@ def key(**fields: Any) -> dict[str, Any]:
 
 SLIPS: list[tuple[dict[str, Any], str]] = [
     # Misspelt at some depth.
-    (key(limit={"requests_per_minute": 1}), "unknown option 'limit': did you mean limits?"),
+    (key(limit={"requests_per_minute": 1}), "the unknown option 'limit': did you mean limits?"),
     (key(expire="2030-01-01T00:00:00Z"), "unknown option 'expire': did you mean expires?"),
     (key(model=["m"]), "unknown option 'model': did you mean models?"),
     (key(limits={"models": {"m": {"token_per_day": 1}}}), "did you mean tokens_per_day?"),
@@ -56,14 +56,14 @@ SLIPS: list[tuple[dict[str, Any], str]] = [
     ({"proxy_custom_endpoints": [{"path": "/a", "answer": {"body": 1, "code": 2}}]}, "unknown option 'code'"),
     ({"stack_domian": "x"}, "unknown variable stack_domian"),
     # Of another type.
-    (key(models="qwen"), "models is 'qwen', but must be a list"),
-    (key(cidrs="10.0.0.0/8"), "cidrs is '10.0.0.0/8', but must be a list"),
+    (key(models="qwen"), "models is a text, but must be a list"),
+    (key(cidrs="10.0.0.0/8"), "cidrs is a text, but must be a list"),
     (key(limits=[1]), "limits is a list, but must be a dictionary"),
-    (engine(args="--max-model-len 5"), "args is '--max-model-len 5', but must be a dictionary"),
+    (engine(args="--max-model-len 5"), "args is a text, but must be a dictionary"),
     (engine(environment=["A=1"]), "environment is a list, but must be a dictionary"),
     (engine(port="http"), "port is 'http', but must be a whole number"),
-    (engine(gpus=0), "gpus is 0, but must be a list"),
-    ({"proxy_models": [{"name": "m", "aliases": "abc"}]}, "aliases is 'abc', but must be a list"),
+    (engine(gpus=0), "gpus is a whole number, but must be a list"),
+    ({"proxy_models": [{"name": "m", "aliases": "abc"}]}, "aliases is a text, but must be a list"),
     # Out of range.
     (engine(port=22), "port is 22, but must be at least 1024"),
     (engine(port=70000), "port is 70000, but must be at least 1024 and at most 65535"),
@@ -116,11 +116,57 @@ def test_a_slip_is_said_once(variables: dict[str, Any], said: str) -> None:
     assert said in lines[0]
 
 
-def test_a_keys_secret_is_never_shown() -> None:
-    secret = "s3cret-" * 6
-    lines = found(**key(key=[secret], limits={"requests_per_minute": "x"}), proxy_store_password=[secret])
+SECRET = "s3cret-" * 6
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        key(key=[SECRET]),
+        key(limits=SECRET),
+        key(**{SECRET: ""}),
+        {"proxy_keys": [SECRET], "proxy_workers": 1},
+        {"proxy_keys": SECRET},
+        {"proxy_admin_key": [SECRET]},
+        {"proxy_store_password": [SECRET]},
+        {"proxy_traces_endpoint": f"htp://user:{SECRET}@host/"},
+        engine(environment=f"HF_TOKEN={SECRET}"),
+        engine(args=f"--api-key {SECRET}"),
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_shown(variables: dict[str, Any]) -> None:
+    lines = found(**variables)
     assert lines
-    assert secret not in " ".join(lines)
+    assert SECRET[:12] not in " ".join(lines)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        key(name=["a"]),
+        key(priority=["x"]),
+        key(models=[{"a": 1}, ["m"]]),
+        engine(pool=["a"]),
+        engine(name=["x"], served_model_name=["y"], port=None),
+        {"proxy_models": [{"name": ["m"], "fallback": ["x"]}]},
+        {"nginx_certbot_public_addresses": 5},
+        {"stack_domain": "a..b"},
+        {"stack_address": ["10.0.0.1"]},
+        {"vllm_engines": "abc"},
+        {"vllm_engines": [5]},
+        {"proxy_routing": {"pools": {"": {"max_tokens": 5}}}},
+    ],
+)
+def test_no_value_keeps_the_report_from_being_made(variables: dict[str, Any]) -> None:
+    lines = found(**variables, vllm_version="x")
+    assert len(lines) >= 2
+    assert any("vllm_version is 'x'" in line for line in lines), "the other problems are told as well"
+    assert not any("could not be made" in line for line in lines), lines
+
+
+def test_a_misspelt_prefix_is_found() -> None:
+    (line,) = found(vlm_engines_dir="x", ngnix_certbot_email="ops@example.com")
+    assert "did you mean nginx_certbot_email?" in line
 
 
 def test_a_ring_of_fallbacks_is_named() -> None:

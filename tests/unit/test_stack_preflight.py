@@ -27,7 +27,7 @@ GOOD: dict[str, Any] = {
 
 def problems(inventory: dict[str, Any]) -> list[str]:
     seen = preflight.Inventory(inventory["groups"], inventory["hostvars"], preflight.role_defaults(OPTIONS))
-    return [problem for check in preflight.CHECKS for problem in check(seen, OPTIONS)]
+    return preflight.all_problems(seen, OPTIONS)
 
 
 @pytest.fixture
