@@ -1,6 +1,7 @@
 """Configuration, keys and drained engines change while requests run."""
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -36,8 +37,9 @@ async def test_keys_come_and_go(proxy: Proxy, files: Files) -> None:
 
 
 async def test_a_drained_engine_finishes_and_gets_nothing_new(
-    pair: Proxy, files: Files, engine: Engine, other: Engine
+    pair: Proxy, files: Files, engine: Engine, other: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "inference_proxy.state")
     finish = asyncio.Event()
 
     async def hold(call: Call) -> None:
@@ -47,7 +49,9 @@ async def test_a_drained_engine_finishes_and_gets_nothing_new(
     engine.script = hold
     running = asyncio.create_task(pair.post(body={"model": "small"}).__aenter__())
     await engine.next_call()
-    (files.drained / "host1:e").write_text("a reason")
+    reason = files.drained.with_name("reason")
+    reason.write_text("a reason")
+    reason.replace(files.drained / "host1:e")
     status = await pair.until(lambda status: states(status)["host1:e"] == "drained")
     assert status["status"] == "ready"
     assert [known["in_flight"] for known in status["engines"]] == [1, 0]
@@ -65,6 +69,8 @@ async def test_a_drained_engine_finishes_and_gets_nothing_new(
     await pair.idle()
     (files.drained / "host1:e").unlink()
     await pair.until(lambda status: states(status)["host1:e"] == "serving")
+    said = [message.partition(" is ")[2] for message in caplog.messages if "drained" in message]
+    assert said == ["drained: a reason", "no longer drained"]
 
 
 async def test_engines_come_and_go(proxy: Proxy, files: Files, engine: Engine, other: Engine) -> None:

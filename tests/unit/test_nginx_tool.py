@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +19,7 @@ server 10.0.0.5:9000 max_fails=0;  # api1:9000
 server 10.0.0.5:9001 max_fails=0 down;  # api1:9001
 server [fd00::5]:9000 max_fails=0;  # api2:9000
 """
+ROLL = "alice@ops1 (Roll the API tier)"
 
 
 @pytest.fixture
@@ -67,13 +70,61 @@ def test_exactly_the_drained_servers_are_down(tool: ModuleType) -> None:
 
 def test_a_roll_leaves_an_operators_drain_alone(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     tool.UPSTREAM.write_text(UPSTREAM)
-    tool.drain(["api1:9001"], "disk")
-    tool.drain(["api1:9000", "api1:9001"], "rolling update")
+    tool.drain(["api1:9001"], "rolling update by hand", "alice@web1")
+    tool.drain(["api1:9000", "api1:9001"], "rolling update", ROLL)
     tool.undrain(["api1:9000", "api1:9001"], "rolling update")
     assert tool.UPSTREAM.read_text() == UPSTREAM
-    assert "api1:9001 stays drained, by hand: disk" in capsys.readouterr().err
+    assert "api1:9001 stays drained, by hand: rolling update by hand; by alice@web1" in capsys.readouterr().err
     tool.undrain(["api1:9001"], None)
     assert "down" not in tool.UPSTREAM.read_text()
+
+
+def test_a_marker_says_who_drained_and_since_when(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_USER", "alice")
+    monkeypatch.setattr(tool.socket, "gethostname", lambda: "web1")
+    monkeypatch.setattr(tool, "LOCK", tool.DRAINED.with_name("lock"))
+    tool.answer_to(tool.arguments().parse_args(["drain", "api1:9000", "--reason", "disk"]))
+    monkeypatch.setenv("EC2_INFERENCE_DRAINED_BY", "bob@ops1 (Roll; it)")
+    tool.answer_to(tool.arguments().parse_args(["drain", "api1:9001", "--reason", "rolling update"]))
+    lines = [(tool.DRAINED / name).read_text() for name in ("api1:9000", "api1:9001")]
+    assert [re.sub(r"\d\d:\d\d:\d\dZ\n$", "TIME", re.sub(r"\d{4}-\d\d-\d\dT", "", line)) for line in lines] == [
+        "disk; by alice@web1; since TIME",
+        "rolling update; by bob@ops1 (Roll, it); since TIME",
+    ]
+
+
+def test_the_next_roll_says_whose_marker_it_takes_back(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    tool.UPSTREAM.write_text(UPSTREAM)
+    since = (datetime.now(UTC) - timedelta(hours=26, minutes=5, seconds=30)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    killed = f"rolling update; by bob@ops1 (Roll); since {since}\n"
+    tool.DRAINED.mkdir()
+    (tool.DRAINED / "api1:9000").write_text(killed)
+    (tool.DRAINED / "api1:9001").write_text("rolling update")
+    tool.drain(["api1:9000", "api1:9001"], "rolling update", ROLL)
+    assert (tool.DRAINED / "api1:9000").read_text() == killed, "the first one's owner and age stay"
+    capsys.readouterr()
+    tool.undrain(["api1:9000", "api1:9001"], "rolling update")
+    assert capsys.readouterr().err.splitlines() == [
+        f"api1:9000 is put back, after 26 h 5 min: {killed.strip()}",
+        "api1:9001 is put back, its marker does not say since when it was out: rolling update",
+    ]
+    assert list(tool.DRAINED.iterdir()) == []
+
+
+def test_a_refused_undrain_leaves_the_marker_as_it_was(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(candidates: dict[Path, Path]) -> None:
+        raise tool.Failed("no")
+
+    tool.UPSTREAM.write_text(UPSTREAM)
+    tool.drain(["api1:9000", "api1:9001"], "rolling update", ROLL)
+    before = (tool.DRAINED / "api1:9000").read_text()
+    monkeypatch.setattr(tool, "test", refuse)
+    with pytest.raises(tool.Failed):
+        tool.undrain(["api1:9000"], "rolling update")
+    assert (tool.DRAINED / "api1:9000").read_text() == before
+    assert "put back" not in capsys.readouterr().err
 
 
 def test_a_refused_drain_leaves_no_marker(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +134,7 @@ def test_a_refused_drain_leaves_no_marker(tool: ModuleType, monkeypatch: pytest.
     tool.UPSTREAM.write_text(UPSTREAM)
     monkeypatch.setattr(tool, "test", refuse)
     with pytest.raises(tool.Failed):
-        tool.drain(["api1:9000"], "rolling update")
+        tool.drain(["api1:9000"], "rolling update", ROLL)
     assert tool.UPSTREAM.read_text() == UPSTREAM
     assert list(tool.DRAINED.iterdir()) == []
     assert list(tool.UPSTREAM.parent.glob(".*")) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from stack import PROJECT, openai_client, playbook, ssh
 
 testinfra_hosts = ["ssh://web1"]
 ENGINES, PROXIES = ("engine1", "engine2"), ("api1", "api2")
+# What a roll writes into its markers: who, in which play, since when.
+MARKER = r"rolling update; by \S+@\S+ \(Roll the API tier, one host at a time\); since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
 
 @pytest.fixture
@@ -128,12 +131,17 @@ def test_a_bad_release_is_rolled_back_and_goes_no_further(load: Load, tmp_path: 
     assert "api1 did not become healthy and was rolled back" in done.stdout, done.stdout[-6000:]
     assert ready("api1", 9000)["version"] == version
     assert all(upstream("api1").values()), "the host that failed must stay out of nginx's rotation"
+    for marker in ssh("web1", "cat /etc/nginx/ec2-inference/drained/api1:*").splitlines():
+        assert re.fullmatch(MARKER, marker), marker
     assert main_pids("api2", "proxy@*") == untouched
     assert not any(upstream("api2").values())
 
 
 def test_the_next_good_run_puts_the_host_back(load: Load) -> None:
-    playbook("proxy")
+    done = playbook("proxy")
+    said = " ".join(done.stdout.split())
+    for worker in upstream("api1"):
+        assert re.search(rf"{worker} is put back, after \d+ h \d+ min: {MARKER}", said), done.stdout[-6000:]
     for host in PROXIES:
         assert not any(upstream(host).values())
         assert ready(host, 9000)["version"] not in ("0.2.0", "0.3.0")

@@ -160,11 +160,14 @@ class Fleet:
         self.failing.intersection_update(engines)
         self._apply_drained()
 
-    def set_drained(self, ids: frozenset[str]) -> None:
-        """Those that get no new requests; requests in flight go on."""
-        if ids != self._drained:
-            self._drained = ids
-            self._apply_drained()
+    def set_drained(self, ids: frozenset[str]) -> list[Engine]:
+        """Those that get no new requests; those in flight go on. Returns the engines that this changes."""
+        if ids == self._drained:
+            return []
+        changed = [engine for engine in self.engines if engine.drained != (engine.id in ids)]
+        self._drained = ids
+        self._apply_drained()
+        return changed
 
     def _apply_drained(self) -> None:
         for engine in self.engines:

@@ -1,5 +1,6 @@
 """What the proxy knows at this moment. Requests take one `settings` and keep it to their end."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from .account import Accounts
 from .authenticate import KeyRing
 from .catalogue import Catalogue
 from .config import Config, ConfigError, KeyConfig, list_drained, load_config, load_keys
+from .drain import why_drained
 from .endpoints import Endpoints
 from .faults import Faults
 from .fleet import Fleet
@@ -19,6 +21,8 @@ from .queue import Queues
 from .retry import RetryBudget
 from .tracing import Tracing
 from .usage_store import UsageStore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,13 @@ class State:
                     guard.interrupt(Reason.KEY_REVOKED)
 
     def look_for_drained(self) -> None:
-        self.fleet.set_drained(list_drained(self.settings.config.drained_dir))
+        directory = self.settings.config.drained_dir
+        for engine in self.fleet.set_drained(list_drained(directory)):
+            if engine.drained:
+                because = why_drained(directory, engine.id)
+                log.info("engine %s at %s is drained: %s", engine.id, engine.url, because)
+            else:
+                log.info("engine %s at %s is no longer drained", engine.id, engine.url)
 
     def interrupt_all(self) -> None:
         """End what is still running, each request with an answer that says so."""

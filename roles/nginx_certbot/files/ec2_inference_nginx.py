@@ -8,9 +8,9 @@ Installed by the nginx_certbot role, used by it, by certbot's deploy hook, by ng
     ec2-inference-nginx reload
 
 nginx.conf includes two small files that change without it: upstream.conf (one line per proxy worker, `down` while a marker
-file in drained/ names it) and tls.conf (which certificate is served). A reload is finished only when the workers of the old
-configuration have stopped accepting: `nginx -s reload` alone returns before that, and a drain that believed it would send
-requests into a proxy that is being stopped.
+file in drained/ names it, which says why, who drained it and since when) and tls.conf (which certificate is served). A reload
+is finished only when the workers of the old configuration have stopped accepting: `nginx -s reload` alone returns before
+that, and a drain that believed it would send requests into a proxy that is being stopped.
 
 Runs on the target's own Python (3.9 or newer), standard library only. Exit status: 0 done, 1 refused or failed (one message
 on stderr says why), 2 wrong arguments.
@@ -33,6 +33,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 MAIN = Path("/etc/nginx/nginx.conf")
@@ -54,6 +55,9 @@ WRAPPERS = {
     TLS: "events {} http { server { listen 443 ssl; include %s; } }\n",
 }
 SERVER = re.compile(r"^(?P<server>server \S+ max_fails=0)(?: down)?;  # (?P<id>\S+)$")
+# A drained worker's marker: "<reason>; by <who>; since <UTC>". The proxy role writes those of engines in the same words.
+MARKER = re.compile(r"(?P<reason>.+); by [^;]+; since (?P<since>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", re.DOTALL)
+MARKER_TIME = "%Y-%m-%dT%H:%M:%SZ"
 WORKER = "nginx: worker process"
 RELOAD_S = 30
 RENEW_PAUSES_S = (10, 60)
@@ -263,31 +267,59 @@ def load_markers(undo: dict[Path, str | None]) -> str:
             if reason is None:
                 marker.unlink()
             else:
-                marker.write_text(reason)
+                write_marker(marker, reason)
         raise
     return reload() if stale() else "unchanged"
 
 
-def drain(instances: list[str], reason: str) -> str:
+def write_marker(marker: Path, text: str) -> None:
+    """All of it or nothing: a marker cut short would be nobody's, and so never be taken back."""
+    candidate = marker.parent.with_name(".marker")
+    candidate.write_text(f"{text}\n")
+    candidate.replace(marker)
+
+
+def who() -> str:
+    """A roll says it in the environment, where a tool of an earlier version overlooks it; a person is known to sudo."""
+    return os.environ.get("EC2_INFERENCE_DRAINED_BY") or f"{os.environ.get('SUDO_USER', 'root')}@{socket.gethostname()}"
+
+
+def age(since: str) -> str:
+    drained = datetime.strptime(since, MARKER_TIME).replace(tzinfo=timezone.utc)
+    minutes = max(0, int((datetime.now(timezone.utc) - drained).total_seconds())) // 60
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def drain(instances: list[str], reason: str, by: str) -> str:
+    """Markers that are there already stay as they are: whoever drained first decides when it ends."""
     DRAINED.mkdir(exist_ok=True)
     fresh: dict[Path, str | None] = {DRAINED / name: None for name in instances if not (DRAINED / name).exists()}
+    now = datetime.now(timezone.utc).strftime(MARKER_TIME)
     for marker in fresh:
-        marker.write_text(reason)
+        write_marker(marker, f"{reason}; by {by.replace(';', ',')}; since {now}")
     return load_markers(fresh)
 
 
 def undrain(instances: list[str], reason: str | None) -> str:
-    """`reason`: remove only markers with exactly this content, so that a roll leaves an operator's own drain alone."""
+    """`reason`: remove only markers with this reason, so that a roll leaves an operator's own drain alone."""
     removed: dict[Path, str | None] = {}
+    notes = []
     for marker in (DRAINED / name for name in instances):
-        if marker.exists():
-            why = marker.read_text()
-            if reason in (None, why):
-                removed[marker] = why
-                marker.unlink()
-            else:
-                print(f"{marker.name} stays drained, by hand: {why}", file=sys.stderr)
-    return load_markers(removed)
+        if not marker.exists():
+            continue
+        text = marker.read_text().strip()
+        parts = MARKER.fullmatch(text)
+        if reason in (None, parts["reason"] if parts else text):
+            drained_for = f"after {age(parts['since'])}" if parts else "its marker does not say since when it was out"
+            notes.append(f"{marker.name} is put back, {drained_for}: {text}")
+            removed[marker] = text
+            marker.unlink()
+        else:
+            notes.append(f"{marker.name} stays drained, by hand: {text}")
+    answer = load_markers(removed)
+    for note in notes:
+        print(note, file=sys.stderr)
+    return answer
 
 
 def describe() -> str:
@@ -477,7 +509,7 @@ def answer_to(options: argparse.Namespace) -> str:
             make_placeholder()
             return "changed" if install({TLS: tls_text()}) else "unchanged"
         if options.command == "drain":
-            return drain(options.instances, options.reason)
+            return drain(options.instances, options.reason, who())
         if options.command == "undrain":
             return undrain(options.instances, options.reason)
         if options.command == "reload":
