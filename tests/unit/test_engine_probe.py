@@ -156,6 +156,27 @@ def test_a_crash_ends_the_wait(fake, monkeypatch) -> None:
         engine_probe.prove(engine(fake), 600)
 
 
+@pytest.mark.parametrize(
+    ("words", "state", "said"),
+    [
+        (
+            "vllm@a.service: Main process exited, code=exited, status=1/FAILURE",
+            {"Result": "success"},
+            "status 1/FAILURE",
+        ),
+        (
+            "code=killed, status=9/KILL\nMain process exited, code=killed, status=9/KILL",
+            {},
+            "code killed, status 9/KILL",
+        ),
+        ("", {"Result": "timeout", "ExecMainStatus": "0"}, "result timeout"),
+        ("vllm@a.service: Deactivated successfully.", {"Result": "success"}, "by itself, with exit status 0"),
+    ],
+)
+def test_how_an_engine_ended_is_what_its_journal_says(words, state, said) -> None:
+    assert said in engine_probe.how_it_ended(words, state)
+
+
 def test_an_earlier_crash_is_forgiven(fake, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(engine_probe, "RUN", tmp_path)
     monkeypatch.setattr(engine_probe, "unit_state", lambda unit: {"ActiveState": "active", "NRestarts": "4"})
