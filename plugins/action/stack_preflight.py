@@ -50,6 +50,8 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "list": ((list,), "a list"),
     "dict": ((Mapping,), "a dictionary"),
 }
+# So similar are a role's name and its misspelling at least.
+ALIKE = 0.7
 # Molecule skips them in each of its runs. No task here has them.
 MOLECULES_TAGS = {"notest", "molecule-notest"}
 ENGINE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -220,14 +222,24 @@ def check_variable_names(inventory: Inventory, options: Mapping[str, Mapping[str
         if not name.startswith(("ansible_", "aws_"))
     }
     for name in sorted(others - known - unknown.keys() - rules.STACK.keys()):
-        if close := difflib.get_close_matches(name, known, n=1, cutoff=0.88):
-            yield f"variable {name} is none of the collection's: did you mean {close[0]}?"
+        if meant := _misspelt_role(name, options):
+            yield f"variable {name} is none of the collection's: did you mean {meant}?"
     for name, hosts in sorted(unknown.items()):
         role = next((role for role in ROLES if name.startswith(f"{role}_")), None)
         close = difflib.get_close_matches(name, options[role] if role else rules.STACK, n=1)
         where = f"roles/{role}/README.md lists the role's variables" if role else f"there are {', '.join(rules.STACK)}"
         hint = f"did you mean {close[0]}?" if close else where
         yield f"unknown variable {name} (set for {', '.join(hosts)}): {hint}"
+
+
+def _misspelt_role(name: str, options: Mapping[str, Mapping[str, Any]]) -> str:
+    """The variable that was meant by one whose role is misspelt: vlm_engines; "" for any other."""
+    for role, variables in options.items():
+        for known in variables:
+            end = known.removeprefix(role)
+            if name.endswith(end) and difflib.SequenceMatcher(None, name.removesuffix(end), role).ratio() > ALIKE:
+                return known
+    return ""
 
 
 def check_types(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -165,8 +165,8 @@ def test_no_value_keeps_the_report_from_being_made(variables: dict[str, Any]) ->
 
 
 def test_a_misspelt_prefix_is_found() -> None:
-    (line,) = found(vlm_engines_dir="x", ngnix_certbot_email="ops@example.com")
-    assert "did you mean nginx_certbot_email?" in line
+    lines = found(vlm_models_dir="x", ngnix_certbot_email="ops@example.com", lab_install_environment={}, my_keys=[])
+    assert [line.partition("did you mean ")[2] for line in lines] == ["nginx_certbot_email?", "vllm_models_dir?"]
 
 
 def test_a_ring_of_fallbacks_is_named() -> None:
