@@ -127,9 +127,9 @@ def poweroff(lab: Lab, host: Host) -> None:
 def destroy(lab: Lab, name: str) -> None:
     """Stop the host at once and remove everything of it."""
     top = lab.directory / "hosts" / name
-    # The processes first: nspawn ends when its init does, and takes the network interface along.
+    # First the loop that would boot the host again, and nspawn with it; then what runs inside.
+    process.stop(top / "nspawn.pid", grace_s=0)
     process.kill(process.inside(top / "root"))
-    process.stop(top / "nspawn.pid")
     while os.path.ismount(top / "root"):
         run(["umount", top / "root"])
     remove_tree(top)

@@ -47,6 +47,8 @@ def stop(record: Path, *, grace_s: float = 5) -> None:
         os.kill(pid, signal.SIGTERM)
         if not wait_gone(pid, grace_s):
             kill([pid])
+        # What it started in its session would outlive it.
+        kill([other for other in _all() if _session(other) == pid])
     record.unlink(missing_ok=True)
 
 
@@ -88,6 +90,13 @@ def wait_gone(pid: int, timeout_s: float) -> bool:
 
 def _all() -> Iterator[int]:
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
 
 
 def _start_time(pid: int) -> int | None:
