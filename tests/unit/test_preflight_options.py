@@ -225,11 +225,12 @@ PROXY_SECTIONS = {"proxy_" + name: name for name in ("timeouts", "routing", "que
 PROXY_SECTIONS |= {"proxy_" + name: name for name in ("priorities", "api_versions", "custom_endpoints", "limits")}
 
 
-@pytest.mark.parametrize(("variables", "said"), [case for case in SLIPS if PROXY_SECTIONS.keys() & case[0].keys()])
-def test_the_proxy_itself_refuses_what_preflight_says_of_its_sections(variables: dict[str, Any], said: str) -> None:
-    """Otherwise the schema or a rule here is stricter than what it is about."""
-    if "nginx" in said or "gives up" in said:
-        pytest.skip("about nginx")
+@pytest.mark.parametrize(
+    "variables",
+    [variables for variables, said in SLIPS if PROXY_SECTIONS.keys() & variables.keys() and "nginx" not in said],
+)
+def test_the_proxy_itself_refuses_what_preflight_says_of_its_sections(variables: dict[str, Any]) -> None:
+    """Otherwise the schema or a rule here is stricter than what it is about. (What is said of nginx is not its.)"""
     sections = {PROXY_SECTIONS[name]: value for name, value in variables.items() if name in PROXY_SECTIONS}
     whole = {
         "engines": [{"id": "e", "url": "http://10.0.0.3:8000", "models": ["m"]}],

@@ -108,7 +108,7 @@ def hub_file(name: str, revision: str, file: str, directory: Path) -> None:
     """One file of a hub's repository. The hub's own client would start an interrupted file anew."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # loaded lazily
 
     target = inside(directory, file, name)
     if target.is_file():
