@@ -9,7 +9,7 @@ import ansible_runner
 import pytest
 import yaml
 from service import ServiceTests
-from stack import CLIENT, PROJECT, playbook
+from stack import CLIENT, MODEL, PROJECT, SETTINGS, openai_client, playbook, ssh
 
 testinfra_hosts = ["ssh://web1"]
 
@@ -108,10 +108,40 @@ def test_site_runs_under_ansible_runner_as_awx_runs_it(tmp_path: Path) -> None:
     assert sum(run.stats["changed"].values()) == 0, log[-6000:]
 
 
+def test_one_id_leads_through_all_tiers_and_no_log_has_the_clients_words() -> None:
+    words = "zebrafish"
+    schema = {"type": "object", "properties": {words: {"type": "boolean"}}, "required": [words]}
+    with openai_client() as client:
+        answer = client.chat.completions.with_raw_response.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": f"Say {words}."}],
+            stop=[words],
+            max_tokens=4,
+            extra_body={"structured_outputs": {"json": schema}},
+        )
+    request_id = answer.headers["x-request-id"]
+    logs = {
+        "web1": f"grep {request_id} /var/log/nginx/access.log",
+        "api1": f"journalctl --no-pager --output cat --unit 'proxy@*' --grep {request_id}",
+        "engine1": f"journalctl --no-pager --output cat --unit 'vllm@*' --grep {request_id}",
+    }
+    lines = {host: ssh(host, command).splitlines() for host, command in logs.items()}
+    assert {host: len(found) for host, found in lines.items()} == {"web1": 1, "api1": 1, "engine1": 2}, lines
+    assert f"request {request_id}: POST /v1/chat/completions" in lines["engine1"][0]
+    assert f"request {request_id}: 200 after" in lines["engine1"][1]
+    for host in logs:
+        # The pattern is written so that the command, which sudo logs, does not match it.
+        assert (
+            ssh(
+                host,
+                "{ journalctl --no-pager; cat /var/log/nginx/*.log; } 2>/dev/null | grep -c 'zebra[f]ish' || true",
+            )
+            == "0\n"
+        )
+
+
 @pytest.mark.parametrize(("host", "unit"), [("api1", "proxy@9000"), ("engine1", "vllm@tiny")])
 def test_our_units_are_hardened(host: str, unit: str) -> None:
-    from stack import ssh
-
     line = ssh(host, f"systemd-analyze security --no-pager {unit}.service | tail -n 1")
     exposure = float(line.split(":")[1].split()[0])
     assert exposure <= 3.0, line
@@ -119,8 +149,6 @@ def test_our_units_are_hardened(host: str, unit: str) -> None:
 
 @pytest.mark.parametrize("host", ["web1", "api1", "engine1"])
 def test_no_key_lies_in_clear_on_any_host(host: str) -> None:
-    from stack import SETTINGS, ssh
-
     # The needle travels by standard input's file, not in argv, where the search would find itself.
     needle = SETTINGS["OPENAI_API_KEY"]
     half = len(needle) // 2
