@@ -210,7 +210,7 @@ def bake_layer(name: str, base: str, playbook: str, layer: Path) -> None:
             argv: list[str | Path] = [ansible, "-i", lab.client / "inventory", "-i", inventory, PROJECT / playbook]
             run(argv, cwd=PROJECT, log=HOME / "logs" / f"bake-{name}.log", env={**os.environ, **lab.environment()})
         hosts.poweroff(lab, host)
-        process.kill(process.inside(hosts.root(lab, host)))
+        process.kill(process.inside(hosts.device(lab, host.name)))
         run(["umount", hosts.root(lab, host)])
         upper = hosts.directory(lab, host) / "upper"
         for name_of_host in (

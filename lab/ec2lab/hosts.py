@@ -40,6 +40,11 @@ def root(lab: Lab, host: Host) -> Path:
     return directory(lab, host) / "root"
 
 
+def device(lab: Lab, name: str) -> str:
+    """The name under which the host's overlay is mounted, which no other host of this machine has."""
+    return f"{lab.bridge}-{name}"
+
+
 def prepare(lab: Lab, host: Host, lower: list[Path], topology: Topology) -> None:
     """Mount the host's root and give it a name, an address, keys and names; what is there stays."""
     top = directory(lab, host)
@@ -51,7 +56,7 @@ def prepare(lab: Lab, host: Host, lower: list[Path], topology: Topology) -> None
     if not os.path.ismount(top / "root"):
         # The layers it was made on, even where the image has a newer version by now.
         options = f"lowerdir={recorded.read_text()},upperdir={top / 'upper'},workdir={top / 'work'}"
-        run(["mount", "-t", "overlay", f"{lab.bridge}-{host.name}", "-o", options, top / "root"])
+        run(["mount", "-t", "overlay", device(lab, host.name), "-o", options, top / "root"])
     _seed(lab, host, topology)
 
 
@@ -60,7 +65,7 @@ def boot(lab: Lab, host: Host) -> None:
     record = directory(lab, host) / "nspawn.pid"
     if process.running(record) is not None:
         return
-    process.kill(process.inside(root(lab, host)))
+    process.kill(process.inside(device(lab, host.name)))
     network.remove_interfaces(f"{lab.tag}-{host.index}")
     COMPILED.mkdir(parents=True, exist_ok=True)
     binds = [f"--bind={COMPILED}:/var/cache/ec2lab-compiled"]
@@ -129,7 +134,7 @@ def destroy(lab: Lab, name: str) -> None:
     top = lab.directory / "hosts" / name
     # First the loop that would boot the host again, and nspawn with it; then what runs inside.
     process.stop(top / "nspawn.pid", grace_s=0)
-    process.kill(process.inside(top / "root"))
+    process.kill(process.inside(device(lab, name)))
     while os.path.ismount(top / "root"):
         run(["umount", top / "root"])
     remove_tree(top)

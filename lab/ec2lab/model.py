@@ -125,6 +125,8 @@ class Lab:
             "AWS_REGION": "us-east-1",
             "LAB_NAME": self.name,
             "LAB_CLIENT": str(self.client),
+            # Ansible names a kept connection after the host, and every lab may have an engine1.
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.directory / "ssh"),
             "ANSIBLE_CALLBACK_PLUGINS": str(PROJECT / "lab" / "callback_plugins"),
             "ANSIBLE_CALLBACKS_ENABLED": "kept_modules",
         }

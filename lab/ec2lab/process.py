@@ -52,17 +52,9 @@ def stop(record: Path, *, grace_s: float = 5) -> None:
     record.unlink(missing_ok=True)
 
 
-def inside(root: Path) -> list[int]:
-    """Processes whose root directory is `root` or below it: everything that runs in that host."""
-    found = []
-    for pid in _all():
-        try:
-            where = os.readlink(f"/proc/{pid}/root")
-        except OSError:
-            continue
-        if where == str(root) or where.startswith(f"{root}/"):
-            found.append(pid)
-    return found
+def inside(device: str) -> list[int]:
+    """Processes whose root file system is the mount of `device`: everything that runs in that host, even when what booted it is gone."""
+    return [pid for pid in _all() if device in _roots(pid)]
 
 
 def kill(pids: list[int]) -> None:
@@ -90,6 +82,15 @@ def wait_gone(pid: int, timeout_s: float) -> bool:
 
 def _all() -> Iterator[int]:
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def _roots(pid: int) -> set[str]:
+    """What `pid` has mounted as its root (proc(5), mountinfo). Its link `root` would not do: it says `/` for another mount namespace."""
+    try:
+        mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    except OSError:
+        return set()
+    return {fields[fields.index("-") + 2] for fields in mounts if fields[4] == "/"}
 
 
 def _session(pid: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 from ec2lab import process
@@ -16,3 +17,12 @@ def test_a_daemon_ends_with_what_it_started(tmp_path: Path) -> None:
     pid = int(child.read_text())
     process.stop(record)
     assert process.wait_gone(pid, 10)
+
+
+def test_what_runs_in_a_host_is_known_by_its_root() -> None:
+    """The link /proc/PID/root did not tell: hosts outlived their lab again when systemd-nspawn had ended before them."""
+    device = subprocess.run(
+        ["findmnt", "-no", "SOURCE", "/"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert os.getpid() in process.inside(device)
+    assert process.inside("no-such-device") == []
