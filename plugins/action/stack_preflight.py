@@ -219,7 +219,8 @@ def check_variable_names(inventory: Inventory, options: Mapping[str, Mapping[str
         name
         for host in inventory.hosts()
         for name in inventory.names(host)
-        if not name.startswith(("ansible_", "aws_"))
+        # Of Ansible, of the inventory, and what roles noted on hosts earlier in this run.
+        if not name.startswith(("ansible_", "aws_", "_"))
     }
     for name in sorted(others - known - unknown.keys() - rules.STACK.keys()):
         if meant := _misspelt_role(name, options):

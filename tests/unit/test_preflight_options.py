@@ -165,7 +165,13 @@ def test_no_value_keeps_the_report_from_being_made(variables: dict[str, Any]) ->
 
 
 def test_a_misspelt_prefix_is_found() -> None:
-    lines = found(vlm_models_dir="x", ngnix_certbot_email="ops@example.com", lab_install_environment={}, my_keys=[])
+    lines = found(
+        vlm_models_dir="x",
+        ngnix_certbot_email="ops@example.com",
+        lab_install_environment={},
+        my_keys=[],
+        __proxy_health={},
+    )
     assert [line.partition("did you mean ")[2] for line in lines] == ["nginx_certbot_email?", "vllm_models_dir?"]
 
 
