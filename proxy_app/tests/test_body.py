@@ -230,3 +230,22 @@ def test_other_faults_are_not_blamed_on_it(text: bytes) -> None:
         parse(text)
     assert caught.value.code == "invalid_json"
     assert "surrogate" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        (",".join(f'"{number:x}":0' for number in range(1001)), "too_many_fields"),
+        (",".join(['"a":0'] * 1001), "too_many_fields"),
+        (",".join(f'"{number:x}":0' for number in range(1000)), ""),
+        ('"text":"' + ":" * 2000 + '","a":1', ""),
+        ('"text":"' + ":" * 2000 + '","a":1,"a":1', "duplicate_field"),
+    ],
+)
+def test_fields_are_bounded_in_number(fields: str, code: str) -> None:
+    if not code:
+        parse(b"{%s}" % fields.encode())
+        return
+    with pytest.raises(ApiError) as caught:
+        parse(b"{%s}" % fields.encode())
+    assert caught.value.code == code

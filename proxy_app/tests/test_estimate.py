@@ -1,6 +1,7 @@
 """How large a prompt is taken to be, before an engine has counted it."""
 
 import base64
+import contextlib
 import json
 import random
 import tracemalloc
@@ -10,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_proxy.authenticate import Key
 from inference_proxy.body import parse
 from inference_proxy.endpoints import Endpoints
+from inference_proxy.errors import ApiError
 from inference_proxy.estimate import estimate
+from inference_proxy.validate import validate
 from jobs import a_config, a_job
 
 BLOB = base64.b64encode(random.Random(1).randbytes(300_000)).decode()
@@ -158,3 +162,44 @@ def test_any_json_can_be_estimated(path: str, value: Any) -> None:
     names = ("messages", "input", "prompt", "documents", "query")
     job = a_job(path, **dict.fromkeys(names, value), x="y" * 10_000)
     assert 0 <= job.asked.prompt_tokens <= len(job.asked.body) * 10
+
+
+MEGABYTE = 2**20
+
+
+@pytest.mark.parametrize(
+    ("path", "head", "unit", "tail"),
+    [
+        ("/chat/completions", '"messages":[{}', ",0", "]"),
+        ("/chat/completions", '"messages":[{"a":0', ',"a":0', "}]"),
+        ("/chat/completions", '"messages":[{"content":[{}', ",0", "]}]"),
+        ("/responses", '"input":[{}', ",0", "]"),
+        ("/rerank", '"query":"q","documents":{"content":[{}', ",0", "]}"),
+        ("/score", '"text_2":"t","text_1":{"a":0', ',"a":0', "}"),
+        ("/chat/completions", '"messages":[],"user":[[]', ",[]", "]"),
+        ("/chat/completions", '"messages":[],"model":[[]', ",[]", "]"),
+        ("/messages", '"messages":[],"metadata":{"a":0', ',"a":0', "}"),
+        ("/responses", '"input":"x","background":[[]', ",[]", "]"),
+    ],
+)
+def test_no_body_costs_many_times_its_size(path: str, head: str, unit: str, tail: str) -> None:
+    """Others' streams wait while it is read. So parts that nobody asks for are not built."""
+    body = f'{{{head}{unit * (MEGABYTE // len(unit))}{tail},"model":"big"}}'.encode()
+    endpoint = Endpoints(a_config({})).find(f"/v1{path}")
+    assert endpoint is not None
+    key = Key("k", "0" * 64, frozenset(), "alice", "default", "salt")
+    tracemalloc.start()
+    with contextlib.suppress(ApiError):
+        validate(endpoint, key, {b"content-type": b"application/json"}, body)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 6 * len(body)
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": URL}}
+
+
+def test_commas_of_a_text_are_no_parts() -> None:
+    text = "a, b, " * 30_000
+    job = a_job(messages=[{"role": "user", "content": [{"type": "text", "text": text}, IMAGE]}])
+    assert job.asked.prompt_tokens == pytest.approx(len(text) / 4 + 1000, rel=0.1)

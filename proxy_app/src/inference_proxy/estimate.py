@@ -26,7 +26,10 @@ _DATA = frozenset({"data", "url", "file_data", "image_url"})
 _LISTS = frozenset({"content", "output"})
 _NOT_MESSAGES = "tools"
 # Beyond it all is text: nobody sends as many parts of messages, and looking at each would take its time.
-_MOST_OBJECTS = 20_000
+_MOST_PARTS = 20_000
+_MOST_QUOTES = 20 * _MOST_PARTS
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'",'))
+_STRINGS = re.compile(rb'"[^"]*"')
 # A message holds parts, a part (a tool's result) parts again.
 _DEPTH = 6
 
@@ -73,7 +76,7 @@ def _may_hold_media(body: bytes) -> bool:
     end = len(body) - _SAMPLE_BYTES
     if all(body.find(b" ", at, at + _SAMPLE_BYTES) >= 0 for at in range(_STRIDE_BYTES, end, _STRIDE_BYTES)):
         return False
-    return body.count(_OBJECT) <= _MOST_OBJECTS
+    return _parts(body) <= _MOST_PARTS
 
 
 # Lists are counted by their bytes. Objects for their items would take a second and half a gigabyte for the
@@ -107,8 +110,24 @@ def _strings(text: bytes) -> int:
     return text.count(_STRING) // 2
 
 
+def _parts(text: bytes) -> int:
+    """At least as many as valid JSON has items and fields at all its levels, which is what taking it apart
+    costs; exact where there would be many. Commas of strings do not count."""
+    commas = text.count(b",")
+    if commas <= _MOST_PARTS or text.count(_STRING) > _MOST_QUOTES:
+        return commas
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Strings without commas go at once, the others one by one.
+    structure = text.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
+    return _STRINGS.sub(b"", structure).count(b",")
+
+
 def _items(raw: msgspec.Raw) -> int:
     """How many texts there are to compare, at least: those of a list, or of an object's `content`."""
+    parts = _parts(bytes(raw))
+    if parts > _MOST_PARTS:
+        return parts
     kind = _begins(raw)
     if kind == _OBJECT:
         content = _object(raw).get("content")
@@ -116,10 +135,7 @@ def _items(raw: msgspec.Raw) -> int:
     if kind != _LIST:
         return 1
     text = bytes(raw)
-    if _first_of(text) == _OBJECT:
-        objects = text.count(_OBJECT)
-        return len(_list(raw)) if objects <= _MOST_OBJECTS else objects
-    return _strings(text)
+    return len(_list(raw)) if _first_of(text) == _OBJECT else _strings(text)
 
 
 def _repeated(first: msgspec.Raw, second: msgspec.Raw, looks: bool) -> int:
@@ -140,17 +156,12 @@ def _media(raw: msgspec.Raw) -> Iterator[msgspec.Raw]:
 
 def _in_parts(raw: msgspec.Raw, depth: int) -> Iterator[msgspec.Raw]:
     kind = _begins(raw)
-    if kind == _LIST and depth and _may_hold_objects(bytes(raw)):
+    if kind == _LIST and depth:
         for item in _list(raw):
             if _begins(item) == _OBJECT:
                 yield from _in_part(_object(item), depth - 1)
     elif kind == _OBJECT:
         yield from _in_part(_object(raw), depth)
-
-
-def _may_hold_objects(text: bytes) -> bool:
-    """Not a list of texts or numbers, unless it is a short one."""
-    return _first_of(text) == _OBJECT or text.count(b",") <= _MOST_OBJECTS
 
 
 def _in_part(part: _Object, depth: int) -> Iterator[msgspec.Raw]:

@@ -1,7 +1,7 @@
 """Second step: the body, as far as the proxy needs to understand it."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -28,10 +28,21 @@ _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 _decode = msgspec.json.decode
 
-# All that is built of a JSON body.
+# All that is built of a JSON body, where it is a string, a number, true, false or null.
 _ACTED_ON = frozenset({"model", "stream", "n", "user"}).union(*(row.cap + row.refused for row in TABLE))
-_OF_MESSAGES = _ACTED_ON | {"metadata"}
+_NESTING = (b"[", b"{")
+# In place of a list or an object, which could hold millions of parts and is wrong wherever it is not refused.
+_NESTED = object()
 _Values = Mapping[str, Any]
+
+
+class _Metadata(msgspec.Struct):
+    """Of Anthropic's `metadata`; what else it has is skipped, not built."""
+
+    user_id: str | None = None
+
+
+_metadata = msgspec.json.Decoder(_Metadata).decode
 
 
 class ClientGone(Exception):
@@ -114,7 +125,7 @@ def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -
         # What some editors and Windows clients put before a text. Engines skip it.
         body = body[len(_BOM) :]
     fields = parse(body)
-    values = _built(fields, _OF_MESSAGES if endpoint.dialect is MESSAGES else _ACTED_ON)
+    values = _built(fields)
     if endpoint.defaults:
         # What the client wrote counts, and be it null.
         values = {**endpoint.defaults, **values}
@@ -130,7 +141,7 @@ def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -
         max_tokens=_cap(values, endpoint),
         choices=_choices(values, endpoint) * prompts,
         prompt_tokens=prompt_tokens,
-        session=_session(headers) or _user(values, endpoint.dialect),
+        session=_session(headers) or _user(fields, values, endpoint.dialect),
         body=body,
         fields=fields,
     )
@@ -140,12 +151,12 @@ def _is_form(headers: HeaderFields) -> bool:
     return headers.get(b"content-type", b"").lstrip()[:19].lower() == b"multipart/form-data"
 
 
-def _built(fields: Fields, wanted: Collection[str]) -> dict[str, Any]:
+def _built(fields: Fields) -> dict[str, Any]:
     values = {}
     try:
         for name, raw in fields.items():
-            if name in wanted:
-                values[name] = _decode(raw)
+            if name in _ACTED_ON:
+                values[name] = _NESTED if memoryview(raw)[:1] in _NESTING else _decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         # Only what is built is looked at so closely: a string that is not UTF-8, a number beyond all others.
         raise wrong(name, "invalid_value", f"'{name}' cannot be read: {error}.") from error
@@ -156,10 +167,17 @@ def _flag(values: _Values, name: str) -> bool:
     value = values.get(name)
     if value is None or isinstance(value, bool):
         return bool(value)
-    flag = _FLAGS.get(value.lower()) if isinstance(value, str) else None
-    if flag is None and value not in (0, 1):
+    flag = flag_of(value)
+    if flag is None:
         raise wrong(name, "invalid_type", f"'{name}' must be true or false.")
-    return bool(value) if flag is None else flag
+    return flag
+
+
+def flag_of(value: Any) -> bool | None:
+    """A boolean, also as engines take it besides: 1 and "true"; None for anything else."""
+    if isinstance(value, str):
+        return _FLAGS.get(value.lower())
+    return bool(value) if value in (0, 1) else None
 
 
 def _cap(values: _Values, endpoint: Endpoint) -> int | None:
@@ -192,12 +210,13 @@ def _count(values: _Values, name: str, least: int, most: int) -> int | None:
     return value
 
 
-def _user(values: _Values, dialect: Dialect) -> str | None:
+def _user(fields: Fields, values: _Values, dialect: Dialect) -> str | None:
     """What the API has for telling users apart."""
     if dialect is MESSAGES:
-        metadata = values.get("metadata")
-        user = metadata.get("user_id") if isinstance(metadata, dict) else None
-        return user if isinstance(user, str) else None
+        try:
+            return _metadata(fields.get("metadata", b"{}")).user_id
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None  # for the engine to refuse
     user = values.get("user")
     if user is not None and not isinstance(user, str):
         raise wrong("user", "invalid_type", "'user' must be a string.")
