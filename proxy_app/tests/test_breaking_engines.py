@@ -555,3 +555,15 @@ async def test_a_request_does_not_go_back_to_an_engine_that_is_no_longer_configu
             async with await waiting as response:
                 await expect_error(response, 502, "engine_unreachable")
     assert len(engine.calls) == 1
+
+
+async def test_after_its_last_event_a_stream_has_nothing_to_lose(proxy: Proxy, engine: Engine) -> None:
+    async def break_after_the_end(call: Call) -> None:
+        await call.start_stream()
+        await call.event('{"choices":[{"delta":{"content":"x"}}]}')
+        await call.event("[DONE]")
+        call.break_off()
+
+    engine.script = break_after_the_end
+    async with proxy.post(body={"stream": True}) as response:
+        assert (await response.read()).endswith(b"data: [DONE]\n\n")

@@ -310,6 +310,10 @@ async def test_usage_of_a_stream_is_known_though_its_client_does_not_see_it(
         ({"continuous_usage_stats": True}, {"include_usage": True}, True),
         (None, {"include_usage": True}, True),
         ("no object", "no object", False),
+        # Engines' parsers take them for booleans.
+        ({"include_usage": "false"}, {"include_usage": True}, True),
+        ({"include_usage": "True"}, {"include_usage": True}, False),
+        ({"include_usage": 0}, {"include_usage": True}, True),
     ],
 )
 async def test_a_client_gets_the_usage_that_it_asks_for(
@@ -319,6 +323,16 @@ async def test_a_client_gets_the_usage_that_it_asks_for(
     async with proxy.post(body={"stream": True, "stream_options": options}) as response:
         assert await response.read() == (EVENT + DONE if hidden else EVENT + USAGE + DONE)
     assert json.loads((await engine.next_call()).body)["stream_options"] == sent
+
+
+@pytest.mark.parametrize("options", [{"include_usage": "off"}, {"x": "x" * 2000}])
+async def test_options_by_which_usage_might_be_missed_are_refused(
+    proxy: Proxy, engine: Engine, options: Any
+) -> None:
+    async with proxy.post(body={"stream": True, "stream_options": options}) as response:
+        assert response.status == 400
+        assert "stream_options" in await response.text()
+    assert not engine.calls
 
 
 @pytest.mark.parametrize(
@@ -565,3 +579,32 @@ async def test_another_store_is_taken_over_live(
                 await asyncio.sleep(0.01)
         assert await status(proxy) == 429
         assert b"requests_per_minute" in await valkey.ask("KEYS", "*")
+
+
+@pytest.mark.parametrize("size", [10, 200_000, 3_000_000])
+async def test_the_usage_of_a_response_counts_however_much_stands_after_it(
+    files: Files, engine: Engine, size: int
+) -> None:
+    """vLLM repeats what a client wrote in the last event, which then is passed on in pieces."""
+    response = {"status": "completed", "usage": {"input_tokens": 50, "output_tokens": 20}, "user": "u" * size}
+    last = {"type": "response.completed", "response": response}
+
+    async def script(call: Call) -> None:
+        await call.start_stream()
+        await call.chunk(b'event: response.created\ndata: {"response":{"usage":null}}\n\n')
+        event = b"event: response.completed\ndata: " + json.dumps(last, separators=(",", ":")).encode()
+        for at in range(0, len(event), 60_000):
+            await call.chunk(event[at : at + 60_000])
+        # Its end in two halves.
+        await call.chunk(b"\n")
+        await call.chunk(b"\n")
+        await call.end_stream()
+
+    engine.script = script
+    async with limited(files, engine, tokens_per_day=10_000) as proxy:
+        body = {"stream": True, "input": "hi", "max_output_tokens": 100}
+        async with proxy.post("/v1/responses", body=body) as answer:
+            assert b"error" not in await answer.read()
+        await proxy.idle()
+        engine.script = complete
+        assert await remaining(proxy, "tokens") == 10_000 - 70 - 2

@@ -27,6 +27,8 @@ OWN = {
     "kv_transfer_params": {"do_remote_prefill": True},
     "ec_transfer_params": {},
     "vllm_xargs": {"session_id": "s"},
+    "stream_interval": 1000,
+    "enable_response_messages": True,
 }
 
 

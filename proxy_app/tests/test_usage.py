@@ -12,6 +12,7 @@ import pytest
 from engine import WAIT_S, Call, Engine
 from harness import SMALL_KEY, Files, Log, running_proxy
 from inference_proxy import cli, usage_store
+from inference_proxy.account import Exchange
 from inference_proxy.config import UsageConfig
 from inference_proxy.usage_store import UsageStore, Used, read_usage
 
@@ -201,3 +202,14 @@ async def test_content_is_logged_only_where_it_is_asked_for(
     assert ("my secret" in line.get("prompt", "")) == wanted
     assert ("secret" in line.get("completion", "")) == wanted
     assert ("secret" in log.text) == wanted
+
+
+def test_what_is_kept_to_be_logged_is_bounded() -> None:
+    exchange = Exchange("id", "POST", "/v1/chat/completions")
+    exchange.keep_content(b"prompt")
+    piece = b"data: " + b"x" * 20_000 + b"\n\n"
+    for number in range(500):
+        exchange.keep(piece + b"%d" % number)
+    kept = b"".join(exchange.tail)
+    assert kept.endswith(b"499")
+    assert 32 * 1024 <= len(kept) < 32 * 1024 + len(piece) + 3

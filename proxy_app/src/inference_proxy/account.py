@@ -31,7 +31,6 @@ _TAIL_CHUNKS = 4
 _TAIL_BYTES = 8192
 # Of a prompt and of a completion, each, where they are logged at all.
 _CONTENT_BYTES = 32 * 1024
-_CONTENT_CHUNKS = 4096
 # Requests that are accounted for in one go, and how long the first of them waits for the others.
 _TOGETHER = 16
 _LINGER_S = 0.05
@@ -75,6 +74,7 @@ class Exchange(msgspec.Struct, eq=False):
     part: bytes = b""
     found: bytes = b""
     prompt: bytes | None = None
+    kept: int = 0  # bytes in `tail`, counted where they are to be logged
     trace: Trace | None = None
 
     def keep(self, chunk: bytes) -> None:
@@ -85,10 +85,20 @@ class Exchange(msgspec.Struct, eq=False):
             last = max(chunk.rfind(b"\n\n", 0, -2), chunk.rfind(b"\r\n\r\n", 0, -4))
             chunk = chunk[max(0, min(len(chunk) - most, last)) :]
         self.tail.append(chunk)
+        if self.prompt is not None:
+            self._forget(len(chunk))
 
     def keep_part(self, part: bytes) -> None:
-        """Remember of an answer that is no stream its end, and its usage wherever that stands: before the
-        results of a ranking, and before the log probabilities of a prompt, which can be megabytes."""
+        """Remember of an answer that is no stream its end, and its usage wherever that stands."""
+        self.find_usage(part)
+        part = part[-(_TAIL_BYTES if self.prompt is None else _CONTENT_BYTES) :]
+        self.tail.append(part)
+        if self.prompt is not None:
+            self._forget(len(part))
+
+    def find_usage(self, part: bytes) -> None:
+        """In an answer, or in an event of one, that comes in parts: usage may stand before the results of a
+        ranking, the log probabilities of a prompt or what a client wrote, which can be megabytes."""
         if self.part or len(part) > _TAIL_BYTES:
             seen = self.part + part
             # Only in the other dialects can an answer have objects that a client or a model wrote, and they
@@ -101,12 +111,17 @@ class Exchange(msgspec.Struct, eq=False):
         else:
             # Most are not longer than that, and need not be looked at before their end.
             self.part = part
-        self.tail.append(part[-(_TAIL_BYTES if self.prompt is None else _CONTENT_BYTES) :])
+
+    def _forget(self, added: int) -> None:
+        """What of the tail is more than will be logged."""
+        self.kept += added
+        while self.kept - len(self.tail[0]) >= _CONTENT_BYTES:
+            self.kept -= len(self.tail.popleft())
 
     def keep_content(self, prompt: bytes) -> None:
         """Have prompt and completion logged, the latter from its end backwards if it is long."""
         self.prompt = prompt[:_CONTENT_BYTES]
-        self.tail = deque(maxlen=_CONTENT_CHUNKS)
+        self.tail = deque()
 
     def headers(self) -> list[Header]:
         """What each answer says besides its own: the request's id, by the names that clients look for."""
@@ -119,7 +134,11 @@ class Exchange(msgspec.Struct, eq=False):
     def usage(self) -> tuple[int | None, int | None]:
         """Tokens of prompt and completion as the engine counted them, once its answer is complete."""
         if self.told == (None, None):
-            self.told = usage(self.found or b"".join(self.tail))
+            end = b"".join(self.tail)
+            # A stream's last event has it, and an earlier one may say that there is none yet.
+            for text in (end, self.found) if self.stream else (self.found, end):
+                if self.told == (None, None):
+                    self.told = usage(text)
         return self.told
 
 

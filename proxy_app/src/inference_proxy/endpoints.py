@@ -46,7 +46,7 @@ class Endpoint:
 
 
 _GENERATION, _POOLING, _UTILITY = EndpointClass.GENERATION, EndpointClass.POOLING, EndpointClass.UTILITY
-_CHAT_PROMPT = ("messages", "system", "tools")
+_CHAT_PROMPT = ("messages", "system", "tools", "documents", "chat_template", "chat_template_kwargs")
 _RERANK = Endpoint("/rerank", _POOLING, prompt=("query", "documents"), pairs=(("query", "documents"),))
 _SCORE = Endpoint(
     "/score",
@@ -67,7 +67,7 @@ TABLE = (
         "/responses",
         _GENERATION,
         Dialect.RESPONSES,
-        prompt=("input", "instructions", "tools"),
+        prompt=("input", "previous_input_messages", "instructions", "tools"),
         cap=("max_output_tokens",),
         refused=("background", "previous_response_id"),
     ),

@@ -14,10 +14,11 @@ from .usage_event import ask
 from .validate import Asked
 
 # By these an engine takes orders from whoever schedules it. A client that wrote them could overtake others,
-# share their cached prompts, or have another request's state handed over.
+# share their cached prompts, have another request's state handed over, or be counted for less than it gets:
+# by an interval an event holds many tokens, and with its messages the answer repeats objects of the client's.
 _PROXYS_OWN = frozenset(
     {"priority", "cache_salt", "request_id", "session_id", "kv_transfer_params", "ec_transfer_params",
-     "vllm_xargs"}
+     "vllm_xargs", "stream_interval", "enable_response_messages"}
 )  # fmt: skip
 # What a client may say in headers. All else stays here: its key, its cookies, and the headers by which vLLM
 # takes orders (priority, rank, load metrics).
@@ -65,7 +66,7 @@ def prepare(
     headers["content-type"] = "application/json"
     max_tokens = _max_tokens(asked, model)
     changes = _changes(asked, model, max_tokens)
-    for_usage = ask(asked, changes)
+    for_usage, hides_usage = ask(asked, changes)
     changes |= for_usage
     kind = asked.endpoint.kind
     if config.isolate_prefix_cache and kind in (GENERATION, POOLING):
@@ -79,9 +80,7 @@ def prepare(
         notices = ((b"x-max-tokens", str(max_tokens).encode()),)
     if max_tokens is not None:
         max_tokens = min(max_tokens, context_tokens)
-    return Job(
-        asked, model.name, max_tokens, context_tokens, body, headers, notices, hides_usage=bool(for_usage)
-    )
+    return Job(asked, model.name, max_tokens, context_tokens, body, headers, notices, hides_usage=hides_usage)
 
 
 def _max_tokens(asked: Asked, model: ModelConfig) -> int | None:

@@ -11,7 +11,7 @@ import msgspec
 from starlette.types import Send
 
 from .account import Exchange
-from .engine_answer import Answer, EngineLost, frame
+from .engine_answer import Answer, EngineLost, Take, frame
 from .errors import ApiError, Header, send_json
 from .guard import Guard
 from .server_protocol import Client
@@ -20,6 +20,8 @@ from .usage_event import MARK, split
 
 # An event that is longer than this is passed on in pieces rather than kept.
 _EVENT_LIMIT = 256 * 1024
+# The line that names an event, with which it begins, is not longer.
+_EVENT_NAME_BYTES = 64
 _ERROR_BODY_LIMIT = 64 * 1024
 # How long a client that was cut off may take to accept the reason.
 _FAREWELL_S = 5.0
@@ -51,7 +53,9 @@ class Relay:
         "_guard",
         "_held",
         "_hides_usage",
+        "_in_pieces",
         "_now",
+        "_opened",
         "_rest",
         "_send",
         "is_events",
@@ -73,6 +77,8 @@ class Relay:
         self._client = client
         self._hides_usage = hides_usage
         self._held = b""
+        self._in_pieces = False  # an event that is too long to be kept is on its way
+        self._opened = b""  # the beginning of the last such event
         self._rest: bytes | None = None
         self._now = guard.now
         self.started = False
@@ -118,7 +124,7 @@ class Relay:
                 return
         take = self._take if self.is_events and self._client is not None else None
         if self.started and not chunk:
-            chunk = await self._answer.read(take)
+            chunk = await self._next(take)
         while chunk:
             if self.is_events:
                 chunk = self._whole_events(chunk)
@@ -126,7 +132,7 @@ class Relay:
                     raise EngineLost(_STOPPING)
                 if self._hides_usage and MARK in chunk:
                     chunk, hidden = split(chunk)
-                    exchange.tail.append(hidden)
+                    exchange.keep(hidden)
             if self.is_events:
                 if chunk:
                     exchange.keep(chunk)
@@ -143,7 +149,7 @@ class Relay:
             elif chunk:
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
             guard.reading_since = guard.now()
-            chunk = await self._answer.read(take)
+            chunk = await self._next(take)
         else:
             if not self._is_complete():
                 raise EngineLost("its stream ended before its last event")
@@ -170,6 +176,15 @@ class Relay:
         elif client is None or not client.end(rest):
             await self._send({"type": "http.response.body", "body": rest})
 
+    async def _next(self, take: Take | None) -> bytes:
+        """The next chunk; empty at the end. After its last event a stream has nothing to lose."""
+        try:
+            return await self._answer.read(take)
+        except EngineLost:
+            if self.is_events and self._is_complete():
+                return b""
+            raise
+
     def _at_once(self, body: bytes) -> bool:
         """The short way of an answer that is all there. False: it has to take the other."""
         if self._client is None or not self._client.may_start:
@@ -186,7 +201,9 @@ class Relay:
         `run` waits for the next one. Whatever is out of the ordinary is left for `run`. `framed` is the same
         as it stands on the wire."""
         exchange, client = self._exchange, self._client
-        if client is None or self._held or not self._is_plain(chunk) or not client.write(framed):
+        if client is None or self._held or self._in_pieces or not self._is_plain(chunk):
+            return False
+        if not client.write(framed):
             return False
         exchange.keep(chunk)
         exchange.bytes_out += len(chunk)
@@ -252,10 +269,12 @@ class Relay:
 
     def _is_complete(self) -> bool:
         """Whether a stream has come to an end that the engine meant; any other answer says how long it is."""
-        return not self.is_events or self._exchange.dialect.is_complete(self._end())
+        if not self.is_events:
+            return True
+        return not self._in_pieces and self._exchange.dialect.is_complete(self._end())
 
     def _end(self) -> bytes:
-        return b"".join((*self._exchange.tail, self._held))
+        return b"".join((self._opened, *self._exchange.tail, self._held))
 
     def _is_cut(self, body: bytes, *, is_whole: bool = True) -> bool:
         """Whether JSON ends in its middle, although it is as long as it said. Few are parsed: those whose
@@ -292,11 +311,21 @@ class Relay:
         middle of another, where no client could read it. Engines write event by event: this is rare."""
         data = self._held + chunk if self._held else chunk
         self._held = b""
-        if data.endswith(b"\n\n"):
+        if data.endswith(b"\n\n") and not self._in_pieces:
             return data
         cut = end_of_events(data)
-        if len(data) - cut > _EVENT_LIMIT:
-            return data
+        if self._in_pieces and not cut:
+            # The end of a line may be half of the event's end.
+            cut = len(data.rstrip(b"\r\n"))
+            self._exchange.find_usage(data[:cut])
+        elif len(data) - cut > _EVENT_LIMIT:
+            self._in_pieces = True
+            self._opened = data[cut : cut + _EVENT_NAME_BYTES]
+            cut = len(data)
+            self._exchange.find_usage(data)
+        elif self._in_pieces:
+            self._in_pieces = False
+            self._exchange.find_usage(data[:cut])
         self._held = data[cut:]
         return data[:cut]
 

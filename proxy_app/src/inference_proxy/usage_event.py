@@ -10,32 +10,50 @@ from typing import Any
 import msgspec
 
 from .sse import documents, split_events
-from .validate import Asked
+from .validate import Asked, flag_of, wrong
 
 MARK = b'"usage":'
 """No chunk without it has such an event. A model cannot write it: in a JSON string quotes are escaped."""
 
 _PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
-_OPTIONS = "stream_options"
+_OPTIONS, _FLAG = "stream_options", "include_usage"
 
 
-def ask(asked: Asked, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Further changes of the body, besides `changes`; none if usage is told anyway, or in no stream."""
+# Two flags fill a tenth of it.
+_MOST_BYTES = 1024
+
+
+def ask(asked: Asked, changes: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Further changes of the body, besides `changes`, and whether the client did not ask for usage itself.
+    No changes where usage is told anyway, or in no stream. Raises ApiError 400 for what engines might read in
+    another way, so that usage would be missed."""
     if not asked.stream or asked.endpoint.upstream_path not in _PATHS:
-        return {}
+        return {}, False
+    options = _options(asked, changes)
+    if options is None or (wanted := options.get(_FLAG)) is True:
+        return {}, False
+    asks = False if wanted is None else flag_of(wanted)
+    if asks is None:
+        raise wrong(f"{_OPTIONS}.{_FLAG}", "invalid_type", f"'{_OPTIONS}.{_FLAG}' must be true or false.")
+    if not asks:
+        options = {name: value for name, value in options.items() if name != "continuous_usage_stats"}
+    return {_OPTIONS: options | {_FLAG: True}}, not asks
+
+
+def _options(asked: Asked, changes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """None for what is no object, which the engine refuses."""
     raw = asked.fields.get(_OPTIONS)
+    if raw is None:
+        return changes.get(_OPTIONS) or {}
+    if len(memoryview(raw)) > _MOST_BYTES:
+        raise wrong(_OPTIONS, "invalid_value", f"'{_OPTIONS}' is longer than {_MOST_BYTES} bytes.")
     try:
-        options = changes.get(_OPTIONS) if raw is None else msgspec.json.decode(raw)
+        options = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        # As what is not an object: for the engine to refuse.
-        return {}
+        return None
     if options is None:
-        return {_OPTIONS: {"include_usage": True}}
-    if not isinstance(options, dict) or options.get("include_usage"):
-        # What is not an object is for the engine to refuse.
         return {}
-    without = {name: value for name, value in options.items() if name != "continuous_usage_stats"}
-    return {_OPTIONS: without | {"include_usage": True}}
+    return options if isinstance(options, dict) else None
 
 
 def split(chunk: bytes) -> tuple[bytes, bytes]:
