@@ -2,12 +2,13 @@
 
 import asyncio
 import itertools
+import tracemalloc
 from typing import Any
 
 import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from inference_proxy.server_protocol import Protocol
@@ -67,6 +68,14 @@ def requests(draw: st.DrawFn) -> tuple[bytes, Seen]:
     return head + b"content-length: %d\r\n\r\n" % len(body) + body, (method, path, body)
 
 
+def a_protocol(app: ASGIApp, state: ServerState) -> tuple[Protocol, Wire]:
+    config: Any = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_config=None)
+    config.load()
+    protocol, wire = Protocol(config, state, {}), Wire()
+    protocol.connection_made(wire)
+    return protocol, wire
+
+
 async def serve(packets: list[bytes]) -> tuple[list[Seen], bytes]:
     seen: list[Seen] = []
 
@@ -80,11 +89,8 @@ async def serve(packets: list[bytes]) -> tuple[list[Seen], bytes]:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
-    config: Any = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_config=None)
-    config.load()
     state = ServerState()
-    protocol, wire = Protocol(config, state, {}), Wire()
-    protocol.connection_made(wire)
+    protocol, wire = a_protocol(app, state)
     for packet in packets:
         protocol.data_received(packet)
         await asyncio.sleep(0)
@@ -102,3 +108,34 @@ def test_one_request_gets_one_answer(asked: list[tuple[bytes, Seen]], cuts: list
     seen, answers = asyncio.run(serve(packets))
     assert seen == [meant for _, meant in asked]
     assert answers.count(b"HTTP/1.1 200 OK\r\n") == answers.count(b"HTTP/1.1 ") == len(asked)
+
+
+def test_what_follows_a_request_and_is_no_request_is_dropped() -> None:
+    """A head without end, while the request before it runs: it is not kept, and the connection ends."""
+
+    async def feed() -> bytes:
+        answered = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await answered.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+
+        state = ServerState()
+        protocol, wire = a_protocol(app, state)
+        protocol.data_received(b"GET /1 HTTP/1.1\r\nhost: x\r\n\r\n")
+        protocol.data_received(b"GET /2 HTTP/1.1\r\n")
+        for _ in range(20):
+            protocol.data_received(b"a: b\r\n" * 10_000)
+        tracemalloc.start()
+        for _ in range(20):
+            protocol.data_received(b"a: b\r\n" * 10_000)
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+        tracemalloc.stop()
+        answered.set()
+        while state.tasks:
+            await asyncio.gather(*state.tasks)
+        assert wire.closed
+        return wire.written
+
+    assert asyncio.run(feed()).count(b"HTTP/1.1 ") == 1

@@ -222,8 +222,11 @@ class Protocol(HttpToolsProtocol):
     idle_since: float | None = None
     _head_size: int | None = None  # None between heads
     _upgrading = False
+    _deaf = False  # what comes is dropped: reading goes on only to see the client leave
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -265,6 +268,7 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             cycle.keep_alive = False
+            self._deaf = True
             return
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started or self.pipeline:
