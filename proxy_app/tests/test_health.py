@@ -589,3 +589,42 @@ async def test_an_engine_without_gauges_is_used_like_any_other(
                 assert response.status == 200
     assert engine.calls
     assert other.calls
+
+
+async def test_a_model_that_an_engine_lacks_is_asked_for_elsewhere(
+    files: Files, engine: Engine, other: Engine
+) -> None:
+    """An adapter that it did not load: as its refusals are quick, it would look idle and get the rest."""
+
+    async def lacks(call: Call) -> None:
+        await call.answer(404, {"error": {"message": "The model does not exist.", "code": "x"}})
+
+    engine.script = lacks
+    files.configure(engine, other)
+    engine.cards = []
+    async with running_proxy(files) as proxy:
+        models = [{"id": "big"}]
+        while not engine.calls:
+            async with proxy.post() as response:
+                await response.read()
+        for _ in range(30):
+            async with proxy.post() as response:
+                assert response.status == 200
+        assert len(engine.calls) == 1
+        # It is back as soon as it lists the model.
+        engine.cards, engine.script = models, complete
+        async with asyncio.timeout(WAIT_S):
+            while len(engine.calls) == 1:
+                async with proxy.post() as response:
+                    assert response.status == 200
+
+
+async def test_an_engine_that_refuses_the_proxy_is_probed(pair: Proxy, engine: Engine, other: Engine) -> None:
+    async def refuse(call: Call) -> None:
+        await call.answer(401, {"error": "Unauthorized"})
+
+    engine.script = engine.prober = refuse
+    async with asyncio.timeout(WAIT_S):
+        while "ejected" not in states(await pair.ready()):
+            async with pair.post() as response:
+                assert response.status in (200, 401)

@@ -381,3 +381,17 @@ async def test_requests_of_other_workers_take_places_too() -> None:
     desk.queues.wake()
     await task
     place.leave()
+
+
+def test_no_engine_can_make_a_class_wait_by_what_it_tells() -> None:
+    """Usage in an answer may be wrong by any factor: what counts is bounded by what a model can do."""
+    fleet = a_fleet({})
+    line: Line[str] = Line()
+    join(line, "default", "default", 100)
+    place = Place(fleet, fleet.engines[0], 100, (line, line.take()))
+    place.leave()
+    place.settle(10**12, 1000)
+    for _ in range(20):
+        join(line, "batch", "batch", 100)
+    join(line, "default", "default", 100)
+    assert "default" in [line.take() for _ in range(5)]

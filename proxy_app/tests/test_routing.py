@@ -42,6 +42,18 @@ def test_affinity_holds_within_its_bound_only(entries: list[tuple[float, int]], 
     assert after <= bound * (1 + 1e-9) or after == least
 
 
+@given(st.integers(2, 6), keys, st.integers(10**6, 2**40))
+def test_one_huge_request_does_not_lift_the_bound(count: int, key: int, huge: int) -> None:
+    """It keeps one engine out; the key's requests are spread over all others as they would be without it."""
+    fleet = fleet_of([(1.0, huge)] + [(1.0, 0)] * count)
+    others = fleet[1:]
+    for _ in range(400):
+        route.choose(fleet, 3000, key, ROUTING).tokens += 3000
+    loads = [engine.tokens for engine in others]
+    assert sum(loads) == 400 * 3000
+    assert max(loads) <= 3 * sum(loads) / count
+
+
 @given(engines, st.integers(1, 50_000))
 def test_without_a_key_the_least_loaded_is_chosen(entries: list[tuple[float, int]], cost: int) -> None:
     fleet = fleet_of(entries)

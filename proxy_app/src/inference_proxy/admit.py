@@ -58,7 +58,8 @@ class Admission:
             self._place.leave()
         self._settle(error)
         with self._faults:
-            self._place.settle(sum(self._exchange.used))
+            most = self._job.context_tokens * self._job.asked.choices
+            self._place.settle(sum(self._exchange.used), most)
 
     def _settle(self, error: BaseException | None) -> None:
         with self._faults:

@@ -73,9 +73,12 @@ class Engine:
         self.progress = Progress(now)
         self.breaker = Breaker()
         self.cards: dict[str, dict[str, Any]] = {}
+        self.lacking: dict[
+            str, float
+        ] = {}  # models that it has not in spite of its configuration, until when
 
     def configure(self, config: EngineConfig, max_in_flight: int) -> None:
-        self.models = frozenset(config.models)
+        self.models = self.offered = frozenset(config.models)
         self.weight = config.weight
         self.pool = config.pool
         self.probe = config.probe
@@ -111,6 +114,13 @@ class Engine:
         if gauges is not None:
             self.others = max(0, gauges.running + gauges.waiting - self.in_flight)
             self.progress.see(gauges, now)
+
+    def offer(self, now: float) -> None:
+        """Work out which of its models requests may be sent for."""
+        self.lacking = {
+            model: until for model, until in self.lacking.items() if now < until and model not in self.cards
+        }
+        self.offered = self.models - self.lacking.keys()
 
     def view(self) -> EngineView:
         gauges = self.gauges
@@ -179,6 +189,8 @@ class Fleet:
         if cards != engine.cards:
             engine.cards = cards
             self._note_contexts()
+        if engine.lacking:
+            engine.offer(self.now())
 
     def _note_contexts(self) -> None:
         found: dict[str, int] = {}
@@ -208,7 +220,7 @@ class Fleet:
         engines = [
             engine
             for engine in self.engines
-            if model in engine.models
+            if model in engine.offered
             and engine.reachable
             and not engine.drained
             and engine.breaker.phase is CLOSED
@@ -237,6 +249,16 @@ class Fleet:
         """Something went wrong that may be the request's fault: have it probed, and no longer look idle."""
         engine.suspected = True
         self.failing.add(engine)
+
+    def may_lack(self, engine: Engine, model: str) -> None:
+        """It answered 404. If it does not list the model either, others are asked for that, until it does or
+        for a while; and it is probed, for it may have none of its models."""
+        if model in engine.cards:
+            return
+        self.suspect(engine)
+        if any(other is not engine and other.serves and model in other.offered for other in self.engines):
+            engine.lacking[model] = self.now() + self.health.probe_after_s
+            engine.offer(self.now())
 
     def _make_up(self, engine: Engine, key: str | None) -> None:
         engine.breaker.succeeded()
@@ -307,6 +329,8 @@ class Fleet:
             log.info("engine %s at %s is taken back", engine.id, engine.url)
         engine.breaker.reset()
         engine.suspected = False
+        engine.lacking.clear()
+        engine.offer(self.now())
         engine.progress = Progress(self.now())
         self.failing.discard(engine)
         self.freed()

@@ -41,6 +41,10 @@ _MOST_BREAKS = 2
 _CLOCKS = frozenset({Reason.FIRST_BYTE, Reason.BETWEEN_CHUNKS, Reason.TOTAL})
 
 
+# Callers' keys do not reach an engine: by these it refuses the proxy, and with it whoever asks.
+_REFUSES_US = frozenset({401, 403})
+
+
 class _EngineHung(EngineLost):
     """It was given up before it answered."""
 
@@ -258,6 +262,10 @@ class _Request:
             elif answer.status >= 500:
                 # vLLM answers so to some mistakes of clients, too: a probe tells.
                 fleet.suspect(engine)
+            elif answer.status in _REFUSES_US:
+                fleet.suspect(engine)
+            elif answer.status == 404:
+                fleet.may_lack(engine, job.model)
             if not relay.started:
                 exchange.first_byte = time.perf_counter()
             if answer.status < 300:

@@ -60,11 +60,12 @@ class Place:
         self.leave()
         self._take(engine)
 
-    def settle(self, used: int) -> None:
-        """At the request's end: its class in the line has had as many tokens as were really used."""
+    def settle(self, used: int, most: int) -> None:
+        """At the request's end: its class in the line has had as many tokens as were really used. More than
+        `most`, which is all that the model could do for it, is an error of the engine's."""
         if self._turn is not None:
             line, priority = self._turn
-            line.settle(priority, used - self._cost)
+            line.settle(priority, min(used, max(most, self._cost)) - self._cost)
 
 
 class _Request(msgspec.Struct, frozen=True, eq=False):
@@ -224,7 +225,7 @@ class Queues:
         except asyncio.CancelledError:
             if waiter.place is not None:
                 waiter.place.leave()
-                waiter.place.settle(0)
+                waiter.place.settle(0, 0)
             raise
         finally:
             lane.line.leave(waiter, priority)

@@ -10,6 +10,9 @@ from .fleet import Engine
 from .numbers import MOST_TOKENS
 from .outgoing import Job
 
+# How many times the load of the least loaded engine one can have, beyond which it is an exception.
+_UNEQUAL = 4
+
 
 def cost_of(job: Job, routing: Routing) -> int:
     """Tokens, 1 or more, by which the job counts as outstanding: its prompt and what it may generate. A cap
@@ -53,7 +56,7 @@ def choose(
     if failing:
         loads = _without_idle(loads, engines, failing)
     if key is not None:
-        total = sum(loads) - cost * (len(engines) - 1)
+        total = _total(loads, routing) - cost * (len(engines) - 1)
         share = routing.affinity_bound * total / sum([engine.weight for engine in engines])
         most = max(share, routing.affinity_free_tokens)
         near, largest = None, -math.inf
@@ -72,6 +75,13 @@ def choose(
     least = min(scores)
     equals = [engine for engine, score in zip(engines, scores, strict=True) if score == least]
     return equals[int(random.random() * len(equals))]
+
+
+def _total(loads: Sequence[float], routing: Routing) -> float:
+    """All outstanding tokens, of each engine at most a few times what the least loaded has: a single request
+    that counts for very many would put every other engine within the bound, whatever it has to do."""
+    most = _UNEQUAL * max(min(loads), routing.affinity_free_tokens)
+    return sum([min(load, most) for load in loads])
 
 
 def _without_idle(loads: list[float], engines: Sequence[Engine], failing: Set[Engine]) -> list[float]:
