@@ -212,8 +212,10 @@ class Accounts:
         lines = []
         for exchange in ended:
             # Without one of them the others are accounted for as ever.
-            with self._faults:
+            try:
                 lines.append(self._account_for(exchange, epoch))
+            except Exception:
+                self._faults.note_damage()
         write_lines(lines)
 
     def _account_for(self, exchange: Exchange, epoch: float) -> bytes:

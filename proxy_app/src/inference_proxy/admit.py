@@ -53,18 +53,26 @@ class Admission:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        place, job, exchange = self._place, self._job, self._exchange
         # Each of them, whatever the others do.
-        with self._faults:
-            self._place.leave()
+        try:
+            place.leave()
+        except Exception:
+            self._faults.note_damage()
         self._settle(error)
-        with self._faults:
-            most = self._job.context_tokens * self._job.asked.choices
-            self._place.settle(sum(self._exchange.used), most)
+        try:
+            place.settle(sum(exchange.used), job.context_tokens * job.asked.choices)
+        except Exception:
+            self._faults.note_damage()
 
     def _settle(self, error: BaseException | None) -> None:
-        with self._faults:
+        try:
             # Not for its caller's limits alone: what they count is what the usage by day has.
             self._exchange.used = used_tokens(self._job, self._exchange, error)
+        except Exception:
+            self._faults.note_damage()
         if self._hold is not None:
-            with self._faults:
+            try:
                 self._hold.settle(self._exchange, error)
+            except Exception:
+                self._faults.note_damage()

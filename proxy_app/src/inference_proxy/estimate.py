@@ -74,6 +74,8 @@ def _begins(raw: msgspec.Raw) -> bytes:
 
 def _may_hold_media(body: bytes) -> bool:
     end = len(body) - _SAMPLE_BYTES
+    if end <= _STRIDE_BYTES:
+        return False
     if all(body.find(b" ", at, at + _SAMPLE_BYTES) >= 0 for at in range(_STRIDE_BYTES, end, _STRIDE_BYTES)):
         return False
     return _parts(body) <= _MOST_PARTS

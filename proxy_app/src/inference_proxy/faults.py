@@ -1,14 +1,13 @@
 """What must not happen did: said loudly, and kept from requests that have nothing to do with it."""
 
 import logging
-from types import TracebackType
+import sys
 
 log = logging.getLogger(__name__)
 
 
 class Faults:
-    """Errors in what requests share: lines, limits, accounts. One for each worker. As `with faults:` around a
-    step that no request may fail by: an exception there ends the step and nothing else.
+    """Errors in what requests share: lines, limits, accounts. One for each worker.
 
     The worker goes on as well as it can, but its counts may be wrong from then on: `reason` makes it unready
     until it is restarted. It ends itself once it has no request (server.py).
@@ -29,13 +28,6 @@ class Faults:
             exc_info=True,
         )
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self.note(f"the worker's books are damaged: {type(error).__name__}")
-        return True
+    def note_damage(self) -> None:
+        """note() for a step of the worker's books, which no request may fail by."""
+        self.note(f"the worker's books are damaged: {type(sys.exception()).__name__}")

@@ -97,8 +97,10 @@ class Guards:
         while self._turned < slot:
             self._turned += 1
             for guard in self._slots.pop(self._turned, ()):
-                with self._faults:
+                try:
                     guard.look()
+                except Exception:
+                    self._faults.note_damage()
         self._turning = bool(self._slots)
         if self._turning:
             self._turn_at(slot + 1, loop)

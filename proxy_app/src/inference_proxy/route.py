@@ -10,7 +10,7 @@ from .fleet import Engine
 from .numbers import MOST_TOKENS
 from .outgoing import Job
 
-# How many times the load of the least loaded engine one can have, beyond which it is an exception.
+# Times the load of the engine in the middle, beyond which one is an exception.
 _UNEQUAL = 4
 
 
@@ -56,8 +56,7 @@ def choose(
     if failing:
         loads = _without_idle(loads, engines, failing)
     if key is not None:
-        total = _total(loads, routing) - cost * (len(engines) - 1)
-        share = routing.affinity_bound * total / sum([engine.weight for engine in engines])
+        share = routing.affinity_bound * _fair_share(loads, engines, cost, routing)
         most = max(share, routing.affinity_free_tokens)
         near, largest = None, -math.inf
         for engine, load in zip(engines, loads, strict=True):
@@ -77,11 +76,16 @@ def choose(
     return equals[int(random.random() * len(equals))]
 
 
-def _total(loads: Sequence[float], routing: Routing) -> float:
-    """All outstanding tokens, of each engine at most a few times what the least loaded has: a single request
-    that counts for very many would put every other engine within the bound, whatever it has to do."""
-    most = _UNEQUAL * max(min(loads), routing.affinity_free_tokens)
-    return sum([min(load, most) for load in loads])
+def _fair_share(loads: Sequence[float], engines: Sequence[Engine], cost: int, routing: Routing) -> float:
+    """Outstanding tokens per weight with the new job (each load has its cost), of engines that are no
+    exception: a single request that counts for millions of tokens would lift the bound of all others."""
+    pairs = list(zip(loads, engines, strict=True))
+    if max(loads) > _UNEQUAL * min(loads):
+        middle = sorted([load / engine.weight for load, engine in pairs])[(len(pairs) - 1) // 2]
+        most = _UNEQUAL * max(middle, routing.affinity_free_tokens)
+        pairs = [(load, engine) for load, engine in pairs if load <= most * engine.weight]
+    total = sum([load for load, _ in pairs]) - cost * (len(pairs) - 1)
+    return total / sum([engine.weight for _, engine in pairs])
 
 
 def _without_idle(loads: list[float], engines: Sequence[Engine], failing: Set[Engine]) -> list[float]:

@@ -26,12 +26,13 @@ _BOM = b"\xef\xbb\xbf"
 # Besides JSON's own, engines take these as well, and a form has no others.
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
-_decode = msgspec.json.decode
 
-# All that is built of a JSON body, where it is a string, a number, true, false or null.
+# All that is built of a JSON body.
 _ACTED_ON = frozenset({"model", "stream", "n", "user"}).union(*(row.cap + row.refused for row in TABLE))
 _NESTING = (b"[", b"{")
-# In place of a list or an object, which could hold millions of parts and is wrong wherever it is not refused.
+# Fails at the first byte of a list or an object, which could hold millions of parts.
+_scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
+# What it is then, for it is wrong wherever it is not refused.
 _NESTED = object()
 _Values = Mapping[str, Any]
 
@@ -152,14 +153,17 @@ def _is_form(headers: HeaderFields) -> bool:
 
 
 def _built(fields: Fields) -> dict[str, Any]:
-    values = {}
-    try:
-        for name, raw in fields.items():
-            if name in _ACTED_ON:
-                values[name] = _NESTED if memoryview(raw)[:1] in _NESTING else _decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        # Only what is built is looked at so closely: a string that is not UTF-8, a number beyond all others.
-        raise wrong(name, "invalid_value", f"'{name}' cannot be read: {error}.") from error
+    values: dict[str, Any] = {}
+    for name, raw in fields.items():
+        if name in _ACTED_ON:
+            try:
+                values[name] = _scalar(raw)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                if memoryview(raw)[:1] in _NESTING:
+                    values[name] = _NESTED
+                    continue
+                # Only what is built is looked at so closely: a string that is not UTF-8, a number beyond all.
+                raise wrong(name, "invalid_value", f"'{name}' cannot be read: {error}.") from error
     return values
 
 
