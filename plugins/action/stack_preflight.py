@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import ipaddress
 import json
 import re
 import socket
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -17,7 +19,6 @@ from types import ModuleType
 from typing import Any
 
 import yaml
-from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
 UTILS = Path(__file__).resolve().parents[1] / "plugin_utils"
@@ -40,6 +41,10 @@ schema, rules, contracts = _load("schema"), _load("rules"), _load("contracts")
 TIERS = {"vllm": "vllm", "proxy": "proxy", "nginx": "nginx_certbot"}  # group: role
 ROLES = [*TIERS.values(), "nvidia_drivers"]
 KEY_LENGTH_MIN = 32
+# Random keys of that length have more, whatever they are written in.
+KEY_VARIETY_MIN = 8
+# A name or a text without blanks beyond this length is cut in messages, and so is a message beyond the other one.
+WORD_MAX, SENTENCE_MAX = 200, 4000
 UTC_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(Z|\+00:00)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # What each type of an argument spec is in Python; of the others (str, path, raw) any value has a sensible text.
@@ -140,8 +145,8 @@ class Inventory:
             if name in self._schemas and value is not None:
                 value = schema.fitting(value, self._schemas[name], self._definitions)
             return value
-        except AnsibleError as error:
-            self.unreadable.setdefault(f"{name} of {host}", str(error).strip().splitlines()[0])
+        except Exception as error:
+            self.unreadable.setdefault(f"{name} of {host}", _why_unreadable(name, host, error))
             return None
 
     def engines(self, host: str) -> list[Mapping[str, Any]]:
@@ -150,17 +155,48 @@ class Inventory:
         return [engine for engine in value if isinstance(engine, Mapping)] if isinstance(value, list) else []
 
 
+def _why_unreadable(name: str, host: str, error: Exception) -> str:
+    """Without the error's own words, which repeat values, unless they say no more than a variable's name."""
+    if missing := re.search(r"'(\w+)' is undefined", str(error)):
+        return f"{missing[0]}: set it, or correct the name"
+    return (
+        f"{type(error).__name__}, whose words may hold a secret. To see them: ansible {host} -m ansible.builtin.debug "
+        f"-a var={name}"
+    )
+
+
 def all_problems(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Of all checks. Those of the variables' form come first; the others see only what has the right type."""
-    found = [problem for check in FORM for problem in check(inventory, options)]
+    found: list[str] = []
+    for check in FORM:
+        found += _problems_of(check, inventory, options)
     inventory.fit(*_schemas(options))
     for check in CHECKS:
-        try:
-            found += check(inventory, options)
-        except Exception as error:
-            # The other checks' problems must be told all the same.
-            found.append(f"{check.__name__} could not be made: {type(error).__name__}: {error}")
-    return list(dict.fromkeys(found))
+        found += _problems_of(check, inventory, options)
+    return list(dict.fromkeys(map(printable, found)))
+
+
+def _problems_of(check: Any, inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of one check. The other checks' problems must be told even if it fails."""
+    found: list[str] = []
+    try:
+        found.extend(check(inventory, options))
+    except Exception as error:
+        # Without the error's own words, in which there may be a key.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        found.append(f"{check.__name__} could not be made: {type(error).__name__} in {where}. Please report it.")
+    return found
+
+
+def printable(problem: str) -> str:
+    """A problem as a terminal may have it: in one line, without control characters, and no longer than can be read."""
+    plain = "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in problem
+    )
+    cut = re.sub(rf"\S{{{WORD_MAX},}}", lambda word: word[0][: WORD_MAX // 2] + "…", plain)
+    return cut if len(cut) <= SENTENCE_MAX else cut[:SENTENCE_MAX] + "…"
 
 
 def report(problems: list[str]) -> str:
@@ -294,7 +330,7 @@ def _type_problem(name: str, value: Any, wanted: str) -> str:
         return ""
     if wanted in ("list", "dict"):
         return f"{name} is not {noun}"  # without the value, in which there may be a key
-    problem = f"{name} is {value!r}, but must be {noun}"
+    problem = f"{name} is {schema.shown(name, value)}, but must be {noun}"
     if isinstance(value, str) and re.fullmatch(r"-?[0-9.]+|true|false", value.lower()):
         problem += (
             f"""; on the command line write -e '{{"{name}": {value.lower()}}}', since name=value is always text"""
@@ -386,11 +422,22 @@ def check_keys(inventory: Inventory, _: Any) -> Iterator[str]:
             if problem not in told:
                 told.add(problem)
                 yield problem
-        secret = str(inventory.get(host, "proxy_admin_key") or "")
-        for problem in (f"proxy_admin_key {flaw}" for flaw in (_secret_flaws(secret) if secret else ())):
+        admin = str(inventory.get(host, "proxy_admin_key") or "")
+        for problem in [
+            *(f"proxy_admin_key {flaw}" for flaw in (_secret_flaws(admin) if admin else ())),
+            *_admins_keys(inventory.get(host, "proxy_keys"), admin),
+        ]:
             if problem not in told:
                 told.add(problem)
                 yield problem
+
+
+def _admins_keys(keys: Any, admin: str) -> Iterator[str]:
+    """A client whose key is the operators'."""
+    digest = hashlib.sha256(admin.encode()).hexdigest()
+    for number, key in enumerate(_items(keys)):
+        if admin and isinstance(key, Mapping) and (str(key.get("key")) == admin or key.get("sha256") == digest):
+            yield f"{_key_label(number, key)} is the same as proxy_admin_key, so its client could do what operators can: make another one"
 
 
 def check_models(inventory: Inventory, _: Any) -> Iterator[str]:
@@ -437,31 +484,52 @@ def _key_problems(host: str, keys: Any, served: set[str], classes: Any) -> Itera
         return
     names = set()
     for number, key in enumerate(keys):
-        if not isinstance(key, Mapping) or not key.get("name"):
-            yield f"proxy_keys[{number}] has no name: say who uses the key"
-            continue
-        name = key["name"]
-        if name in names:
-            yield f"key {name!r} stands twice in proxy_keys: give each a name of its own"
+        name = key.get("name")
+        where = _key_label(number, key)
+        if name and name in names:
+            yield f"{where} stands twice in proxy_keys: give each a name of its own"
         names.add(name)
         secret, digest = key.get("key"), key.get("sha256")
         if (secret is None) == (digest is None):
-            yield f"key {name!r}: give either `key` or `sha256`"
+            yield f"{where}: give either `key` or `sha256`"
         elif secret is not None:
-            yield from (f"key {name!r} {flaw}" for flaw in _secret_flaws(str(secret)))
+            swapped = schema.may_be_secret(str(name)) and len(str(secret)) < KEY_LENGTH_MIN
+            hint = " (or are its name and its key swapped?)" if swapped else ""
+            yield from (f"{where} {flaw}{hint}" for flaw in _secret_flaws(str(secret)))
+        for part in ("models", "cidrs"):
+            if key.get(part) == []:
+                yield f"{where}: {part} is empty, which allows all of them: name some, or take the line out"
         for model in _items(key.get("models")):
             if model not in served:
-                yield f"key {name!r} allows model {model!r}, which no engine serves: {_choices(served, str(model))}"
-        yield from (f"key {name!r}: expires {flaw}" for flaw in _moment_flaws(key.get("expires")))
-        for network in _items(key.get("cidrs")):
+                yield f"{where} allows model {_unserved(model, served)}"
+        yield from (f"{where}: expires {flaw}" for flaw in _moment_flaws(key.get("expires")))
+        for network in map(str, _items(key.get("cidrs"))):
             try:
-                ipaddress.ip_network(str(network))
+                ipaddress.ip_network(network)
             except ValueError as error:
-                yield f"key {name!r}: {network!r} in cidrs is not a network ({error}): write one such as 203.0.113.0/24"
-        yield from _limit_problems(f"key {name!r}: limits", key.get("limits"), served)
+                # The error repeats what it is about.
+                known = not schema.may_be_secret(network) or re.fullmatch(r"[0-9A-Fa-f]*[.:][0-9A-Fa-f.:/]*", network)
+                shown, why = (repr(network), f" ({error})") if known else (schema.quoted(network), "")
+                yield f"{where}: {shown} in cidrs is not a network{why}: write one such as 203.0.113.0/24"
+        yield from _limit_problems(f"{where}: limits", key.get("limits"), served)
         priority = key.get("priority") or "default"
         if isinstance(classes, Mapping) and priority not in classes:
-            yield f"key {name!r} has priority {priority!r}, which proxy_priorities lacks: it has {', '.join(classes)}"
+            yield f"{where} has priority {schema.quoted(str(priority))}, which proxy_priorities lacks: it has {', '.join(classes)}"
+
+
+def _key_label(number: int, key: Mapping[str, Any]) -> str:
+    """How messages call a key: by its name, unless that may be a key itself, written into the wrong place."""
+    name = str(key.get("name") or "")
+    if name and not schema.may_be_secret(name):
+        return f"key {name!r}"
+    return f"key proxy_keys[{number}]" + (f" ({schema.quoted(name)})" if name else "")
+
+
+def _unserved(model: Any, served: set[str]) -> str:
+    """What to say of a model in a key that no engine serves. It may be a key itself, unless it resembles a model."""
+    text = str(model)
+    shown = repr(text) if difflib.get_close_matches(text, served, n=1) else schema.quoted(text)
+    return f"{shown}, which no engine serves: {_choices(served, text)}"
 
 
 def _items(value: Any) -> list[Any]:
@@ -471,23 +539,36 @@ def _items(value: Any) -> list[Any]:
 
 def _secret_flaws(secret: str) -> Iterator[str]:
     """What is wrong with a key that clients send; never the key itself."""
-    if len(secret) < KEY_LENGTH_MIN:
-        yield (
-            f"has {len(secret)} characters and can be guessed: use at least {KEY_LENGTH_MIN}, "
-            "from `openssl rand -hex 32`, kept in the vault"
-        )
+    guesses = list(_guesses(secret))
+    yield from guesses
     if secret != secret.strip():
         yield "begins or ends with a blank or a line's end, which no client sends: remove it (in YAML, quote the key)"
     elif not re.fullmatch(r"[!-~]*", secret):
         yield "has blanks, control characters or letters beyond ASCII, which no header can carry: use `openssl rand -hex 32`"
 
 
+def _guesses(secret: str) -> Iterator[str]:
+    """Why a secret can be guessed; one reason is enough."""
+    instead = "`openssl rand -hex 32`, kept in the vault"
+    if len(secret) < KEY_LENGTH_MIN:
+        yield f"has {len(secret)} characters and can be guessed: use at least {KEY_LENGTH_MIN}, from {instead}"
+    elif re.search(r"change.?me", secret, re.IGNORECASE):
+        yield f"is still that of an example: use one from {instead}"
+    elif len(set(secret)) < KEY_VARIETY_MIN:
+        noun = "1 different character" if len(set(secret)) == 1 else f"{len(set(secret))} different characters"
+        yield f"consists of {noun} and can be guessed: use one from {instead}"
+
+
 def _moment_flaws(expires: Any) -> Iterator[str]:
-    if not expires:
+    if expires is None:
         return
     text = str(expires)
+    if not text.strip():
+        yield "is empty, so the key would never expire: write a moment such as 2027-01-31T00:00:00Z, or take the line out"
+        return
     if not UTC_MOMENT.fullmatch(text):
-        yield f"is {text!r}, not a moment in UTC: write it as 2027-01-31T00:00:00Z"
+        shown = schema.shown("proxy_keys[].expires", expires)
+        yield f"is {shown}, not a moment in UTC: write it as 2027-01-31T00:00:00Z"
         return
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
@@ -503,7 +584,7 @@ def _limit_problems(where: str, limits: Any, served: set[str]) -> Iterator[str]:
     of_models = limits.get("models") if isinstance(limits, Mapping) else None
     for model in of_models if isinstance(of_models, Mapping) else ():
         if model not in served:
-            yield f"{where} names model {model!r}, which no engine serves: {_choices(served, str(model))}"
+            yield f"{where} names model {_unserved(model, served)}"
 
 
 def check_limits(inventory: Inventory, _: Any) -> Iterator[str]:
@@ -547,11 +628,8 @@ def _store_problems(inventory: Inventory, host: str, hosts: list[str], served: s
         yield "proxy_store_host and proxy_store_url: give one of them, the host on which the role runs a store or the address of one"
     if store_host and store_host not in hosts:
         yield f"proxy_store_host is {store_host!r}, which is not in the group proxy: name one of {', '.join(hosts)}"
-    if store_host and len(str(password or "")) < KEY_LENGTH_MIN:
-        yield (
-            f"proxy_store_password has {len(str(password or ''))} characters and can be guessed: use at least {KEY_LENGTH_MIN}, "
-            "from `openssl rand -hex 32`, kept in the vault"
-        )
+    if store_host:
+        yield from (f"proxy_store_password {flaw}" for flaw in _guesses(str(password or "")))
     if url and not re.fullmatch(r"rediss?://[^/@?#\s]+(/\d*)?", str(url)):
         yield "proxy_store_url: write redis://host:port/database, or rediss:// for TLS; proxy_store_username and proxy_store_password have the credentials"
 

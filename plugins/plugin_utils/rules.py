@@ -14,11 +14,32 @@ _HOST_NAME = {
     "pattern": r"^(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$",
     "x-words": "be a host name, such as llm.example.com",
 }
-_URL = {"pattern": r"^(|https?://[^\s/]+\S*)$", "x-words": "be an address that begins with http:// or https://"}
+_URL = {
+    "pattern": r"^(|https?://[^\s/]+\S*)$",
+    "x-words": "be an address that begins with http:// or https://",
+    "x-address": True,
+}
 _EMAIL = {"pattern": r"^(|[^@\s]+@[^@\s.]+(\.[^@\s.]+)+)$", "x-words": "be an e-mail address, such as ops@example.com"}
 _MODEL = {
     "pattern": r"^(/\S+|s3://[a-z0-9][a-z0-9.-]+(/\S*)?|[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)$",
     "x-words": "be a directory (/srv/models/x), a hub id (Qwen/Qwen3-8B) or s3://bucket/prefix",
+}
+# The role makes it the engines' own. Engines do not see home directories and those of temporary files.
+_MODELS_DIRECTORY = {
+    "pattern": r"^(?!/(bin|boot|dev|etc|home|lib\w*|proc|root|run|sbin|sys|tmp|usr|opt/vllm|var/tmp)(/|$))"
+    r"(?!/(opt|srv|mnt|media|var|var/\w+|var/lib/vllm)/?$)(?!.*/\.{1,2}(/|$))(/[^/\x00-\x20\x7f]+)+/?$",
+    "x-words": "be a directory of its own, such as /var/lib/vllm/models or /data/models, and none of the system's",
+}
+_FILE = {"pattern": r"^(|/[^\x00-\x1f\x7f]*[^/\x00-\x1f\x7f])$", "x-words": "be the whole path of a file"}
+# Its values may be secrets. As systemd's EnvironmentFile can hold them.
+_ENVIRONMENT = {
+    "propertyNames": {"pattern": "[A-Za-z_][A-Za-z0-9_]*", "x-words": "have letters, digits and _ only"},
+    "additionalProperties": {
+        "type": "text",
+        "pattern": r"^[^\x00\n\r]*$",
+        "x-words": "be a single line",
+        "x-hidden": True,
+    },
 }
 
 # Variables that belong to no role.
@@ -31,6 +52,7 @@ STACK: dict[str, dict[str, Any]] = {
 
 # By the variable's path; [] stands for each item of a list.
 RULES: dict[str, dict[str, Any]] = {
+    "nginx_certbot_acme_ca_bundle": _FILE,
     "nginx_certbot_acme_directory": _URL,
     "nginx_certbot_allow_cidrs[]": _NETWORK,
     "nginx_certbot_body_limit_mb": _MEGABYTES,
@@ -42,7 +64,7 @@ RULES: dict[str, dict[str, Any]] = {
     "nginx_certbot_generation_timeout_s": _SECONDS,
     "nginx_certbot_hsts_max_age_s": _COUNT_OR_NONE,
     "nginx_certbot_public_addresses[]": {"format": "address"},
-    "nginx_certbot_real_ip_from[]": _NETWORK,
+    "nginx_certbot_real_ip_from[]": {"format": "believed_network"},
     "nginx_certbot_real_ip_header": {"pattern": r"^[A-Za-z][A-Za-z0-9-]*$", "x-words": "be the name of a header"},
     "nginx_certbot_requests_burst": _COUNT_OR_NONE,
     "nginx_certbot_requests_per_second": _COUNT_OR_NONE,
@@ -57,6 +79,7 @@ RULES: dict[str, dict[str, Any]] = {
     "proxy_body_limit_mb": _MEGABYTES,
     "proxy_drain_timeout_s": _SECONDS,
     "proxy_keep_releases": _COUNT_OR_NONE,
+    "proxy_pip_environment": _ENVIRONMENT,
     "proxy_port": _PORT,
     "proxy_shutdown_s": _SECONDS,
     "proxy_start_timeout_s": _SECONDS,
@@ -65,18 +88,32 @@ RULES: dict[str, dict[str, Any]] = {
     "proxy_store_timeout_s": {"exclusiveMinimum": 0, "maximum": 60},
     "proxy_traces_endpoint": _URL,
     "proxy_traces_sample_ratio": {"minimum": 0, "maximum": 1},
-    "proxy_usage_retention_days": _COUNT,
+    "proxy_usage_retention_days": {"minimum": 1, "maximum": 36_500},
     "proxy_workers": {"minimum": 0, "maximum": 64},
     "vllm_drain_timeout": _SECONDS,
+    "vllm_engines[].environment": _ENVIRONMENT,
+    "vllm_engines[].gpus": {"minItems": 1},
     "vllm_engines[].gpus[]": _COUNT_OR_NONE,
     "vllm_engines[].max_in_flight": _COUNT,
     "vllm_engines[].model": _MODEL,
     "vllm_engines[].port": _PORT,
+    "vllm_engines[].served_model_name": {
+        "pattern": r"^[^\x00-\x1f\x7f]*$",
+        "minLength": 1,
+        "maxLength": 256,
+        "format": "quoted",
+    },
     "vllm_engines[].weight": {"exclusiveMinimum": 0, "maximum": 1000},
+    "vllm_environment": _ENVIRONMENT,
+    "vllm_fetch_environment": _ENVIRONMENT,
     "vllm_install_disk_gb": _COUNT_OR_NONE,
+    "vllm_install_environment": _ENVIRONMENT,
     "vllm_keep_releases": _COUNT_OR_NONE,
+    "vllm_models_dir": _MODELS_DIRECTORY,
     "vllm_shutdown_timeout": _SECONDS,
     "vllm_start_timeout": _SECONDS,
+    # It asks a quiet engine every 15 s.
+    "vllm_watchdog_timeout": {"minimum": 30, "maximum": 604_800},
     "vllm_version": {"pattern": r"^\d+(\.\d+)+\S*$", "x-words": "be a version, such as 0.33.0"},
 }
 

@@ -39,9 +39,13 @@ _SPEC_TYPES = {
 # Values under these names are never shown, nor the names of options that do not look like one: it may be a key
 # that was written where its name should be.
 _SECRET = re.compile(r"(^|_)(key|password|secret|token|sha256)$", re.IGNORECASE)
+# Within it anything may be a key that was written into the wrong place, or a place that was left out.
+_KEYS = "proxy_keys"
 _LONGEST_SHOWN = 60
+# So long are keys. Names seldom are, and of those the beginning is enough to find them.
+_SECRET_LENGTH = 16
 _OPTION = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
-_CREDENTIALS = re.compile(r"//[^/@\s]*@")
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d")
 _WORDS = {
     "^[0-9a-f]{64}$": "be 64 hexadecimal digits in lower case",
     "^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$": "be a prefix without a slash at its ends, such as v1 or openai/v1",
@@ -50,6 +54,32 @@ _WORDS = {
 }
 # A bound that only guards arithmetic helps nobody who reads it.
 _UNBOUNDED = 2**53
+# More than 64 bits have no place in what is rendered from the variables; the proxy refuses them as well.
+_MOST = 2**63 - 1
+
+
+def may_be_secret(text: str) -> bool:
+    """Whether a text that stands among keys may be one of them."""
+    return len(text) >= _SECRET_LENGTH or text.startswith("sk-")
+
+
+def quoted(text: str, among_keys: bool = True) -> str:
+    """A text as messages have it: short, and of what may be a key only the beginning."""
+    if among_keys and may_be_secret(text):
+        return repr(text[: min(4, len(text) // 4)] + "…")
+    return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…")
+
+
+def _among_keys(where: str) -> bool:
+    return where.startswith(_KEYS)
+
+
+def _named(where: str, name: Any) -> str:
+    """A name as a part of a path."""
+    text = str(name)
+    if (_among_keys(where) and may_be_secret(text)) or len(text) > _LONGEST_SHOWN:
+        return quoted(text, _among_keys(where))
+    return text
 
 
 def of_spec(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,16 +115,19 @@ class _Check:
 
     def problems(self, where: str, value: Any, schema: Schema) -> Iterator[str]:
         schema = self._plain(schema)
-        if not schema or (value is None and _may_be_null(schema)):
+        if not schema:
+            return
+        if value is None and _may_be_null(schema):
+            yield f"{where} is empty: give it a value, or take the line out"
             return
         if "anyOf" in schema:
             schema = self._plain(next(one for one in schema["anyOf"] if one.get("type") != "null"))
         kind = schema.get("type")
         if kind is not None and not has_type(value, kind):
-            shown = _kind(value) if kind in ("object", "array") else _shown(where, value)
+            shown = _kind(value) if kind in ("object", "array") else _shown(where, value, schema)
             yield f"{where} is {shown}, but must be {_TYPES[kind][1]}"
         elif "enum" in schema and value not in schema["enum"]:
-            yield f"{where} is {_shown(where, value)}, but must be one of {', '.join(map(str, schema['enum']))}"
+            yield f"{where} is {_shown(where, value, schema)}, but must be one of {', '.join(map(str, schema['enum']))}"
         elif kind == "object":
             yield from self._object(where, value, schema)
         elif kind == "array":
@@ -113,23 +146,26 @@ class _Check:
         for name in schema.get("required", []):
             if value.get(name) is None:
                 yield f"{where} lacks {name}"
+        names = schema.get("propertyNames", {})
         for name, item in value.items():
             if name in known:
-                yield from self.problems(f"{where}.{name}", item, known[name])
+                # What is required and empty is said above.
+                if item is not None or name not in schema.get("required", []):
+                    yield from self.problems(f"{where}.{name}", item, known[name])
             elif others is False:
-                close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-                is_name = _OPTION.fullmatch(str(name)) is not None
-                shown = (
-                    f"the unknown option {name!r}"
-                    if is_name
-                    else "an unknown option, not shown since it may be a secret"
-                )
-                yield f"{where} has {shown}: {hint}"
-            elif not str(name) and schema.get("propertyNames", {}).get("minLength"):
+                yield _unknown_option(where, str(name), known)
+            elif not str(name) and names.get("minLength"):
                 yield f"{where} has an entry without a name: give it one"
+            elif len(str(name)) > names.get("maxLength", len(str(name))):
+                yield f"{where} has an entry whose name has {len(str(name))} characters: use at most {names['maxLength']}"
+            elif any(not _fits(str(name), pattern) for pattern in schema.get("patternProperties", ())):
+                yield f"{where} has an entry whose name has control characters: {_named(where, name)}"
+            elif "x-words" in names and not re.fullmatch(names["pattern"], str(name)):
+                # What follows may be a value, as in A=1.
+                begin = re.match(r"\w{0,15}", str(name))
+                yield f"{where} has a name that begins with {begin[0] if begin else ''!r}, but names must {names['x-words']}"
             else:
-                yield from self.problems(f"{where}.{name}", item, others)
+                yield from self.problems(f"{where}.{_named(where, name)}", item, others)
 
     def _array(self, where: str, value: list[Any], schema: Schema) -> Iterator[str]:
         least = schema.get("minItems", 0)
@@ -138,7 +174,7 @@ class _Check:
         for number, item in enumerate(value):
             name = item.get("name") if isinstance(item, Mapping) else None
             yield from self.problems(
-                f"{where}[{number}]" + (f" ({name})" if name else ""), item, schema.get("items", {})
+                f"{where}[{number}]" + (f" ({_named(where, name)})" if name else ""), item, schema.get("items", {})
             )
 
 
@@ -155,27 +191,43 @@ def _may_be_null(schema: Schema) -> bool:
     return schema.get("type") == "null" or any(one.get("type") == "null" for one in schema.get("anyOf", ()))
 
 
+def _unknown_option(where: str, name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    is_name = _OPTION.fullmatch(name) is not None
+    if is_name and _among_keys(where) and may_be_secret(name):
+        is_name = bool(difflib.get_close_matches(name, known, n=1, cutoff=0.8))
+    shown = f"the unknown option {name!r}" if is_name else "an unknown option, not shown since it may be a secret"
+    return f"{where} has {shown}: {hint}"
+
+
 def _scalar(where: str, value: Any, schema: Schema) -> Iterator[str]:
-    shown = _shown(where, value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield from _number(where, value, schema)
-    elif isinstance(value, str):
-        pattern = schema.get("pattern")
-        if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
-            yield f"{where} has {len(value)} characters, but must have {_range(schema, 'minLength', 'maxLength')}"
-        elif pattern is not None and not re.search(
-            pattern.removesuffix("$") + (r"\Z" if pattern.endswith("$") else ""), value
-        ):
+    shown = _shown(where, value, schema)
+    kind = schema.get("type")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and (wrong := _number(where, value, schema)):
+        yield wrong
+    elif kind in ("text", "string"):
+        # A number or a day without quotes is used as the text that it is.
+        text, pattern = str(value), schema.get("pattern")
+        if not schema.get("minLength", 0) <= len(text) <= schema.get("maxLength", len(text)):
+            yield f"{where} has {len(text)} characters, but must have {_range(schema, 'minLength', 'maxLength')}"
+        elif pattern is not None and not _fits(text, pattern):
             yield f"{where} is {shown}, but must {schema.get('x-words') or _WORDS.get(pattern, f'match {pattern}')}"
     if "format" in schema and (wrong := _FORMATS.get(schema["format"], lambda _: "")(value)):
         yield f"{where} is {shown}: {wrong}"
 
 
-def _number(where: str, value: float, schema: Schema) -> Iterator[str]:
+def _fits(text: str, pattern: str) -> bool:
+    """Whether a pattern is found, whose end is the text's end, not that of its last line."""
+    return re.search(pattern.removesuffix("$") + (r"\Z" if pattern.endswith("$") else ""), text) is not None
+
+
+def _number(where: str, value: float, schema: Schema) -> str:
+    """What is wrong with a number, "" if nothing is."""
     least, above, most = (schema.get(name) for name in ("minimum", "exclusiveMinimum", "maximum"))
     if value != value or value in (float("inf"), float("-inf")):
-        yield f"{where} is {value!r}, but must be a finite number"
-    elif (
+        return f"{where} is {value!r}, but must be a finite number"
+    if (
         (least is not None and value < least)
         or (above is not None and value <= above)
         or (most is not None and value > most)
@@ -185,21 +237,49 @@ def _number(where: str, value: float, schema: Schema) -> Iterator[str]:
             for words, bound in (("at least", least), ("more than", above), ("at most", most))
             if bound is not None and abs(bound) < _UNBOUNDED
         ]
-        yield f"{where} is {value!r}, but must be {' and '.join(bounds)}"
+        return f"{where} is {_shown(where, value, schema)}, but must be {' and '.join(bounds) or f'at most {most}'}"
+    if abs(value) > _MOST:
+        return f"{where} is {_shown(where, value, schema)}, but no number may have more than 64 bits"
+    return ""
 
 
 def _range(schema: Schema, low: str, high: str) -> str:
     return " to ".join(str(schema[name]) for name in (low, high) if name in schema)
 
 
-def _shown(where: str, value: Any) -> str:
+def shown(where: str, value: Any) -> str:
+    """A value as messages have it, unless it may hold a secret."""
+    return _shown(where, value, {})
+
+
+def _shown(where: str, value: Any, schema: Schema) -> str:
     if isinstance(value, (Mapping, list, tuple)):
         return _kind(value)
-    if _SECRET.search(where.rpartition(".")[2]) and value is not None:
+    if value is None:
+        return "empty"
+    if schema.get("x-hidden"):
+        return _kind(value)
+    if _SECRET.search(where.rpartition(".")[2]):
         return "a value of another kind"
-    if isinstance(value, (str, date)):
-        return repr(_CREDENTIALS.sub("//***@", str(value))[:_LONGEST_SHOWN])
-    return "empty" if value is None else repr(value)
+    if isinstance(value, int) and abs(value) > _MOST:
+        return "a number of more than 64 bits"  # Python refuses to write out one of some thousand digits
+    if _among_keys(where) and not isinstance(value, (str, date)) and may_be_secret(str(value)):
+        return f"a number of {len(str(value))} digits"
+    if isinstance(value, date) or (isinstance(value, str) and _MOMENT.match(value)):
+        return quoted(str(value), among_keys=False)
+    if isinstance(value, str):
+        is_address = schema.get("x-address") or "://" in value
+        return quoted(_host_only(value) if is_address else value, _among_keys(where))
+    return repr(value)
+
+
+def _host_only(address: str) -> str:
+    """A URL without credentials, path and query, in which tokens stand."""
+    scheme, slashes, rest = address.rpartition("://")
+    if "@" in rest:
+        return f"{scheme}{slashes}***"
+    host = re.split(r"[/?#\s]", rest, maxsplit=1)[0]
+    return f"{scheme}{slashes}{host}" + ("/…" if len(host) < len(rest) else "")
 
 
 def _kind(value: Any) -> str:
@@ -209,7 +289,8 @@ def _kind(value: Any) -> str:
 
 
 def fitting(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> Any:
-    """The value without the parts of another type than the schema's, for checks that rely on types."""
+    """The value without the parts of another type than the schema's and numbers out of range, for checks that rely
+    on them."""
     while "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     if "anyOf" in schema:
@@ -217,6 +298,8 @@ def fitting(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> An
         return fitting(value, schema, definitions)
     kind = schema.get("type")
     if kind is not None and not has_type(value, kind):
+        return None
+    if kind in ("integer", "number") and _number("", value, schema):
         return None
     if kind == "array":
         items = [fitting(item, schema.get("items", {}), definitions) for item in value]
@@ -248,6 +331,18 @@ def _network(value: Any) -> str:
     return ""
 
 
+def _believed_network(value: Any) -> str:
+    if wrong := _network(value):
+        return wrong
+    if not ipaddress.ip_network(str(value)).prefixlen:
+        return "every client could say what its address is: name the load balancer's networks"
+    return ""
+
+
+def _quoted(value: Any) -> str:
+    return "" if isinstance(value, str) else "a number or a day to YAML: put it in quotes"
+
+
 def _address(value: Any) -> str:
     try:
         ipaddress.ip_address(str(value))
@@ -256,4 +351,10 @@ def _address(value: Any) -> str:
     return ""
 
 
-_FORMATS = {"date": _date, "network": _network, "address": _address}
+_FORMATS = {
+    "address": _address,
+    "believed_network": _believed_network,
+    "date": _date,
+    "network": _network,
+    "quoted": _quoted,
+}

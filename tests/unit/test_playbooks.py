@@ -23,7 +23,11 @@ def inventory(tmp_path: Path) -> Path:
         f"engine{number}": {"stack_address": f"127.0.0.{number}", "vllm_engines": [ENGINE]} for number in (1, 2)
     }
     hosts |= {
-        "api1": {"stack_address": "127.0.0.3", "proxy_keys": [{"name": "a", "key": "k" * 32}], "proxy_workers": 1},
+        "api1": {
+            "stack_address": "127.0.0.3",
+            "proxy_keys": [{"name": "a", "key": "0123456789abcdef" * 2}],
+            "proxy_workers": 1,
+        },
         "web1": {"stack_address": "127.0.0.1", "nginx_certbot_public_addresses": ["127.0.0.1", "::1"]},
     }
     groups = {"vllm": ["engine1", "engine2"], "proxy": ["api1"], "nginx": ["web1"]}

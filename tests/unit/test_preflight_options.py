@@ -14,7 +14,7 @@ from test_stack_preflight import GOOD, OPTIONS, ROOT, problems
 sys.path.insert(0, str(ROOT / "proxy_app" / "src"))
 config = pytest.importorskip("inference_proxy.config")
 
-KEY = {"name": "alice", "key": "k" * 32}
+KEY = {"name": "alice", "key": "0123456789abcdef" * 2}
 ENGINE = GOOD["hostvars"]["engine1"]["vllm_engines"][0]
 
 
@@ -86,9 +86,9 @@ SLIPS: list[tuple[dict[str, Any], str]] = [
     (engine(model="models/../x/y"), "must be a directory"),
     (key(expires="2030-13-01T00:00:00Z"), "which does not exist"),
     (key(expires="2020-01-01T00:00:00Z"), "which has passed"),
-    (key(key="k" * 32 + "\n"), "begins or ends with a blank"),
-    (key(key="k" * 32 + " x"), "no header can carry"),
-    (key(key="ä" * 32), "no header can carry"),
+    (key(key="0123456789abcdef" * 2 + "\n"), "begins or ends with a blank"),
+    (key(key="0123456789abcdef" * 2 + " x"), "no header can carry"),
+    (key(key="0123456789abcdef" * 2 + "ä"), "no header can carry"),
     # What contradicts itself, or another tier.
     ({"proxy_timeouts": {"total_s": {"generation": 7200}}}, "nginx gives up after nginx_certbot_generation_timeout_s"),
     ({"nginx_certbot_short_timeout_s": 30}, "proxy_timeouts.total_s.utility is 45 s"),

@@ -19,7 +19,7 @@ GOOD: dict[str, Any] = {
             "stack_address": "10.0.0.3",
             "vllm_engines": [{"name": "one", "model": "/srv/m", "served_model_name": "m", "port": 8000}],
         },
-        "api1": {"stack_address": "10.0.0.2", "proxy_keys": [{"name": "alice", "key": "k" * 32}]},
+        "api1": {"stack_address": "10.0.0.2", "proxy_keys": [{"name": "alice", "key": "0123456789abcdef" * 2}]},
         "web1": {"stack_address": "127.0.0.1", "stack_domain": "localhost"},
     },
 }
@@ -102,7 +102,7 @@ def test_an_engine_on_the_port_of_an_admin_api(inventory: dict[str, Any]) -> Non
     assert "port 9501 is used by the admin API of proxy worker 2 and engine one" in problems(inventory)[0]
 
 
-@pytest.mark.parametrize("key", ["", "a" * 32])
+@pytest.mark.parametrize("key", ["", "fedcba9876543210" * 2])
 def test_an_admin_key_is_long_or_not_there(inventory: dict[str, Any], key: str) -> None:
     inventory["hostvars"]["api1"]["proxy_admin_key"] = key
     assert problems(inventory) == []
@@ -215,7 +215,7 @@ def test_all_problems_are_in_one_report(inventory: dict[str, Any]) -> None:
     assert preflight.report(found).startswith("3 problems in the inventory; nothing was changed:\n  - ")
 
 
-SECRET = "p" * 32
+SECRET = "0123456789abcdef" * 2
 
 
 def proxy(inventory: dict[str, Any], **changes: Any) -> None:
@@ -223,7 +223,7 @@ def proxy(inventory: dict[str, Any], **changes: Any) -> None:
 
 
 def limited(**limits: Any) -> list[dict[str, Any]]:
-    return [{"name": "alice", "key": "k" * 32, "limits": limits}]
+    return [{"name": "alice", "key": "0123456789abcdef" * 2, "limits": limits}]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_store_or_limits_that_cannot_be(inventory: dict[str, Any], changes: di
     ],
 )
 def test_fields_of_a_key(inventory: dict[str, Any], fields: dict[str, Any], said: str) -> None:
-    proxy(inventory, proxy_workers=1, proxy_keys=[{"name": "alice", "key": "k" * 32, **fields}])
+    proxy(inventory, proxy_workers=1, proxy_keys=[{"name": "alice", "key": "0123456789abcdef" * 2, **fields}])
     (problem,) = problems(inventory)
     assert said in problem
 
@@ -311,5 +311,5 @@ def test_a_key_with_all_its_fields_is_good(inventory: dict[str, Any]) -> None:
         "cidrs": ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7"],
         "limits": {"requests_per_minute": 1, "models": {"m": {"tokens_per_month": 5}}},
     }
-    proxy(inventory, proxy_workers=1, proxy_keys=[{"name": "alice", "key": "k" * 32, **fields}])
+    proxy(inventory, proxy_workers=1, proxy_keys=[{"name": "alice", "key": "0123456789abcdef" * 2, **fields}])
     assert problems(inventory) == []
