@@ -41,6 +41,7 @@ schema, rules, contracts = _load("schema"), _load("rules"), _load("contracts")
 TIERS = {"vllm": "vllm", "proxy": "proxy", "nginx": "nginx_certbot"}  # group: role
 ROLES = [*TIERS.values(), "nvidia_drivers"]
 KEY_LENGTH_MIN = 32
+PORT_MAX = 65535
 # Random keys of that length have more, whatever they are written in.
 KEY_VARIETY_MIN = 8
 # A name or a text without blanks beyond this length is cut in messages, and so is a message beyond the other one.
@@ -375,11 +376,18 @@ def check_ports(inventory: Inventory, _: Any) -> Iterator[str]:
             first, workers = inventory.get(host, "proxy_port"), inventory.get(host, "proxy_workers")
             if isinstance(first, int) and isinstance(workers, int):
                 # 0 means one per core, at most four: room for all four is kept.
-                for port in range(first, first + (workers or 4)):
+                number = workers or 4
+                for port in range(first, first + number):
                     users[port].append(f"proxy worker {port - first + 1}")
                 admin = inventory.get(host, "proxy_admin_port")
-                for port in range(admin, admin + (workers or 4)) if isinstance(admin, int) else ():
+                for port in range(admin, admin + number) if isinstance(admin, int) else ():
                     users[port].append(f"the admin API of proxy worker {port - admin + 1}")
+                for name, port in (("proxy_port", first), ("proxy_admin_port", admin)):
+                    if isinstance(port, int) and port + number - 1 > PORT_MAX:
+                        yield (
+                            f"host {host}: {name} is {port}, and {number} workers from there are more than there are ports: "
+                            f"use at most {PORT_MAX - number + 1}"
+                        )
             if host == inventory.get(host, "proxy_store_host"):
                 store_port = inventory.get(host, "proxy_store_port")
                 if isinstance(store_port, int):

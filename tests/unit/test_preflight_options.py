@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,54 @@ SLIPS: list[tuple[dict[str, Any], str]] = [
     ({"proxy_timeouts": {"connect_s": float("inf")}}, "connect_s is inf, but must be a finite number"),
     ({"proxy_health": {"max_ejected_share": 2}}, "max_ejected_share is 2"),
     ({"vllm_start_timeout": 0}, "vllm_start_timeout is 0"),
+    *(({"vllm_watchdog_timeout": s}, "must be at least 30 and at most 604800") for s in (0, 1, -5)),
+    ({"proxy_usage_retention_days": 1_000_000}, "must be at least 1 and at most 36500"),
+    (engine(gpus=[]), "gpus is empty, but needs 1 or more"),
+    (
+        {"proxy_port": 65530, "proxy_workers": 8},
+        "proxy_port is 65530, and 8 workers from there are more than there are ports",
+    ),
+    ({"proxy_admin_port": 65535}, "proxy_admin_port is 65535, and 4 workers from there"),
     # Malformed.
+    *(({"nginx_certbot_worker_processes": n}, "must be auto or a number") for n in (0, -1, 2.5)),
+    ({"nvidia_drivers_branch": 58}, "nvidia_drivers_branch is 58, but must be a branch"),
+    ({"nginx_certbot_email": 5}, "must be an e-mail address"),
+    ({"nginx_certbot_real_ip_header": 5}, "must be the name of a header"),
+    ({"nginx_certbot_acme_ca_bundle": "roots.pem"}, "must be the whole path of a file"),
+    *(
+        ({"nginx_certbot_real_ip_from": [network]}, "every client could say what its address is")
+        for network in ("0.0.0.0/0", "::/0")
+    ),
+    *(
+        ({"vllm_models_dir": path}, "vllm_models_dir is")
+        for path in (
+            "/",
+            "/tmp",
+            "/tmp/x",
+            "",
+            " ",
+            "models",
+            "/srv",
+            "/var/lib",
+            "/srv/../etc",
+            "/srv/a b",
+            "//x",
+            "/usr/x",
+        )
+    ),
+    *(
+        (engine(served_model_name=name), "a number or a day to YAML: put it in quotes")
+        for name in (123, 4.1, date(2026, 1, 1))
+    ),
+    (engine(served_model_name=""), "served_model_name has 0 characters, but must have 1 to 256"),
+    (engine(served_model_name="m" * 300), "served_model_name has 300 characters"),
+    (engine(served_model_name="a\nb"), "must be a text without control characters"),
+    ({"vllm_environment": {"A B": "x"}}, "a name that begins with 'A', but names must have letters, digits and _ only"),
+    ({"vllm_environment": {"A": None}}, "vllm_environment.A is empty, but must be a text"),
+    ({"proxy_pip_environment": {"A": "x\ny"}}, "proxy_pip_environment.A is a text, but must be a single line"),
+    ({"vllm_fetch_environment": {"A": ["x"]}}, "vllm_fetch_environment.A is a list, but must be a text"),
+    ({"vllm_install_environment": {"A": True}}, "vllm_install_environment.A is true or false, but must be a text"),
+    (engine(environment={"A": {}}), "environment.A is a dictionary, but must be a text"),
     ({"proxy_api_versions": ["/v1/"]}, "proxy_api_versions[0] is '/v1/'"),
     ({"proxy_custom_endpoints": [{"path": "a b", "upstream_path": "/x"}]}, "path is 'a b'"),
     ({"nginx_certbot_email": "ops at example"}, "must be an e-mail address"),
@@ -101,6 +149,25 @@ SLIPS: list[tuple[dict[str, Any], str]] = [
     ({"proxy_models": [{"name": "m", "defaults": {"max_tokens": 1}}]}, "defaults cannot set max_tokens"),
     ({"proxy_models": [{"name": "m", "default_max_tokens": 9, "max_tokens_limit": 5}]}, "is larger than"),
 ]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"nginx_certbot_worker_processes": 4},
+        {"nvidia_drivers_branch": 580},
+        {"vllm_version": 0.33},
+        {"vllm_models_dir": "/models"},
+        {"vllm_models_dir": "/mnt/nvme0/models/"},
+        {"nginx_certbot_acme_ca_bundle": "/etc/ssl/certs/ca-certificates.crt"},
+        {"nginx_certbot_real_ip_from": ["10.0.0.0/8"]},
+        {"vllm_environment": {"_A1": 1, "b": "", "C": 's "x" $HOME \\ é'}},
+        {"proxy_port": 65532, "proxy_workers": 4},
+        engine(served_model_name="2026-01-01"),
+    ],
+)
+def test_a_right_value_is_no_slip(variables: dict[str, Any]) -> None:
+    assert found(**variables) == []
 
 
 @pytest.mark.parametrize(("variables", "said"), SLIPS)
