@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from ansible.plugins.action import ActionBase
@@ -638,8 +639,16 @@ def _store_problems(inventory: Inventory, host: str, hosts: list[str], served: s
         yield f"proxy_store_host is {store_host!r}, which is not in the group proxy: name one of {', '.join(hosts)}"
     if store_host:
         yield from (f"proxy_store_password {flaw}" for flaw in _guesses(str(password or "")))
-    if url and not re.fullmatch(r"rediss?://[^/@?#\s]+(/\d*)?", str(url)):
+    if url and not _is_store_url(str(url)):
         yield "proxy_store_url: write redis://host:port/database, or rediss:// for TLS; proxy_store_username and proxy_store_password have the credentials"
+
+
+def _is_store_url(url: str) -> bool:
+    try:
+        port = urlsplit(url).port
+    except ValueError:
+        return False
+    return port != 0 and re.fullmatch(r"rediss?://[^/@?#\s]+(/\d*)?", url) is not None
 
 
 def check_domain(inventory: Inventory, _: Any) -> Iterator[str]:
@@ -695,6 +704,7 @@ CHECKS = [
     check_limits,
     check_models,
     contracts.check_proxy_sections,
+    contracts.check_addresses,
     contracts.check_tiers,
     contracts.check_gpus,
     contracts.check_vaults,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ _NOT_A_DEFAULT = {
     "priority",
     "stream",
 }
+# Endpoints of an engine whose bodies are forms, to which the proxy adds no fields.
+_FORMS = {"/v1/audio/transcriptions", "/v1/audio/translations"}
+# An engine's id, host:name, is a file's name on the proxies.
+_ID_MAX = 255
 # A class of endpoints, the proxy's default for its total in seconds, and the variable with nginx's timeout.
 _TOTALS = (
     ("generation", 3600, "nginx_certbot_generation_timeout_s"),
@@ -103,8 +108,33 @@ def _endpoint_problems(endpoint: Mapping[str, Any]) -> Iterator[str]:
         endpoint.get(name) for name in ("endpoint_class", "defaults", "body_limit_bytes")
     ):
         yield f"{where}: a fixed answer has no endpoint_class, defaults or body_limit_bytes: leave them out"
+    if endpoint.get("defaults") and endpoint.get("upstream_path") in _FORMS:
+        yield f"{where}: {endpoint['upstream_path']} takes a form, which is passed on as it is: leave defaults out"
     if endpoint.get("endpoint_class") == "catalogue":
         yield f"{where}: endpoint_class is generation, pooling, audio or utility"
+
+
+def check_addresses(inventory: Any, _: Any) -> Iterator[str]:
+    """Each host is reached at an address of its own, and each engine has an id that can be a file's name."""
+    owners: dict[Any, list[str]] = {}
+    for host in inventory.hosts():
+        try:
+            owners.setdefault(ipaddress.ip_address(str(inventory.get(host, "stack_address"))), []).append(host)
+        except ValueError:
+            continue  # which check_groups says
+    for address, hosts in owners.items():
+        if len(hosts) > 1:
+            yield (
+                f"hosts {' and '.join(hosts)} have the same stack_address, {address}: set for each the private IP address of its own, "
+                "or give one host all of its tiers"
+            )
+    for host in inventory.group("vllm"):
+        for engine in inventory.engines(host):
+            if (length := len(f"{host}:{engine.get('name')}")) > _ID_MAX:
+                yield (
+                    f"host {host}: the name of one of its engines and that of the host are together {length} characters long: "
+                    f"at most {_ID_MAX} fit, so shorten it"
+                )
 
 
 def check_tiers(inventory: Any, _: Any) -> Iterator[str]:

@@ -28,7 +28,7 @@ def inventory(tmp_path: Path) -> Path:
             "proxy_keys": [{"name": "a", "key": "0123456789abcdef" * 2}],
             "proxy_workers": 1,
         },
-        "web1": {"stack_address": "127.0.0.1", "nginx_certbot_public_addresses": ["127.0.0.1", "::1"]},
+        "web1": {"stack_address": "127.0.0.4", "nginx_certbot_public_addresses": ["127.0.0.1", "::1"]},
     }
     groups = {"vllm": ["engine1", "engine2"], "proxy": ["api1"], "nginx": ["web1"]}
     whole = {

@@ -144,6 +144,15 @@ SLIPS: list[tuple[dict[str, Any], str]] = [
     ({"stack_body_limit_mb": 64}, "more than engines take"),
     ({"proxy_routing": {"pools": {"long": {}}}}, "give prompt_tokens, max_tokens or both"),
     ({"proxy_custom_endpoints": [{"path": "/a"}]}, "give either upstream_path or answer"),
+    (
+        {
+            "proxy_custom_endpoints": [
+                {"path": "/a", "upstream_path": "/v1/audio/translations", "defaults": {"temperature": 0}}
+            ]
+        },
+        "takes a form, which is passed on as it is: leave defaults out",
+    ),
+    ({"proxy_timeouts": {"size_factors": {"medium": 1e300}}}, "no number may have more than 64 bits"),
     ({"proxy_priorities": {"batch": {"share": 1}}}, "lacks default"),
     ({"proxy_models": [{"name": "m", "size": "huge"}]}, "size 'huge' is not in"),
     ({"proxy_models": [{"name": "m", "defaults": {"max_tokens": 1}}]}, "defaults cannot set max_tokens"),

@@ -165,10 +165,33 @@ def test_names_of_models(inventory: dict[str, Any], models: list[dict[str, Any]]
     assert said is None or said in found[0]
 
 
+@pytest.mark.parametrize(("host", "address"), [("api1", "10.0.0.3"), ("api1", "127.0.0.1"), ("api2", "10.0.0.2")])
+def test_two_hosts_with_one_address(inventory: dict[str, Any], host: str, address: str) -> None:
+    hostvars = inventory["hostvars"]
+    inventory["groups"]["proxy"] = sorted({"api1", host})
+    hostvars[host] = hostvars["api1"] | {"stack_address": address, "proxy_workers": 1}
+    (problem,) = problems(inventory)
+    assert f"have the same stack_address, {address}" in problem
+    assert host in problem
+
+
+def test_two_hosts_whose_one_address_is_written_in_two_ways(inventory: dict[str, Any]) -> None:
+    inventory["hostvars"]["api1"]["stack_address"] = "2001:db8::1"
+    inventory["hostvars"]["engine1"]["stack_address"] = "2001:0DB8:0::1"
+    assert "hosts api1 and engine1 have the same stack_address" in problems(inventory)[0]
+
+
+def test_an_engine_whose_id_is_too_long_for_a_file(inventory: dict[str, Any]) -> None:
+    engine(inventory, name="e" * (255 - len("engine1:")))
+    assert problems(inventory) == []
+    engine(inventory, name="e" * (256 - len("engine1:")))
+    assert "together 256 characters long: at most 255 fit" in problems(inventory)[0]
+
+
 def test_a_problem_shared_by_all_proxies_is_told_once(inventory: dict[str, Any]) -> None:
     inventory["groups"]["proxy"].append("api2")
     inventory["hostvars"]["api1"]["proxy_keys"][0]["key"] = "short"
-    inventory["hostvars"]["api2"] = inventory["hostvars"]["api1"]
+    inventory["hostvars"]["api2"] = inventory["hostvars"]["api1"] | {"stack_address": "10.0.0.9"}
     assert len(problems(inventory)) == 1
 
 
@@ -268,7 +291,10 @@ def test_limits_on_several_hosts_need_a_store_said_once(inventory: dict[str, Any
             {"proxy_store_host": "api1", "proxy_store_password": SECRET, "proxy_store_url": "redis://x"},
             "give one of them",
         ),
-        ({"proxy_store_url": "redis://:secret@x:1"}, "write redis://host:port/database"),
+        *(
+            ({"proxy_store_url": url}, "write redis://host:port/database")
+            for url in ("redis://:secret@x:1", "redis://x:port/0", "redis://x:65536", "redis://x:0/0")
+        ),
         (
             {"proxy_limits": {"default": {"tokens_per_hour": 1}}},
             "proxy_limits.default has the unknown option 'tokens_per_hour': did you",

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
-from .types import Name, Strict
+from .types import Name, Strict, check_port
 
 
 def _origin(url: str) -> str:
@@ -14,6 +14,7 @@ def _origin(url: str) -> str:
         raise ValueError("write scheme, host and port only, such as http://10.0.0.5:8000")
     if parts.query or parts.fragment or parts.username:
         raise ValueError("write scheme, host and port only, without credentials or a query")
+    check_port(parts)
     return url.rstrip("/")
 
 

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
-from .types import AbsolutePath, Count, Name, Strict
+from .types import AbsolutePath, Count, Name, Strict, check_port
 
 
 class Limits(Strict):
@@ -32,6 +32,7 @@ def _store_url(url: str) -> str:
         raise ValueError("write redis://host:port/database, or rediss:// for TLS")
     if parts.username or parts.password:
         raise ValueError("write no credentials into the url: username and password_file have them")
+    check_port(parts)
     if not (parts.path.strip("/") or "0").isdigit():
         raise ValueError("the path is the number of a database, such as /0")
     return url

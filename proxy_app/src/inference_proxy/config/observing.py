@@ -3,7 +3,7 @@
 import importlib
 from typing import Annotated
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from .types import AbsolutePath, Name, Strict
 
@@ -29,7 +29,8 @@ class AdminConfig(Strict):
 
 class UsageConfig(Strict):
     directory: AbsolutePath = Field(description="A directory that workers may write to.")
-    retention_days: PositiveInt = Field(default=400, description="Days that usage is kept.")
+    # A hundred years: the calendar ends not far beyond.
+    retention_days: int = Field(default=400, gt=0, le=36_500, description="Days that usage is kept.")
 
 
 class TracesConfig(Strict):

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import SplitResult
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -46,6 +47,16 @@ Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f
 # A store of counters calculates with floating-point numbers, which are exact up to here.
 Count = Annotated[int, Field(gt=0, le=2**53)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
+def check_port(url: SplitResult) -> None:
+    """Raises ValueError for a port that no connection can have."""
+    try:
+        fits = url.port != 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError("the port is a number from 1 to 65535")
 
 
 def refuse_doubles(what: str, values: Iterable[str]) -> None:
