@@ -705,6 +705,7 @@ CHECKS = [
     check_models,
     contracts.check_proxy_sections,
     contracts.check_addresses,
+    contracts.check_alike,
     contracts.check_tiers,
     contracts.check_gpus,
     contracts.check_vaults,

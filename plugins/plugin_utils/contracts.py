@@ -30,6 +30,30 @@ _TOTALS = (
     ("pooling", 600, "nginx_certbot_embeddings_timeout_s"),
     ("utility", 45, "nginx_certbot_short_timeout_s"),
 )
+# By the group: what a client would notice if the hosts did not have it alike, since any of them may get its request.
+_ALIKE = {
+    "proxy": (
+        "proxy_api_versions",
+        "proxy_custom_endpoints",
+        "proxy_isolate_prefix_cache",
+        "proxy_keys",
+        "proxy_limits",
+        "proxy_models",
+        "proxy_priorities",
+        "proxy_store_host",
+        "proxy_store_password",
+        "proxy_store_port",
+        "proxy_store_url",
+        "proxy_store_username",
+    ),
+    "nginx": (
+        "nginx_certbot_acme_directory",
+        "nginx_certbot_acme_staging",
+        "nginx_certbot_allow_cidrs",
+        "nginx_certbot_cors_origins",
+        "nginx_certbot_deny_cidrs",
+    ),
+}
 _DEFAULT_SIZES = {"small", "medium", "large"}
 
 
@@ -137,6 +161,21 @@ def check_addresses(inventory: Any, _: Any) -> Iterator[str]:
                 )
 
 
+def check_alike(inventory: Any, _: Any) -> Iterator[str]:
+    """Hosts of a tier answer alike. Values are not shown, some are secrets."""
+    for group, names in _ALIKE.items():
+        hosts = inventory.group(group)
+        for name in names:
+            readable = [(host, inventory.get(host, name)) for host in hosts]
+            readable = [(host, value) for host, value in readable if f"{name} of {host}" not in inventory.unreadable]
+            others = [host for host, value in readable if value != readable[0][1]]
+            if others:
+                yield (
+                    f"{name} of {', '.join(others)} is not that of {readable[0][0]}, so one request would be answered unlike another: "
+                    f"set it once for the group {group}, and take it out of host_vars"
+                )
+
+
 def check_tiers(inventory: Any, _: Any) -> Iterator[str]:
     """What the tiers have to agree on: whoever is in front waits longer and lets through no more."""
     proxies, webs = inventory.group("proxy"), inventory.group("nginx")
@@ -160,15 +199,14 @@ def _tier_problems(inventory: Any, proxy: str, web: str) -> Iterator[str]:
                 f"proxy_timeouts.total_s.{kind} is {total_s:g} s, but nginx gives up after {variable} = {patience_s:g} s: "
                 "nginx has to wait longer, so that the proxy can say what happened"
             )
-    general = inventory.get(proxy, "stack_body_limit_mb") or 16
     limits = [
-        inventory.get(proxy, "proxy_body_limit_mb") or general,
-        inventory.get(web, "nginx_certbot_body_limit_mb") or general,
+        inventory.get(host, name) or inventory.get(host, "stack_body_limit_mb") or 16
+        for host, name in ((proxy, "proxy_body_limit_mb"), (web, "nginx_certbot_body_limit_mb"))
     ]
     if all(isinstance(limit, int) for limit in limits):
         if limits[0] != limits[1]:
             yield (
-                f"proxy_body_limit_mb is {limits[0]} and nginx_certbot_body_limit_mb {limits[1]}: "
+                f"the largest body is {limits[0]} MB to the proxy and {limits[1]} MB to nginx: "
                 "set stack_body_limit_mb in group_vars/all.yml instead, which both have"
             )
         if max(limits) > _ENGINE_BODY_MB and not _engines_take_more(inventory):

@@ -12,6 +12,7 @@ import stack_preflight as preflight
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = preflight.role_options(ROOT / "roles")
+SECRET = "0123456789abcdef" * 2
 GOOD: dict[str, Any] = {
     "groups": {"vllm": ["engine1"], "proxy": ["api1"], "nginx": ["web1"]},
     "hostvars": {
@@ -175,6 +176,38 @@ def test_two_hosts_with_one_address(inventory: dict[str, Any], host: str, addres
     assert host in problem
 
 
+@pytest.mark.parametrize(
+    ("group", "name", "values"),
+    [
+        ("proxy", "proxy_keys", [[{"name": "a", "key": SECRET}], [{"name": "b", "key": SECRET}]]),
+        ("proxy", "proxy_limits", [{}, {"tokens_without_cap": 5}]),
+        ("proxy", "proxy_api_versions", [["v1"], ["v2"]]),
+        ("proxy", "proxy_custom_endpoints", [[], [{"path": "/a", "answer": {"body": 1}}]]),
+        ("proxy", "proxy_models", [[{"name": "m", "aliases": ["x"]}], []]),
+        ("proxy", "proxy_store_url", ["redis://x", "redis://y"]),
+        ("proxy", "proxy_store_password", ["", SECRET]),
+        ("nginx", "nginx_certbot_allow_cidrs", [["10.0.0.0/8"], []]),
+        ("nginx", "nginx_certbot_acme_staging", [True, False]),
+    ],
+)
+def test_hosts_of_a_tier_that_differ(inventory: dict[str, Any], group: str, name: str, values: list[Any]) -> None:
+    (first,) = inventory["groups"][group]
+    inventory["groups"][group] = [first, "z1"]
+    inventory["hostvars"]["z1"] = inventory["hostvars"][first] | {"stack_address": "10.0.0.99"}
+    assert problems(inventory) == []
+    for host, value in zip((first, "z1"), values, strict=True):
+        inventory["hostvars"][host][name] = value
+    (problem,) = problems(inventory)
+    assert f"{name} of z1 is not that of {first}" in problem
+    assert SECRET not in problem
+
+
+def test_a_limit_of_bodies_that_only_the_web_hosts_have(inventory: dict[str, Any]) -> None:
+    inventory["hostvars"]["web1"]["stack_body_limit_mb"] = 8
+    (problem,) = problems(inventory)
+    assert "16 MB to the proxy and 8 MB to nginx: set stack_body_limit_mb in group_vars/all.yml" in problem
+
+
 def test_two_hosts_whose_one_address_is_written_in_two_ways(inventory: dict[str, Any]) -> None:
     inventory["hostvars"]["api1"]["stack_address"] = "2001:db8::1"
     inventory["hostvars"]["engine1"]["stack_address"] = "2001:0DB8:0::1"
@@ -236,9 +269,6 @@ def test_all_problems_are_in_one_report(inventory: dict[str, Any]) -> None:
     found = problems(inventory)
     assert len(found) == 3
     assert preflight.report(found).startswith("3 problems in the inventory; nothing was changed:\n  - ")
-
-
-SECRET = "0123456789abcdef" * 2
 
 
 def proxy(inventory: dict[str, Any], **changes: Any) -> None:
