@@ -23,6 +23,10 @@ _NOT_A_DEFAULT = {
 _FORMS = {"/v1/audio/transcriptions", "/v1/audio/translations"}
 # An engine's id, host:name, is a file's name on the proxies.
 _ID_MAX = 255
+# Options by whose product an engine spreads; of the last two the last wins on a host.
+_PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size", "data-parallel-size-local")
+# No host has as many.
+_GPUS_MAX = 1024
 # A class of endpoints, the proxy's default for its total in seconds, and the variable with nginx's timeout.
 _TOTALS = (
     ("generation", 3600, "nginx_certbot_generation_timeout_s"),
@@ -226,23 +230,81 @@ def _engines_take_more(inventory: Any) -> bool:
 def check_gpus(inventory: Any, _: Any) -> Iterator[str]:
     """Engines of a host do not take each other's GPUs, and have as many as they spread over."""
     for host in inventory.group("vllm"):
-        engines = [engine for engine in inventory.engines(host) if isinstance(engine.get("gpus"), list)]
         users: dict[int, list[Mapping[str, Any]]] = {}
-        for engine in engines:
-            for gpu in engine["gpus"]:
-                if isinstance(gpu, int):
-                    users.setdefault(gpu, []).append(engine)
-            size = _dict(engine.get("args")).get("tensor-parallel-size")
-            if isinstance(size, int) and engine["gpus"] and size > len(set(map(str, engine["gpus"]))):
-                yield f"host {host}: engine {engine.get('name')!r} has tensor-parallel-size {size}, but {len(engine['gpus'])} gpus"
+        for engine in inventory.engines(host):
+            where = f"host {host}: engine {engine.get('name')!r}"
+            args, gpus = _args(inventory, host, engine), engine.get("gpus")
+            yield from _gpu_problems(where, args, gpus)
+            own = _environment(inventory, host, engine).get("CUDA_VISIBLE_DEVICES")
+            if own is not None and gpus is not None:
+                yield f"{where} has gpus, over which CUDA_VISIBLE_DEVICES of its environment would win: leave one of them out"
+            if gpus is None and (own is not None or _is_on_cpu(inventory, host, engine)):
+                continue
+            # Of those that it may use it takes the first, as many as it spreads over.
+            for gpu in range(_spread(args)) if gpus is None else sorted(set(gpus)):
+                users.setdefault(gpu, []).append(engine)
         for gpu, sharing in sorted(users.items()):
-            shares: list[Any] = [_dict(engine.get("args")).get("gpu-memory-utilization") for engine in sharing]
-            fits = all(isinstance(share, (int, float)) for share in shares) and sum(shares) <= 1
-            if len(sharing) > 1 and not fits:
-                yield (
-                    f"host {host}: GPU {gpu} is given to {' and '.join(str(engine.get('name')) for engine in sharing)}: give each engine GPUs "
-                    "of its own, or set gpu-memory-utilization in their args, together at most 1"
+            shares = [_number(_args(inventory, host, engine).get("gpu-memory-utilization")) for engine in sharing]
+            if len(sharing) > 1 and not (None not in shares and sum(share or 0 for share in shares) <= 1):
+                hint = (
+                    "" if all("gpus" in engine for engine in sharing) else " (an engine without gpus takes the first)"
                 )
+                yield (
+                    f"host {host}: GPU {gpu} is given to {' and '.join(str(engine.get('name')) for engine in sharing)}{hint}: give each engine "
+                    "GPUs of its own, or set gpu-memory-utilization in their args, together at most 1"
+                )
+
+
+def _gpu_problems(where: str, args: Mapping[str, Any], gpus: Any) -> Iterator[str]:
+    share = _number(args.get("gpu-memory-utilization"))
+    if args.get("gpu-memory-utilization") is not None and (share is None or not 0 < share <= 1):
+        yield f"{where}: gpu-memory-utilization of its args must be a number, more than 0 and at most 1"
+    for name in _PARALLEL:
+        if args.get(name) is not None and not _whole(args[name]):
+            yield f"{where}: {name} of its args must be a whole number, at least 1"
+    if isinstance(gpus, list):
+        if len(set(gpus)) < len(gpus):
+            yield f"{where} has a GPU twice in gpus: name each once"
+        if gpus and _spread(args) > len(set(gpus)):
+            over = " and ".join(f"{name} {args[name]}" for name in _PARALLEL if args.get(name) is not None)
+            yield f"{where} spreads over {_spread(args)} GPUs ({over}), but has {len(set(gpus))} in gpus: name more, or lower the size"
+
+
+def _spread(args: Mapping[str, Any]) -> int:
+    """Over how many GPUs of the host an engine spreads."""
+    tensor, pipeline, data, here = (_whole(args.get(name)) or 1 for name in _PARALLEL)
+    return min(tensor * pipeline * (here if args.get(_PARALLEL[-1]) is not None else data), _GPUS_MAX)
+
+
+def _args(inventory: Any, host: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """An engine's options of `vllm serve`, which takes them with _ as well as with -."""
+    every = {**_dict(inventory.get(host, "vllm_args")), **_dict(engine.get("args"))}
+    return {str(name).replace("_", "-"): value for name, value in every.items()}
+
+
+def _environment(inventory: Any, host: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_dict(inventory.get(host, "vllm_environment")), **_dict(engine.get("environment"))}
+
+
+def _is_on_cpu(inventory: Any, host: str, engine: Mapping[str, Any]) -> bool:
+    """Whether it is vLLM's build for CPUs, by the lock's name or by variables that only that one has."""
+    lock = Path(str(inventory.get(host, "vllm_requirements") or "")).name
+    return "cpu" in lock or any(str(name).startswith("VLLM_CPU_") for name in _environment(inventory, host, engine))
+
+
+def _number(value: Any) -> float | None:
+    """Of an option's value, which may be a text; None of what is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and 1 <= number <= _GPUS_MAX and number == int(number) else None
 
 
 def check_vaults(inventory: Any, _: Any) -> Iterator[str]:

@@ -252,7 +252,10 @@ def test_a_misspelt_prefix_is_found() -> None:
 
 
 def test_a_ring_of_fallbacks_is_named() -> None:
-    engines = [ENGINE | {"name": name, "served_model_name": name, "port": 8000 + at} for at, name in enumerate("abc")]
+    engines = [
+        ENGINE | {"name": name, "served_model_name": name, "port": 8000 + at, "gpus": [at]}
+        for at, name in enumerate("abc")
+    ]
     ring = [{"name": one, "fallback": other} for one, other in ("ab", "bc", "ca")]
     (line,) = found(vllm_engines=engines, proxy_models=ring)
     assert "a -> b -> c -> a" in line
@@ -275,11 +278,60 @@ def test_a_ring_of_fallbacks_is_named() -> None:
             1,
         ),
         ({"gpus": [0], "args": {"tensor-parallel-size": 2}}, {"gpus": [1]}, 1),
+        ({"gpus": [0], "args": {"tensor_parallel_size": "2"}}, {"gpus": [1]}, 1),
+        ({"gpus": [0, 2], "args": {"tensor-parallel-size": 2, "pipeline-parallel-size": 2}}, {"gpus": [1]}, 1),
+        ({"gpus": [0], "args": {"data-parallel-size": 2}}, {"gpus": [1]}, 1),
+        ({"gpus": [0], "args": {"data-parallel-size": 2, "data-parallel-size-local": 1}}, {"gpus": [1]}, 0),
+        ({"gpus": [0, 0]}, {"gpus": [1]}, 1),
+        ({}, {}, 1),
+        ({"gpus": [0]}, {}, 1),
+        ({"gpus": [1]}, {}, 0),
+        ({"gpus": [1]}, {"args": {"tensor-parallel-size": 2}}, 1),
+        ({"args": {"gpu-memory-utilization": 0.4}}, {"args": {"gpu-memory-utilization": 0.5}}, 0),
+        ({"environment": {"VLLM_CPU_KVCACHE_SPACE": "1"}}, {"environment": {"VLLM_CPU_KVCACHE_SPACE": "1"}}, 0),
+        ({"environment": {"CUDA_VISIBLE_DEVICES": "MIG-1"}}, {"environment": {"CUDA_VISIBLE_DEVICES": "MIG-2"}}, 0),
+        ({"gpus": [0], "environment": {"CUDA_VISIBLE_DEVICES": "1"}}, {"gpus": [1]}, 1),
     ],
 )
 def test_engines_share_no_gpu(first: dict[str, Any], second: dict[str, Any], number: int) -> None:
     lines = found(vllm_engines=[ENGINE | first, ENGINE | {"name": "two", "port": 8001} | second])
     assert len(lines) == number, lines
+
+
+@pytest.mark.parametrize(
+    ("every", "number"),
+    [
+        ({"vllm_args": {"gpu-memory-utilization": 0.4}}, 0),
+        ({"vllm_args": {"gpu_memory_utilization": "0.4"}}, 0),
+        ({"vllm_args": {"gpu-memory-utilization": 0.6}}, 1),
+        ({"vllm_args": {"gpu-memory-utilization": 0.4, "tensor-parallel-size": 2}}, 2),
+        ({"vllm_args": {"gpu-memory-utilization": -0.5}}, 2),
+        ({"vllm_args": {"gpu-memory-utilization": True}}, 3),
+        ({"vllm_environment": {"CUDA_VISIBLE_DEVICES": "0"}, "vllm_args": {"gpu-memory-utilization": 0.4}}, 2),
+    ],
+)
+def test_engines_share_a_gpu_as_options_of_all_engines_say(every: dict[str, Any], number: int) -> None:
+    lines = found(vllm_engines=[ENGINE | {"gpus": [0]}, ENGINE | {"name": "two", "port": 8001, "gpus": [0]}], **every)
+    assert len(lines) == number, lines
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (
+            {"gpu-memory-utilization": -0.5},
+            "gpu-memory-utilization of its args must be a number, more than 0 and at most 1",
+        ),
+        ({"gpu-memory-utilization": True}, "gpu-memory-utilization of its args must be a number"),
+        ({"gpu_memory_utilization": float("nan")}, "gpu-memory-utilization of its args must be a number"),
+        ({"tensor-parallel-size": 0}, "tensor-parallel-size of its args must be a whole number, at least 1"),
+        ({"tensor_parallel_size": "four"}, "tensor-parallel-size of its args must be a whole number, at least 1"),
+        ({"pipeline-parallel-size": 10**400}, "pipeline-parallel-size of its args must be a whole number"),
+    ],
+)
+def test_a_size_that_no_engine_can_have(args: dict[str, Any], said: str) -> None:
+    (line,) = found(**engine(args=args))
+    assert said in line
 
 
 def test_a_vault_in_clear_is_found(tmp_path: Path) -> None:

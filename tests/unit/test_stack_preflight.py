@@ -84,7 +84,8 @@ def test_a_value_of_another_type_is_shown_if_it_cannot_be_a_key(
 
 def test_two_engines_on_one_port(inventory: dict[str, Any]) -> None:
     engines = inventory["hostvars"]["engine1"]["vllm_engines"]
-    engines.append({**engines[0], "name": "two"})
+    engines[0]["gpus"] = [0]
+    engines.append({**engines[0], "name": "two", "gpus": [1]})
     assert len(problems(inventory)) == 1
     assert "host engine1: port 8000 is used by engine one and engine two" in problems(inventory)[0]
 
