@@ -367,42 +367,77 @@ def check_engines(inventory: Inventory, _: Any) -> Iterator[str]:
 
 
 def check_ports(inventory: Inventory, _: Any) -> Iterator[str]:
-    """No two listeners of a host share a port."""
+    """No two listeners of a host share a port, unless each has it at an address of its own."""
     for host in inventory.hosts():
-        users: dict[int, list[str]] = defaultdict(list)
-        if host in inventory.group("nginx"):
-            for port in (80, 443):
-                users[port].append("nginx")
-        if host in inventory.group("proxy"):
-            first, workers = inventory.get(host, "proxy_port"), inventory.get(host, "proxy_workers")
-            if isinstance(first, int) and isinstance(workers, int):
-                # 0 means one per core, at most four: room for all four is kept.
-                number = workers or 4
-                for port in range(first, first + number):
-                    users[port].append(f"proxy worker {port - first + 1}")
-                admin = inventory.get(host, "proxy_admin_port")
-                for port in range(admin, admin + number) if isinstance(admin, int) else ():
-                    users[port].append(f"the admin API of proxy worker {port - admin + 1}")
-                for name, port in (("proxy_port", first), ("proxy_admin_port", admin)):
-                    if isinstance(port, int) and port + number - 1 > PORT_MAX:
-                        yield (
-                            f"host {host}: {name} is {port}, and {number} workers from there are more than there are ports: "
-                            f"use at most {PORT_MAX - number + 1}"
-                        )
-            if host == inventory.get(host, "proxy_store_host"):
-                store_port = inventory.get(host, "proxy_store_port")
-                if isinstance(store_port, int):
-                    users[store_port].append("the store of limits")
-        if host in inventory.group("vllm"):
-            for engine in inventory.engines(host):
-                if str(engine.get("port", "")).isdigit():
-                    users[int(engine["port"])].append(f"engine {engine.get('name')}")
-        for port, names in sorted(users.items()):
-            if len(names) > 1:
+        yield from _too_many_workers(inventory, host)
+        users: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        for port, address, name in _listeners(inventory, host):
+            users[port].append((address, name))
+        for port, listeners in sorted(users.items()):
+            names = [
+                name
+                for number, (address, name) in enumerate(listeners)
+                if any(_overlap(address, other) for at, (other, _) in enumerate(listeners) if at != number)
+            ]
+            if names:
                 yield (
                     f"host {host}: port {port} is used by {' and '.join(names)}; give each a port of its own "
                     "(vllm_engines[].port, proxy_port, proxy_admin_port, proxy_store_port)"
                 )
+
+
+def _listeners(inventory: Inventory, host: str) -> Iterator[tuple[int, str, str]]:
+    """Port, address ("" for all of them) and name of whatever listens on a host."""
+    private = _address(inventory.get(host, "stack_address"))
+    if host in inventory.group("nginx"):
+        yield from ((port, "", "nginx") for port in (80, 443))
+    if host in inventory.group("proxy"):
+        admin_address = _address(inventory.get(host, "proxy_admin_address"))
+        for number in range(_workers(inventory, host)):
+            for name, address, what in (
+                ("proxy_port", private, "proxy worker"),
+                ("proxy_admin_port", admin_address, "the admin API of proxy worker"),
+            ):
+                if isinstance(first := inventory.get(host, name), int):
+                    yield first + number, address, f"{what} {number + 1}"
+        if host == inventory.get(host, "proxy_store_host"):
+            store_port = inventory.get(host, "proxy_store_port")
+            if isinstance(store_port, int):
+                yield store_port, private, "the store of limits"
+    if host in inventory.group("vllm"):
+        for engine in inventory.engines(host):
+            if isinstance(engine.get("port"), int):
+                yield engine["port"], private, f"engine {engine.get('name')}"
+
+
+def _too_many_workers(inventory: Inventory, host: str) -> Iterator[str]:
+    number = _workers(inventory, host) if host in inventory.group("proxy") else 0
+    for name in ("proxy_port", "proxy_admin_port") if number else ():
+        first = inventory.get(host, name)
+        if isinstance(first, int) and first + number - 1 > PORT_MAX:
+            yield (
+                f"host {host}: {name} is {first}, and {number} workers from there are more than there are ports: "
+                f"use at most {PORT_MAX - number + 1}"
+            )
+
+
+def _workers(inventory: Inventory, host: str) -> int:
+    """How many a host may have. 0 means one per core, at most four: room for all four is kept."""
+    workers = inventory.get(host, "proxy_workers")
+    return (workers or 4) if isinstance(workers, int) else 0
+
+
+def _address(value: Any) -> str:
+    """An address in the one form in which it can be compared; "" for all addresses and for what is none."""
+    try:
+        address = ipaddress.ip_address(str(value))
+    except ValueError:
+        return ""
+    return "" if address.is_unspecified else str(address)
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or not one or not other
 
 
 def check_pools(inventory: Inventory, _: Any) -> Iterator[str]:
@@ -655,24 +690,24 @@ def check_domain(inventory: Inventory, _: Any) -> Iterator[str]:
     """The public name leads to the web tier."""
     hosts = inventory.group("nginx")
     expected = {
-        str(inventory.get(host, name))
+        _address(inventory.get(host, name))
         for host in hosts
         for name in ("stack_address", "ansible_host", "aws_public_ip_address")
     }
     domains: set[str] = set()
     for host in hosts:
-        expected |= {str(address) for address in inventory.get(host, "nginx_certbot_public_addresses") or []}
+        expected |= {_address(address) for address in inventory.get(host, "nginx_certbot_public_addresses") or []}
         value = inventory.get(host, "nginx_certbot_domains") or [inventory.get(host, "stack_domain")]
         domains |= {str(domain) for domain in value if domain}
     if hosts and not domains:
         yield "stack_domain is not set: name the service's public host name in group_vars/all.yml"
     for domain in sorted(domains) if hosts else []:
         try:
-            found = {str(entry[4][0]) for entry in socket.getaddrinfo(domain, 443, proto=socket.IPPROTO_TCP)}
+            found = {_address(entry[4][0]) for entry in socket.getaddrinfo(domain, 443, proto=socket.IPPROTO_TCP)}
         except (OSError, UnicodeError) as error:
             yield f"domain {domain} does not resolve ({getattr(error, 'strerror', error)}): point its DNS record at the web tier ({', '.join(hosts)})"
             continue
-        if not found & expected:
+        if not found & (expected - {""}):
             yield (
                 f"domain {domain} resolves to {', '.join(sorted(found))}, none of which is an address of the web tier ({', '.join(hosts)}): "
                 "correct the DNS record, or name the load balancer's addresses in nginx_certbot_public_addresses"

@@ -101,7 +101,17 @@ def test_an_engine_on_the_port_of_an_admin_api(inventory: dict[str, Any]) -> Non
     inventory["groups"]["proxy"] = ["engine1"]
     inventory["hostvars"]["engine1"]["proxy_keys"] = inventory["hostvars"]["api1"]["proxy_keys"]
     engine(inventory, port=9501)
+    inventory["hostvars"]["engine1"]["proxy_admin_address"] = "10.0.0.3"
     assert "port 9501 is used by the admin API of proxy worker 2 and engine one" in problems(inventory)[0]
+
+
+@pytest.mark.parametrize(("address", "number"), [("127.0.0.1", 0), ("0.0.0.0", 1), ("::", 1)])
+def test_a_port_at_two_addresses(inventory: dict[str, Any], address: str, number: int) -> None:
+    inventory["groups"]["proxy"] = ["engine1"]
+    inventory["hostvars"]["engine1"]["proxy_keys"] = inventory["hostvars"]["api1"]["proxy_keys"]
+    inventory["hostvars"]["engine1"]["proxy_admin_address"] = address
+    engine(inventory, port=9501)
+    assert len(problems(inventory)) == number
 
 
 @pytest.mark.parametrize("key", ["", "fedcba9876543210" * 2])
@@ -252,6 +262,14 @@ def test_a_domain_that_leads_elsewhere(inventory: dict[str, Any]) -> None:
 
 def test_a_domain_behind_a_load_balancer_that_is_named(inventory: dict[str, Any]) -> None:
     inventory["hostvars"]["web1"].update(stack_address="10.9.9.9", nginx_certbot_public_addresses=["127.0.0.1", "::1"])
+    assert problems(inventory) == []
+
+
+def test_a_public_address_may_be_written_in_any_form(
+    inventory: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("2001:db8::1", 443, 0, 0))])
+    inventory["hostvars"]["web1"].update(nginx_certbot_public_addresses=["2001:0DB8:0:0::1"])
     assert problems(inventory) == []
 
 

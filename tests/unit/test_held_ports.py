@@ -1,0 +1,85 @@
+"""What a host says of its listeners (`ss -Hltnp`) is held against the addresses of those that are to come, not only against their ports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LINE = 'LISTEN 0 2048 {} 0.0.0.0:* users:(("{}",pid=7,fd=3))'
+# By the role: whether a listener at this address is in the way of proxy workers at 10.0.0.3:9000 and their admin API at
+# 127.0.0.1:9500, or of an engine at 10.0.0.3:8000.
+CASES = {
+    "proxy": {
+        "10.0.0.3:9000": True,
+        "0.0.0.0:9001": True,
+        "*:9000": True,
+        "[::]:9000": True,
+        "127.0.0.1:9000": False,
+        "[::1]:9000": False,
+        "127.0.0.1:9501": True,
+        "10.0.0.3:9501": False,
+        "10.0.0.3:9002": False,
+    },
+    "vllm": {
+        "10.0.0.3:8000": True,
+        "0.0.0.0:8000": True,
+        "*:8000": True,
+        "127.0.0.1:8000": False,
+        "10.0.0.3:8001": False,
+    },
+}
+VARIABLES: dict[str, Any] = {
+    "stack_address": "10.0.0.3",
+    "proxy_workers": 2,
+    "proxy_source_dir": str(ROOT / "proxy_app"),
+    "vllm_engines": [{"name": "one", "model": "s3://models/one", "served_model_name": "m", "port": 8000}],
+    "vllm_requirements": str(ROOT / "roles/vllm/files/requirements-cuda.txt"),
+    "__vllm_configs": {},
+    "__vllm_local_models": {},
+    "__vllm_gpus": {"matched": 0},
+    "ansible_python_interpreter": sys.executable,
+}
+FACTS = {
+    "distribution": "Debian",
+    "distribution_major_version": "12",
+    "distribution_version": "12",
+    "service_mgr": "systemd",
+}
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each role's preflight says of all its cases, each of which has a name of its own as the listener's."""
+    directory = tmp_path_factory.mktemp("ports")
+    tasks: list[dict[str, Any]] = [{"ansible.builtin.set_fact": FACTS | {"cacheable": True}}]
+    for role, cases in CASES.items():
+        template = ROOT / "roles" / role / "templates" / "problems.j2"
+        lines = [LINE.format(address, f"at {address}") for address in cases]
+        tasks.append(
+            {
+                "ansible.builtin.template": {"src": str(template), "dest": str(directory / role)},
+                "vars": {f"__{role}_listeners": {"stdout_lines": lines}},
+            }
+        )
+    files = [str(ROOT / "roles" / role / place / "main.yml") for role in CASES for place in ("defaults", "vars")]
+    play = {"hosts": "api1", "gather_facts": False, "vars_files": files, "tasks": tasks}
+    inventory = {"proxy": {"hosts": {"api1": {"ansible_connection": "local"}}}}
+    for name, content in (("inventory.yml", inventory), ("play.yml", [play]), ("settings.json", VARIABLES)):
+        (directory / name).write_text(json.dumps(content))
+    scripts = Path(sys.executable).parent
+    command = [scripts / "ansible-playbook", "-i", "inventory.yml", "play.yml", "-e", "@settings.json"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {role: (directory / role).read_text() for role in CASES}
+
+
+@pytest.mark.parametrize(("role", "address"), [(role, address) for role, cases in CASES.items() for address in cases])
+def test_a_port_is_held_where_it_is_wanted(problems: dict[str, str], role: str, address: str) -> None:
+    said = f"port {address.rpartition(':')[2]} is held by at {address}:"
+    assert (said in problems[role]) == CASES[role][address], problems[role]
