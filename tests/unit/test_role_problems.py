@@ -1,4 +1,4 @@
-"""What a host says of its listeners (`ss -Hltnp`) is held against the addresses of those that are to come, not only against their ports."""
+"""What the roles say of a host by themselves: of who listens where (`ss -Hltnp`), and of keys."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SECRET = "9f86d081884c7d659a2feaa0c55ad015"
 LINE = 'LISTEN 0 2048 {} 0.0.0.0:* users:(("{}",pid=7,fd=3))'
 # By the role: whether a listener at this address is in the way of proxy workers at 10.0.0.3:9000 and their admin API at
 # 127.0.0.1:9500, or of an engine at 10.0.0.3:8000.
@@ -37,6 +38,11 @@ CASES = {
 VARIABLES: dict[str, Any] = {
     "stack_address": "10.0.0.3",
     "proxy_workers": 2,
+    "proxy_keys": [
+        {"name": SECRET, "key": "alice", "cidrs": [SECRET]},
+        {"name": SECRET, "key": "alice", "expires": SECRET},
+        {"name": "bob", "sha256": "x"},
+    ],
     "proxy_source_dir": str(ROOT / "proxy_app"),
     "vllm_engines": [{"name": "one", "model": "s3://models/one", "served_model_name": "m", "port": 8000}],
     "vllm_requirements": str(ROOT / "roles/vllm/files/requirements-cuda.txt"),
@@ -83,3 +89,16 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_a_port_is_held_where_it_is_wanted(problems: dict[str, str], role: str, address: str) -> None:
     said = f"port {address.rpartition(':')[2]} is held by at {address}:"
     assert (said in problems[role]) == CASES[role][address], problems[role]
+
+
+def test_a_key_in_the_wrong_place_is_not_shown(problems: dict[str, str]) -> None:
+    for said in (
+        "key proxy_keys[0] (9f86…) and key proxy_keys[1] (9f86…) are the same key",
+        "key proxy_keys[1] (9f86…): stands twice in proxy_keys",
+        "key proxy_keys[0] (9f86…): has 5 characters and can be guessed",
+        "key proxy_keys[0] (9f86…): one of its cidrs is not a network",
+        "key proxy_keys[1] (9f86…): expires is not a moment in UTC",
+        "key bob: sha256 must be 64 hexadecimal digits",
+    ):
+        assert said in problems["proxy"]
+    assert SECRET[:5] not in problems["proxy"]
