@@ -266,7 +266,7 @@ def _gpu_problems(where: str, args: Mapping[str, Any], gpus: Any) -> Iterator[st
         if len(set(gpus)) < len(gpus):
             yield f"{where} has a GPU twice in gpus: name each once"
         if gpus and _spread(args) > len(set(gpus)):
-            over = " and ".join(f"{name} {args[name]}" for name in _PARALLEL if args.get(name) is not None)
+            over = " and ".join(f"{name} {args[name]}" for name in _PARALLEL if _whole(args.get(name)))
             yield f"{where} spreads over {_spread(args)} GPUs ({over}), but has {len(set(gpus))} in gpus: name more, or lower the size"
 
 
