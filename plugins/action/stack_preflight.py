@@ -241,7 +241,8 @@ def check_groups(inventory: Inventory, _: Any) -> Iterator[str]:
         try:
             ipaddress.ip_address(str(address))
         except ValueError:
-            yield f"host {host}: stack_address is {address!r}; set it to the private IP address by which the other tiers reach the host"
+            shown = schema.shown("stack_address", address)
+            yield f"host {host}: stack_address is {shown}; set it to the private IP address by which the other tiers reach the host"
 
 
 def check_variable_names(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

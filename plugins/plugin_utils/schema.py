@@ -56,6 +56,7 @@ _WORDS = {
 _UNBOUNDED = 2**53
 # More than 64 bits have no place in what is rendered from the variables; the proxy refuses them as well.
 _MOST = 2**63 - 1
+_HUGE = "a number of more than 64 bits"
 
 
 def may_be_secret(text: str) -> bool:
@@ -70,13 +71,20 @@ def quoted(text: str, among_keys: bool = True) -> str:
     return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…")
 
 
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except ValueError:
+        return _HUGE  # Python refuses to write out a number of some thousand digits
+
+
 def _among_keys(where: str) -> bool:
     return where.startswith(_KEYS)
 
 
 def _named(where: str, name: Any) -> str:
     """A name as a part of a path."""
-    text = str(name)
+    text = _text(name)
     if (_among_keys(where) and may_be_secret(text)) or len(text) > _LONGEST_SHOWN:
         return quoted(text, _among_keys(where))
     return text
@@ -116,6 +124,7 @@ class _Check:
     def problems(self, where: str, value: Any, schema: Schema) -> Iterator[str]:
         schema = self._plain(schema)
         if not schema:
+            yield from self._free(where, value)
             return
         if value is None and _may_be_null(schema):
             yield f"{where} is empty: give it a value, or take the line out"
@@ -135,6 +144,15 @@ class _Check:
         else:
             yield from _scalar(where, value, schema)
 
+    def _free(self, where: str, value: Any) -> Iterator[str]:
+        """Of what may hold anything: numbers that cannot be written out."""
+        if isinstance(value, Mapping):
+            yield from self._object(where, value, {})
+        elif isinstance(value, (list, tuple)):
+            yield from self._array(where, list(value), {})
+        elif isinstance(value, (int, float)) and (wrong := _number(where, value, {})):
+            yield wrong
+
     def _plain(self, schema: Schema) -> Schema:
         while "$ref" in schema:
             schema = self._definitions[schema["$ref"].rpartition("/")[2]]
@@ -148,21 +166,22 @@ class _Check:
                 yield f"{where} lacks {name}"
         names = schema.get("propertyNames", {})
         for name, item in value.items():
+            text = _text(name)
             if name in known:
                 # What is required and empty is said above.
                 if item is not None or name not in schema.get("required", []):
                     yield from self.problems(f"{where}.{name}", item, known[name])
             elif others is False:
-                yield _unknown_option(where, str(name), known)
-            elif not str(name) and names.get("minLength"):
+                yield _unknown_option(where, text, known)
+            elif not text and names.get("minLength"):
                 yield f"{where} has an entry without a name: give it one"
-            elif len(str(name)) > names.get("maxLength", len(str(name))):
-                yield f"{where} has an entry whose name has {len(str(name))} characters: use at most {names['maxLength']}"
-            elif any(not _fits(str(name), pattern) for pattern in schema.get("patternProperties", ())):
+            elif len(text) > names.get("maxLength", len(text)):
+                yield f"{where} has an entry whose name has {len(text)} characters: use at most {names['maxLength']}"
+            elif any(not _fits(text, pattern) for pattern in schema.get("patternProperties", ())):
                 yield f"{where} has an entry whose name has control characters: {_named(where, name)}"
-            elif "x-words" in names and not re.fullmatch(names["pattern"], str(name)):
+            elif "x-words" in names and not re.fullmatch(names["pattern"], text):
                 # What follows may be a value, as in A=1.
-                begin = re.match(r"\w{0,15}", str(name))
+                begin = re.match(r"\w{0,15}", text)
                 yield f"{where} has a name that begins with {begin[0] if begin else ''!r}, but names must {names['x-words']}"
             else:
                 yield from self.problems(f"{where}.{_named(where, name)}", item, others)
@@ -262,7 +281,7 @@ def _shown(where: str, value: Any, schema: Schema) -> str:
     if _SECRET.search(where.rpartition(".")[2]):
         return "a value of another kind"
     if isinstance(value, int) and abs(value) > _MOST:
-        return "a number of more than 64 bits"  # Python refuses to write out one of some thousand digits
+        return _HUGE
     if _among_keys(where) and not isinstance(value, (str, date)) and may_be_secret(str(value)):
         return f"a number of {len(str(value))} digits"
     if isinstance(value, date) or (isinstance(value, str) and _MOMENT.match(value)):
@@ -299,7 +318,7 @@ def fitting(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> An
     kind = schema.get("type")
     if kind is not None and not has_type(value, kind):
         return None
-    if kind in ("integer", "number") and _number("", value, schema):
+    if isinstance(value, (int, float)) and _number("", value, schema):
         return None
     if kind == "array":
         items = [fitting(item, schema.get("items", {}), definitions) for item in value]
@@ -308,7 +327,7 @@ def fitting(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> An
         known = schema.get("properties", {})
         others: Schema = next(iter(schema.get("patternProperties", {}).values()), {})
         return {
-            str(name): fitting(item, known.get(name, others), definitions)
+            _text(name): fitting(item, known.get(name, others), definitions)
             for name, item in value.items()
             if item is not None and fitting(item, known.get(name, others), definitions) is not None
         }

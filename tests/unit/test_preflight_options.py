@@ -323,10 +323,14 @@ def test_engines_share_a_gpu_as_options_of_all_engines_say(every: dict[str, Any]
             "gpu-memory-utilization of its args must be a number, more than 0 and at most 1",
         ),
         ({"gpu-memory-utilization": True}, "gpu-memory-utilization of its args must be a number"),
-        ({"gpu_memory_utilization": float("nan")}, "gpu-memory-utilization of its args must be a number"),
+        ({"gpu_memory_utilization": float("nan")}, "gpu_memory_utilization is nan, but must be a finite number"),
+        ({"hf-overrides": {"a": [float("inf")]}}, "args.hf-overrides.a[0] is inf, but must be a finite number"),
         ({"tensor-parallel-size": 0}, "tensor-parallel-size of its args must be a whole number, at least 1"),
         ({"tensor_parallel_size": "four"}, "tensor-parallel-size of its args must be a whole number, at least 1"),
-        ({"pipeline-parallel-size": 10**5000}, "pipeline-parallel-size of its args must be a whole number"),
+        (
+            {"pipeline-parallel-size": 10**5000},
+            "pipeline-parallel-size is a number of more than 64 bits, but no number may have",
+        ),
     ],
 )
 def test_a_size_that_no_engine_can_have(args: dict[str, Any], said: str) -> None:

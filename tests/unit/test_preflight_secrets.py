@@ -115,6 +115,24 @@ def test_a_huge_number_leaves_the_other_problems_told(name: str, huge: Any) -> N
     assert not any("could not be made" in line for line in lines), lines
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"stack_address": 10**5000},
+        engine(name=10**5000),
+        engine(args={"tensor-parallel-size": 10**5000}),
+        key(name=10**5000),
+        key(expires=10**5000),
+        {"proxy_limits": {"models": {10**5000: {}}}},
+    ],
+    ids=["address", "engine", "option", "key", "moment", "name"],
+)
+def test_a_huge_number_is_said_wherever_it_stands(variables: dict[str, Any]) -> None:
+    lines = found(**variables)
+    assert lines
+    assert not any("could not be made" in line or "cannot be read" in line for line in lines), lines
+
+
 @pytest.mark.parametrize("name", ["proxy_workers", "proxy_port", "proxy_admin_port"])
 def test_a_number_out_of_range_is_not_counted_with(name: str) -> None:
     (line,) = found(**{name: 900_000_000})
