@@ -126,6 +126,17 @@ async def test_systemd_hears_that_it_listens_and_that_it_ends(
             assert await asyncio.to_thread(manager.recv, 100) == b"STOPPING=1"
 
 
+async def test_systemd_hears_that_it_lives(files: Files, engine: Engine, tmp_path: Path) -> None:
+    files.configure(engine)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(WAIT_S)
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "30000000"}
+        async with running_process(files, **environment):
+            for message in (b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"):
+                assert await asyncio.to_thread(manager.recv, 100) == message
+
+
 async def test_sighup_loads_at_once(files: Files, engine: Engine) -> None:
     files.configure(engine)
     async with running_process(files) as running:

@@ -1,12 +1,16 @@
 """Two workers on one host, after changes of settings and releases, one of which was taken back."""
 
 import json
+import time
 
 import httpx2
 import pytest
 from stack import CLIENT, MODEL
 
 testinfra_hosts = ["ssh://api1"]
+
+# WatchdogSec= and a start, on a busy machine.
+RESTARTED_S = 120
 
 
 @pytest.fixture(params=[9000, 9001])
@@ -140,3 +144,20 @@ def test_requests_are_logged_as_json(api, port, key):
     assert record["engine"].startswith("engine1:")
     assert record["completion_tokens"] == 3
     assert "private" not in line
+
+
+def test_a_frozen_worker_is_started_again(api, key):
+    def main_pid():
+        return api.check_output("systemctl show --property MainPID --value proxy@9001")
+
+    before = main_pid()
+    api.check_output(f"kill -s STOP {before}")
+    begin = time.monotonic()
+    while True:
+        assert time.monotonic() < begin + RESTARTED_S, api.check_output("journalctl --unit proxy@9001 --lines 40")
+        if main_pid() not in (before, "0"):
+            answers = api.run(f"curl --silent --fail --max-time 2 http://{address(api)}:9001/health/ready")
+            if answers.succeeded:
+                break
+        time.sleep(1)
+    assert "watchdog" in api.check_output("journalctl --unit proxy@9001 --lines 40").lower()

@@ -11,7 +11,7 @@ import uvicorn
 from .app import Proxy
 from .server_protocol import Protocol, close_idle
 from .state import Settings, State
-from .systemd import notify
+from .systemd import notify, notify_alive
 
 # How long /health/ready says 503 while connections are still accepted, so that its watchers turn away first.
 _NOTICE_S = 0.5
@@ -45,6 +45,7 @@ class Server(uvicorn.Server):
         if counter % _TICKS_A_SWEEP == 0:
             now = asyncio.get_running_loop().time()
             close_idle(self.server_state.connections, now, _KEEP_ALIVE_S)
+            notify_alive()
             if counter >= _TICKS_TO_REPAIR:
                 self._end_if_damaged()
         return await super().on_tick(counter)
