@@ -47,7 +47,6 @@ STACK: dict[str, dict[str, Any]] = {
     "stack_address": {"type": "string", "format": "address"},
     "stack_body_limit_mb": {"type": "integer", **_MEGABYTES},
     "stack_domain": {"type": "string", **_HOST_NAME},
-    "stack_preflight_collect": {"type": "boolean"},
 }
 
 # By the variable's path; [] stands for each item of a list.

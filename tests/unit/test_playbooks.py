@@ -30,6 +30,7 @@ def inventory(tmp_path: Path) -> Path:
         },
         "web1": {"stack_address": "127.0.0.4", "nginx_certbot_public_addresses": ["127.0.0.1", "::1"]},
     }
+    hosts["bastion"] = {}
     groups = {"vllm": ["engine1", "engine2"], "proxy": ["api1"], "nginx": ["web1"]}
     whole = {
         "vars": {"ansible_connection": "local", "ansible_become": False, "stack_domain": "localhost"},
@@ -65,6 +66,18 @@ def run(inventory: Path, playbook: str, *options: str) -> tuple[int, str]:
         ("site.yml", ["--tags", "proxy_servcie"], "--tags proxy_servcie cannot be used here"),
         ("playbooks/nginx.yml", ["--skip-tags", "nginx_certbot_install"], "--skip-tags nginx_certbot_install cannot"),
         ("site.yml", ["--skip-tags", "always"], "The checks were skipped"),
+        ("playbooks/preflight.yml", ["--skip-tags", "always"], "The checks were skipped"),
+        (
+            "playbooks/nginx.yml",
+            ["--start-at-task", "nginx_certbot : Look for an earlier deployment"],
+            "The checks were skipped",
+        ),
+        ("site.yml", ["--limit", "bastion"], "leaves no host of the group vllm or proxy or nginx"),
+        (
+            "playbooks/check_inventory.yml",
+            ["-e", "stack_preflight_collect=true"],
+            "unknown variable stack_preflight_collect",
+        ),
         ("playbooks/proxy.yml", ["-e", '{"proxy_keys": [{"name": "a", "limit": 1}]}'], "did you mean limits?"),
         (
             "site.yml",
@@ -78,6 +91,37 @@ def test_a_run_stops_before_it_changes_anything(inventory: Path, playbook: str, 
     assert status != 0, output
     assert said in output
     assert "changed=1" not in output
+
+
+@pytest.mark.parametrize("playbook", ["vllm", "proxy", "nginx", "drivers"])
+def test_no_part_of_a_roll_can_be_begun_without_the_check(playbook: str) -> None:
+    """With --start-at-task a run may begin in the middle; what a task inherits is asked all the same."""
+    check, *plays = yaml.safe_load((ROOT / "playbooks" / f"{playbook}.yml").read_text())
+    assert check["ansible.builtin.import_playbook"] == "check_inventory.yml"
+    tasks = [task for play in plays for task in play["tasks"] if "ansible.builtin.assert" not in task]
+    assert tasks
+    assert [
+        task["name"] for task in tasks if "__stack_inventory_checked | mandatory(" not in task.get("when", "")
+    ] == []
+
+
+def test_a_host_that_cannot_be_looked_at_is_a_line_of_the_report(inventory: Path) -> None:
+    """So is a check that breaks: neither is taken for a host in order."""
+    whole = yaml.safe_load(inventory.read_text())
+    away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    whole["all"]["hosts"]["api1"] |= away
+    whole["all"]["hosts"]["engine2"]["vllm_install_disk_gb"] = "{{ nowhere }}"
+    whole["all"]["hosts"]["web1"]["nginx_certbot_deny_cidrs"] = "{{ nowhere }}"
+    whole["all"]["hosts"]["localhost"] = away
+    whole["all"]["children"]["nginx"]["hosts"]["localhost"] = {}
+    inventory.write_text(yaml.safe_dump(whole))
+    status, output = run(inventory, "playbooks/preflight.yml")
+    assert status != 0
+    for host in ("api1", "localhost"):
+        assert f"host {host} cannot be reached: " in output
+    assert 'host engine2: "Collect what is wrong" failed' in output
+    assert 'host web1: "Collect the problems" failed' in output
+    assert "engine one: model /nowhere has no config.json" in output, "of engine1"
 
 
 @pytest.mark.parametrize(
