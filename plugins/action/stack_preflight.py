@@ -57,6 +57,7 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "list": ((list,), "a list"),
     "dict": ((Mapping,), "a dictionary"),
 }
+EMPTY = "{name} is empty: give it a value, or take the line out"
 # So similar are a role's name and its misspelling at least.
 ALIKE = 0.7
 # Molecule skips them in each of its runs. No task here has them.
@@ -151,6 +152,10 @@ class Inventory:
             self.unreadable.setdefault(f"{name} of {host}", _why_unreadable(name, host, error))
             return None
 
+    def is_empty(self, host: str, name: str) -> bool:
+        """Whether somebody wrote the variable without a value, which is not to leave it out."""
+        return name in self._hostvars[host] and self.get(host, name) is None and f"{name} of {host}" not in self.unreadable
+
     def engines(self, host: str) -> list[Mapping[str, Any]]:
         """The host's engines, those that are dicts: the rest is another check's business."""
         value = self.get(host, "vllm_engines")
@@ -241,6 +246,8 @@ def check_groups(inventory: Inventory, _: Any) -> Iterator[str]:
         try:
             ipaddress.ip_address(str(address))
         except ValueError:
+            if inventory.is_empty(host, "stack_address"):
+                continue  # check_types says so
             shown = schema.shown("stack_address", address)
             yield f"host {host}: stack_address is {shown}; set it to the private IP address by which the other tiers reach the host"
 
@@ -284,11 +291,17 @@ def _misspelt_role(name: str, options: Mapping[str, Mapping[str, Any]]) -> str:
 
 def check_types(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """A value has its variable's type: text that looks like a number would fail in the middle of a roll."""
-    specs = {name: spec.get("type", "str") for variables in options.values() for name, spec in variables.items()}
+    specs = {name: spec for variables in options.values() for name, spec in variables.items()}
+    # `name:` alone takes a default's place, and is then rendered as an empty text or taken for false.
+    needed = {name for name, spec in specs.items() if spec.get("default") is not None or spec.get("required")}
     wrong: dict[str, list[str]] = defaultdict(list)
     for host in inventory.hosts():
-        for name in sorted(specs.keys() & set(inventory.names(host))):
-            if problem := _type_problem(name, inventory.get(host, name), specs[name]):
+        for name in sorted((specs.keys() | rules.STACK.keys()) & set(inventory.names(host))):
+            if inventory.is_empty(host, name):
+                problem = EMPTY.format(name=name) if name in needed | rules.STACK.keys() else ""
+            else:
+                problem = _type_problem(name, inventory.get(host, name), specs.get(name, {}).get("type", "str"))
+            if problem:
                 wrong[problem].append(host)
     for problem, hosts in wrong.items():
         yield f"{problem} (set for {', '.join(hosts)})"
@@ -345,6 +358,8 @@ def check_engines(inventory: Inventory, _: Any) -> Iterator[str]:
     """Engines are complete, and have names of their own."""
     for host in inventory.group("vllm"):
         value = inventory.get(host, "vllm_engines")
+        if inventory.is_empty(host, "vllm_engines"):
+            continue  # check_types says so
         if not isinstance(value, list) or not value:
             if not any(key.startswith("vllm_engines") for key in inventory.unreadable):
                 yield f"host {host}: vllm_engines lists no engine; see group_vars/vllm.yml for an example"

@@ -192,6 +192,17 @@ def test_a_slip_is_said_once(variables: dict[str, Any], said: str) -> None:
     assert said in lines[0]
 
 
+@pytest.mark.parametrize("name", [name for variables in OPTIONS.values() for name in variables] + ["stack_body_limit_mb"])
+def test_a_variable_without_a_value_is_said_to_be_empty(name: str) -> None:
+    (line,) = found(**{name: None})
+    assert line.startswith(f"{name} is empty: give it a value, or take the line out (set for ")
+
+
+def test_only_what_has_a_default_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIONS["proxy"], "proxy_optional", {"type": "str", "description": "-"})
+    assert found(proxy_optional=None) == []
+
+
 SECRET = "s3cret-" * 6
 
 
