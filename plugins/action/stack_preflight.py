@@ -37,7 +37,7 @@ def _load(name: str) -> ModuleType:
     return sys.modules[full]
 
 
-schema, rules, contracts = _load("schema"), _load("rules"), _load("contracts")
+schema, rules, contracts, files = (_load(name) for name in ("schema", "rules", "contracts", "files"))
 
 TIERS = {"vllm": "vllm", "proxy": "proxy", "nginx": "nginx_certbot"}  # group: role
 ROLES = [*TIERS.values(), "nvidia_drivers"]
@@ -137,6 +137,10 @@ class Inventory:
         """The hosts of all tiers."""
         return sorted({host for group in TIERS for host in self.group(group)})
 
+    def everyone(self) -> set[str]:
+        """All hosts, also those of no tier."""
+        return {host for hosts in self.groups.values() for host in hosts}
+
     def names(self, host: str) -> list[str]:
         """The names of all variables that the host has."""
         return [str(name) for name in self._hostvars[host]]
@@ -154,7 +158,9 @@ class Inventory:
 
     def is_empty(self, host: str, name: str) -> bool:
         """Whether somebody wrote the variable without a value, which is not to leave it out."""
-        return name in self._hostvars[host] and self.get(host, name) is None and f"{name} of {host}" not in self.unreadable
+        return (
+            name in self._hostvars[host] and self.get(host, name) is None and f"{name} of {host}" not in self.unreadable
+        )
 
     def engines(self, host: str) -> list[Mapping[str, Any]]:
         """The host's engines, those that are dicts: the rest is another check's business."""
@@ -759,7 +765,8 @@ CHECKS = [
     contracts.check_alike,
     contracts.check_tiers,
     contracts.check_gpus,
-    contracts.check_vaults,
+    files.check_files,
+    files.check_vaults,
     check_domain,
     check_readable,
 ]

@@ -305,22 +305,3 @@ def _number(value: Any) -> float | None:
 def _whole(value: Any) -> int | None:
     number = _number(value)
     return int(number) if number is not None and 1 <= number <= _GPUS_MAX and number == int(number) else None
-
-
-def check_vaults(inventory: Any, _: Any) -> Iterator[str]:
-    """Files that hold secrets are encrypted."""
-    directories = {
-        Path(str(found)) / "group_vars"
-        for host in inventory.hosts()
-        for found in (inventory.get(host, "inventory_dir"), inventory.get(host, "playbook_dir"))
-        if found
-    }
-    seen: set[Path] = set()
-    for path in sorted(path for directory in directories for path in directory.glob("**/*vault*") if path.is_file()):
-        real = path.resolve()
-        if real in seen or "example" in path.name:
-            continue
-        seen.add(real)
-        text = real.read_text(errors="replace")
-        if text.strip() and not text.startswith("$ANSIBLE_VAULT") and "!vault" not in text:
-            yield f"{path} is not encrypted: run ansible-vault encrypt {path}"

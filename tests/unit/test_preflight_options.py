@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import sys
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,7 +191,9 @@ def test_a_slip_is_said_once(variables: dict[str, Any], said: str) -> None:
     assert said in lines[0]
 
 
-@pytest.mark.parametrize("name", [name for variables in OPTIONS.values() for name in variables] + ["stack_body_limit_mb"])
+@pytest.mark.parametrize(
+    "name", [name for variables in OPTIONS.values() for name in variables] + ["stack_body_limit_mb"]
+)
 def test_a_variable_without_a_value_is_said_to_be_empty(name: str) -> None:
     (line,) = found(**{name: None})
     assert line.startswith(f"{name} is empty: give it a value, or take the line out (set for ")
@@ -347,17 +348,6 @@ def test_engines_share_a_gpu_as_options_of_all_engines_say(every: dict[str, Any]
 def test_a_size_that_no_engine_can_have(args: dict[str, Any], said: str) -> None:
     (line,) = found(**engine(args=args))
     assert said in line
-
-
-def test_a_vault_in_clear_is_found(tmp_path: Path) -> None:
-    directory = tmp_path / "group_vars" / "proxy"
-    directory.mkdir(parents=True)
-    (directory / "vault.yml").write_text("vault_proxy_keys: []\n")
-    (directory / "vault.example.yml").write_text("vault_proxy_keys: []\n")
-    (line,) = found(inventory_dir=str(tmp_path))
-    assert f"run ansible-vault encrypt {directory / 'vault.yml'}" in line
-    (directory / "vault.yml").write_text("$ANSIBLE_VAULT;1.1;AES256\n6162\n")
-    assert found(inventory_dir=str(tmp_path)) == []
 
 
 def test_the_example_that_is_shipped_is_right() -> None:

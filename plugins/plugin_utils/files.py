@@ -1,0 +1,119 @@
+"""Files of variables: what somebody wrote and Ansible does not read, and secrets in clear."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.parsing.dataloader import DataLoader
+
+_EXTENSIONS = (".yml", ".yaml", ".json")
+# What files are called by those who meant one of them: not .bak or .md, which nobody expects to be read.
+_ALIKE = 0.6
+_SECRET = re.compile(r"^vault_|(^|_)(key|passphrase|password|secret|token)s?$", re.IGNORECASE)
+# Groups that each inventory has, and those that it may lack only while another check says so.
+_ALWAYS = {"all", "ungrouped", "vllm", "proxy", "nginx"}
+# inventory/aws_ec2.yml makes one of each environment, which need not have a host now.
+_SOMETIMES = "env_"
+
+
+def check_files(inventory: Any, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Ansible says nothing of a file whose name is no group's or host's, ends otherwise, or comes second."""
+    known = {name for variables in options.values() for name in variables}
+    loader = DataLoader()
+    names = {"group_vars": set(inventory.groups) | _ALWAYS, "host_vars": inventory.everyone()}
+    for root in _roots(inventory):
+        read = {Path(found) for name in names[root.name] for found in loader.find_vars_files(str(root), name)}
+        for path in _files(root):
+            if path not in read and (reason := _why_unread(root, path, names, known)):
+                yield f"{path} is not read{reason}"
+
+
+def _why_unread(root: Path, path: Path, names: Mapping[str, set[str]], known: set[str]) -> str:
+    """ "" where nobody can have meant it to be read."""
+    inside = path.relative_to(root).parts
+    base, extension = os.path.splitext(path.name)
+    whose = inside[0] if len(inside) > 1 else base
+    if extension and extension not in _EXTENSIONS:
+        if extension != ".txt" and not difflib.get_close_matches(extension.lower(), _EXTENSIONS, 1, _ALIKE):
+            return ""
+        right = path.with_suffix("") if base.endswith(_EXTENSIONS) else path.with_suffix(".yml")
+        return f", since its name ends in {extension}: rename it to {right}" if _sets(path, known) else ""
+    if whose in names[root.name]:
+        first = next(found for found in (root / f"{whose}{end}" for end in ("", *_EXTENSIONS)) if found.exists())
+        if first.is_dir():
+            return f", since {first}/ exists: move it there" if len(inside) == 1 else f": move it to {first}/"
+        return f", since {first} exists: move what it says there"
+    if whose.startswith(_SOMETIMES) or not (variables := _sets(path, known)):
+        return ""
+    kind, other = ("group", "host_vars") if root.name == "group_vars" else ("host", "group_vars")
+    if whose in names[other]:
+        hint = f"move it to {other}"
+    else:
+        close = difflib.get_close_matches(whose, names[root.name], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"rename it after one, or take it out of {root.name}"
+    return f", since the inventory has no {kind} {whose}, but it sets {', '.join(variables)}: {hint}"
+
+
+def _sets(path: Path, known: set[str]) -> list[str]:
+    """The collection's variables that a file sets. Of an encrypted one nothing is known."""
+    keys = _keys(path.read_text(errors="replace"))
+    return [key for key in keys if key in known or key.startswith("stack_")]
+
+
+def _keys(text: str) -> list[str]:
+    """The names of the variables in a text; none in one that is no dictionary in YAML."""
+    try:
+        node = yaml.compose(text)
+    except yaml.YAMLError:
+        return []
+    return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+
+
+def check_vaults(inventory: Any, _: Any) -> Iterator[str]:
+    """Files that hold secrets are encrypted."""
+    for root in _roots(inventory):
+        for path in _files(root):
+            names = [os.path.splitext(part)[0] for part in path.relative_to(root).parts]
+            if not any("vault" in name for name in names):
+                continue
+            text = path.read_text(errors="replace")
+            # One such as hashicorp_vault.yml may be about a vault rather than be one.
+            secret = "vault" in names or any(_SECRET.search(key) for key in _keys(text))
+            if secret and text.strip() and not text.startswith("$ANSIBLE_VAULT") and "!vault" not in text:
+                yield f"{path} is not encrypted: run ansible-vault encrypt {path}"
+
+
+def _roots(inventory: Any) -> list[Path]:
+    """Where files of variables are, beside the inventory and beside the playbook: each once, though links lead to it."""
+    parents = {
+        Path(str(found))
+        for host in inventory.hosts()
+        for found in (inventory.get(host, "inventory_dir"), inventory.get(host, "playbook_dir"))
+        if found
+    }
+    return sorted(
+        {
+            (parent / kind).resolve()
+            for parent in parents
+            for kind in ("group_vars", "host_vars")
+            if (parent / kind).is_dir()
+        }
+    )
+
+
+def _files(root: Path) -> list[Path]:
+    """Of the directory at any depth, without hidden ones, backups of editors, and examples."""
+    return [
+        path
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+        and not any(
+            part.startswith(".") or part.endswith("~") or "example" in part for part in path.relative_to(root).parts
+        )
+    ]

@@ -1,0 +1,113 @@
+"""What is said of the files of variables: those that Ansible does not read, and secrets in clear."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_preflight_options import found
+from test_stack_preflight import ROOT
+
+EMAIL = "nginx_certbot_email: ops@example.com\n"
+SECRET = "$ANSIBLE_VAULT;1.1;AES256\n6162\n"
+
+
+def said(directory: Path, *written: tuple[str, str]) -> list[str]:
+    """Of the good inventory with these files beside it; without the directory's own path."""
+    for name, text in written:
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return [line.replace(f"{directory}/", "") for line in found(inventory_dir=str(directory))]
+
+
+@pytest.mark.parametrize(
+    ("written", "unread"),
+    [
+        (
+            {"group_vars/nginx.yml": "", "group_vars/nginx/a.yml": ""},
+            "nginx.yml is not read, since group_vars/nginx/ exists: move it there",
+        ),
+        (
+            {"group_vars/nginx.yml": "", "group_vars/nginx.yaml": ""},
+            "nginx.yaml is not read, since group_vars/nginx.yml exists: move what it says",
+        ),
+        (
+            {"group_vars/all.json": "", "group_vars/all": ""},
+            "all.json is not read, since group_vars/all exists: move what it says",
+        ),
+        (
+            {"host_vars/web1.yml": SECRET, "host_vars/web1/a.yml": ""},
+            "web1.yml is not read, since host_vars/web1/ exists: move it there",
+        ),
+        ({"group_vars/nginx/v1.0/a.yml": ""}, "a.yml is not read: move it to group_vars/nginx/"),
+        ({"group_vars/ngnix.yml": EMAIL}, "no group ngnix, but it sets nginx_certbot_email: did you mean nginx?"),
+        ({"group_vars/ngnix/main.yml": EMAIL}, "no group ngnix, but it sets nginx_certbot_email: did you mean nginx?"),
+        ({"host_vars/web01.yml": EMAIL}, "no host web01, but it sets nginx_certbot_email: did you mean web1?"),
+        (
+            {"group_vars/elsewhere": EMAIL},
+            "no group elsewhere, but it sets nginx_certbot_email: rename it after one, or take",
+        ),
+        ({"host_vars/nginx.yml": EMAIL}, "no host nginx, but it sets nginx_certbot_email: move it to group_vars"),
+        ({"group_vars/web1.yml": "stack_domain: a.b"}, "no group web1, but it sets stack_domain: move it to host_vars"),
+        ({"group_vars/nginx.yml.txt": EMAIL}, "since its name ends in .txt: rename it to group_vars/nginx.yml"),
+        ({"group_vars/nginx/web.YML": EMAIL}, "since its name ends in .YML: rename it to group_vars/nginx/web.yml"),
+        ({"group_vars/nginx.ymal": EMAIL}, "since its name ends in .ymal: rename it to group_vars/nginx.yml"),
+    ],
+)
+def test_a_file_that_is_not_read_is_said_once(tmp_path: Path, written: dict[str, str], unread: str) -> None:
+    (line,) = said(tmp_path, *written.items())
+    assert "_vars/" in line
+    assert unread in line
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("group_vars/nginx.yml", EMAIL),
+        ("group_vars/nginx/deep/er.json", "{}"),
+        ("group_vars/all", EMAIL),
+        ("host_vars/web1/main.yaml", EMAIL),
+        ("group_vars/env_staging.yml", EMAIL),
+        ("group_vars/others.yml", "their_variable: 1\n"),
+        ("group_vars/others/vault.yml", SECRET),
+        ("group_vars/vault.example.yml", "vault_proxy_keys: []\n"),
+        ("group_vars/nginx.yml.bak", EMAIL),
+        ("group_vars/nginx.yml~", EMAIL),
+        ("group_vars/.nginx.yml", EMAIL),
+        ("group_vars/README.md", EMAIL),
+        ("group_vars/notes.txt", "to: do\n"),
+        ("group_vars/broken.txt", "a: [\n"),
+        ("group_vars/hashicorp_vault.yml", "hashicorp_vault_address: https://vault.example.com\n"),
+    ],
+)
+def test_a_file_that_is_read_or_need_not_be_is_nothing(tmp_path: Path, name: str, text: str) -> None:
+    assert said(tmp_path, (name, text)) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "group_vars/proxy/vault.yml",
+        "group_vars/proxy/vault/keys.yml",
+        "host_vars/api1/vault.yml",
+        "group_vars/proxy/keys_vault.yml",
+    ],
+)
+def test_a_vault_in_clear_is_found(tmp_path: Path, name: str) -> None:
+    (line,) = said(tmp_path, (name, "vault_proxy_keys: []\n"))
+    assert line == f"{name} is not encrypted: run ansible-vault encrypt {name}"
+    assert said(tmp_path, (name, SECRET)) == []
+
+
+def test_a_vault_is_told_once_though_two_ways_lead_to_it(tmp_path: Path) -> None:
+    (tmp_path / "inventory").mkdir()
+    (tmp_path / "inventory" / "group_vars").symlink_to("../group_vars")
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "group_vars" / "vault.yml").write_text("a: 1\n")
+    assert len(found(inventory_dir=str(tmp_path / "inventory"), playbook_dir=str(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("directory", [ROOT, ROOT / "lab"])
+def test_the_files_that_are_shipped_are_all_read(directory: Path) -> None:
+    assert found(inventory_dir=str(directory)) == []
