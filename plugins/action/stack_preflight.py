@@ -12,8 +12,9 @@ import socket
 import sys
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,9 @@ schema, rules, contracts, files = (_load(name) for name in ("schema", "rules", "
 
 TIERS = {"vllm": "vllm", "proxy": "proxy", "nginx": "nginx_certbot"}  # group: role
 ROLES = [*TIERS.values(), "nvidia_drivers"]
+READERS = {role: group for group, role in TIERS.items()} | {"nvidia_drivers": "vllm"}  # role: group
+# Of a role's variables, those that the roll of the tier behind it reads on that tier's hosts.
+READ_BEHIND = {"proxy_drain_timeout_s", "proxy_start_timeout_s", "nginx_certbot_drain_reason"}
 KEY_LENGTH_MIN = 32
 PORT_MAX = 65535
 # Random keys of that length have more, whatever they are written in.
@@ -145,6 +149,12 @@ class Inventory:
         """The names of all variables that the host has."""
         return [str(name) for name in self._hostvars[host]]
 
+    def uses(self, host: str, name: str) -> bool:
+        """Whether another of the host's variables is made of this one."""
+        raw = getattr(self._hostvars, "raw_get", self._hostvars.__getitem__)(host)
+        word = re.compile(rf"(?<![\w.]){re.escape(name)}(?!\w)")
+        return any(word.search(text) for key, value in raw.items() if key != name for text in _templates(value))
+
     def get(self, host: str, name: str) -> Any:
         """A variable's value; None when it cannot be templated, which `unreadable` then says."""
         try:
@@ -176,6 +186,16 @@ def _why_unreadable(name: str, host: str, error: Exception) -> str:
         f"{type(error).__name__}, whose words may hold a secret. To see them: ansible {host} -m ansible.builtin.debug "
         f"-a var={name}"
     )
+
+
+def _templates(value: Any) -> Iterator[str]:
+    """The texts with templates in a value, at any depth."""
+    if isinstance(value, str):
+        if "{{" in value or "{%" in value:
+            yield value
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _templates(item)
 
 
 def all_problems(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -258,6 +278,39 @@ def check_groups(inventory: Inventory, _: Any) -> Iterator[str]:
             yield f"host {host}: stack_address is {shown}; set it to the private IP address by which the other tiers reach the host"
 
 
+def check_strays(inventory: Inventory, _: Any) -> Iterator[str]:
+    """A host in a misspelt group, or with a misspelt tag, would belong to no tier and serve nothing."""
+    idle = inventory.everyone() - set(inventory.hosts())
+    for group, hosts in sorted(inventory.groups.items()):
+        lost = sorted(idle & set(hosts))
+        if lost and group not in TIERS and (meant := _tier_like(group)):
+            yield f"group {group} has {', '.join(lost)}, of no tier: did you mean {meant}?"
+    for host in sorted(inventory.everyone()):
+        tags = inventory.get(host, "aws_ec2_tags") or inventory.get(host, "aws_tags")
+        for tier in str(tags.get("Tier", "")).split(",") if isinstance(tags, Mapping) else ():
+            if tier.strip() not in TIERS and (meant := _tier_like(tier.strip())):
+                yield f"host {host}: its tag Tier has {tier.strip()!r}, which is no tier: did you mean {meant}?"
+
+
+def _tier_like(name: str) -> str:
+    close: list[str] = difflib.get_close_matches(name.lower(), TIERS, n=1)
+    return close[0] if close else ""
+
+
+def check_places(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A variable that no host of its role's tier has is read by nobody."""
+    names = {host: set(inventory.names(host)) for host in sorted(inventory.everyone())}
+    for role, group in READERS.items():
+        readers = inventory.group(group)
+        for name in sorted(options[role].keys() - READ_BEHIND):
+            hosts = [host for host, its in names.items() if name in its]
+            if readers and hosts and not set(hosts) & set(readers):
+                yield (
+                    f"{name} is set for {', '.join(hosts)}, but for no host of the group {group}, where it is read: "
+                    f"move it to group_vars/{group}.yml"
+                )
+
+
 def check_variable_names(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """A misspelt variable would silently leave a default in force."""
     known = {name for variables in options.values() for name in variables}
@@ -267,15 +320,24 @@ def check_variable_names(inventory: Inventory, options: Mapping[str, Mapping[str
         for name in inventory.names(host):
             if name.startswith((*prefixes, "stack_")) and name not in known and name not in rules.STACK:
                 unknown[name].append(host)
-    others = {
-        name
-        for host in inventory.hosts()
-        for name in inventory.names(host)
-        # Of Ansible, of the inventory, and what roles noted on hosts earlier in this run.
-        if not name.startswith(("ansible_", "aws_", "_"))
-    }
-    for name in sorted(others - known - unknown.keys() - rules.STACK.keys()):
-        if meant := _misspelt_role(name, options):
+    others: dict[str, str] = {}
+    for host in inventory.hosts():
+        for name in inventory.names(host):
+            # Not those of Ansible, of the inventory, and what roles noted on hosts earlier in this run.
+            if (
+                not name.startswith(("ansible_", "aws_", "_"))
+                and name not in known | unknown.keys() | rules.STACK.keys()
+            ):
+                others.setdefault(name, host)
+    for name, host in sorted(others.items()):
+        meant = _misspelt_role(name, options)
+        if meant in rules.STACK and meant in inventory.names(host):
+            continue  # slack_domain beside stack_domain is a name of its own
+        if not meant and (shortened := _shortened(name, options, partial(inventory.get, host, name))):
+            # It may be the operator's own, which the collection's is made of.
+            used = any(short in inventory.names(host) for short in shortened) or inventory.uses(host, name)
+            meant = "" if used else " and ".join(shortened)
+        if meant:
             yield f"variable {name} is none of the collection's: did you mean {meant}?"
     for name, hosts in sorted(unknown.items()):
         role = next((role for role in ROLES if name.startswith(f"{role}_")), None)
@@ -286,13 +348,39 @@ def check_variable_names(inventory: Inventory, options: Mapping[str, Mapping[str
 
 
 def _misspelt_role(name: str, options: Mapping[str, Mapping[str, Any]]) -> str:
-    """The variable that was meant by one whose role is misspelt: vlm_engines; "" for any other."""
-    for role, variables in options.items():
+    """The variable that was meant by one whose role is misspelt: vlm_engines, VLLM_ENGINES; "" for any other."""
+    plain = name.lower().replace("-", "_")
+    prefixes: dict[str, Mapping[str, Any]] = {**options, "stack": rules.STACK}
+    for role, variables in prefixes.items():
         for known in variables:
             end = known.removeprefix(role)
-            if name.endswith(end) and difflib.SequenceMatcher(None, name.removesuffix(end), role).ratio() > ALIKE:
+            start = name.removesuffix(end)
+            # vault_proxy_keys is a name of its own.
+            alike = difflib.SequenceMatcher(None, start, role).ratio() > ALIKE and not start.endswith(f"_{role}")
+            if plain == known or (name.endswith(end) and alike):
                 return known
     return ""
+
+
+def _shortened(name: str, options: Mapping[str, Mapping[str, Any]], get: Callable[[], Any]) -> list[str]:
+    """The variables that were meant by one with a part of the role's name, or none, before the whole rest of theirs.
+
+    nginx_allow_cidrs and allow_cidrs for nginx_certbot_allow_cidrs, and nginx_certbot: {allow_cidrs: []}. A single word,
+    such as keys, says too little to be meant.
+    """
+    for role, variables in options.items():
+        ends = {known.removeprefix(f"{role}_"): known for known in variables}
+        parts = role.split("_") if "_" in role else []
+        start, end = next(
+            ((part, name.removeprefix(f"{part}_")) for part in parts if name.startswith(f"{part}_")), ("", name)
+        )
+        if end in ends and (start or "_" in end):
+            return [ends[end]]
+        # Only of such a name: others' values are none of the collection's, and need not even be readable.
+        value = get() if name in (role, *parts) else None
+        if isinstance(value, Mapping) and value and value.keys() <= ends.keys():
+            return [ends[inner] for inner in value]
+    return []
 
 
 def check_types(inventory: Inventory, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -749,7 +837,9 @@ def _choices(served: set[str], wanted: str) -> str:
 
 FORM = [
     check_groups,
+    check_strays,
     check_variable_names,
+    check_places,
     check_types,
     check_options,
 ]

@@ -263,6 +263,40 @@ def test_a_misspelt_prefix_is_found() -> None:
     assert [line.partition("did you mean ")[2] for line in lines] == ["nginx_certbot_email?", "vllm_models_dir?"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("nginx_allow_cidrs", [], "nginx_certbot_allow_cidrs"),
+        ("certbot_email", "ops@example.com", "nginx_certbot_email"),
+        ("drivers_branch", "580", "nvidia_drivers_branch"),
+        ("allow_cidrs", [], "nginx_certbot_allow_cidrs"),
+        ("nginx_certbot", {"allow_cidrs": [], "email": ""}, "nginx_certbot_allow_cidrs and nginx_certbot_email"),
+        ("nginx", {"allow_cidrs": []}, "nginx_certbot_allow_cidrs"),
+        ("vllm", {"version": "0.33.0"}, "vllm_version"),
+        ("proxy-keys", [], "proxy_keys"),
+        ("NGINX_CERTBOT_EMAIL", "", "nginx_certbot_email"),
+        ("stak_domain", "localhost", "stack_domain"),
+    ],
+)
+def test_a_name_that_holds_the_end_of_a_variables_is_taken_for_it(name: str, value: Any, meant: str) -> None:
+    assert found(**{name: value}) == [f"variable {name} is none of the collection's: did you mean {meant}?"]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"keys": [], "port": 1, "nginx_version": "1", "certbot_plugins": []},
+        {"proxy": {"host": "10.0.0.9", "port": 3128}},
+        {"vault_nginx_certbot_email": "ops@example.com"},
+        {"allow_cidrs": ["10.0.0.0/8"], "nginx_certbot_allow_cidrs": ["10.0.0.0/8"]},
+        {"stack_domain": "localhost", "slack_domain": "example.slack.com"},
+        {"models_dir": "/srv/models", "model_paths": ["{{ models_dir }}/m"]},
+    ],
+)
+def test_a_name_of_the_operators_own_is_let_be(variables: dict[str, Any]) -> None:
+    assert found(**variables) == []
+
+
 def test_a_ring_of_fallbacks_is_named() -> None:
     engines = [
         ENGINE | {"name": name, "served_model_name": name, "port": 8000 + at, "gpus": [at]}

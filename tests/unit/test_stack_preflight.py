@@ -67,19 +67,68 @@ def test_text_for_a_number_says_how_the_command_line_has_numbers(inventory: dict
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("host", "name", "value", "said"),
     [
-        ("proxy_workers", True, "is True, but must be a whole number"),
-        ("nginx_certbot_acme_staging", "no", "is 'no', but must be true or false"),
-        ("proxy_keys", "secret", "is not a list"),
-        ("vllm_args", [], "is not a dictionary"),
+        ("api1", "proxy_workers", True, "is True, but must be a whole number"),
+        ("web1", "nginx_certbot_acme_staging", "no", "is 'no', but must be true or false"),
+        ("api1", "proxy_keys", "secret", "is not a list"),
+        ("engine1", "vllm_args", [], "is not a dictionary"),
     ],
 )
 def test_a_value_of_another_type_is_shown_if_it_cannot_be_a_key(
-    inventory: dict[str, Any], name: str, value: Any, said: str
+    inventory: dict[str, Any], host: str, name: str, value: Any, said: str
 ) -> None:
-    inventory["hostvars"]["web1"][name] = value
-    assert problems(inventory) == [f"{name} {said} (set for web1)"]
+    inventory["hostvars"][host][name] = value
+    assert problems(inventory) == [f"{name} {said} (set for {host})"]
+
+
+@pytest.mark.parametrize(
+    ("group", "host", "said"),
+    [
+        ("vlm", "engine2", "group vlm has engine2, of no tier: did you mean vllm?"),
+        ("Proxy", "api2", "group Proxy has api2, of no tier: did you mean proxy?"),
+        ("vllm2", "engine1", None),
+        ("bastions", "bastion", None),
+    ],
+)
+def test_a_host_in_a_misspelt_group(inventory: dict[str, Any], group: str, host: str, said: str | None) -> None:
+    inventory["groups"][group] = [host]
+    inventory["hostvars"].setdefault(host, {})
+    assert problems(inventory) == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("tier", "said"),
+    [
+        ("vllm, ngnix", ["host engine1: its tag Tier has 'ngnix', which is no tier: did you mean nginx?"]),
+        ("vllm,nginx", []),
+        ("bastion", []),
+    ],
+)
+@pytest.mark.parametrize("name", ["aws_ec2_tags", "aws_tags"])
+def test_a_misspelt_tag(inventory: dict[str, Any], name: str, tier: str, said: list[str]) -> None:
+    inventory["hostvars"]["engine1"][name] = {"Tier": tier}
+    assert problems(inventory) == said
+
+
+@pytest.mark.parametrize(
+    ("hosts", "name", "value", "group"),
+    [
+        (["api1"], "nginx_certbot_acme_staging", True, "nginx"),
+        (["engine1", "web1"], "proxy_workers", 1, "proxy"),
+        (["api1"], "nvidia_drivers_reboot", True, "vllm"),
+        (["api1", "web1"], "nginx_certbot_acme_staging", True, None),
+        (["engine1"], "nvidia_drivers_reboot", True, None),
+        (["engine1"], "proxy_drain_timeout_s", 60, None),
+    ],
+)
+def test_a_variable_where_nobody_reads_it(
+    inventory: dict[str, Any], hosts: list[str], name: str, value: Any, group: str | None
+) -> None:
+    for host in hosts:
+        inventory["hostvars"][host][name] = value
+    said = f"{name} is set for {', '.join(hosts)}, but for no host of the group {group}, where it is read: move it to "
+    assert problems(inventory) == ([f"{said}group_vars/{group}.yml"] if group else [])
 
 
 def test_two_engines_on_one_port(inventory: dict[str, Any]) -> None:
