@@ -24,6 +24,7 @@ import yaml
 from ansible.plugins.action import ActionBase
 
 UTILS = Path(__file__).resolve().parents[1] / "plugin_utils"
+ROLES_DIRECTORY = Path(__file__).resolve().parents[2] / "roles"
 
 
 def _load(name: str) -> ModuleType:
@@ -85,7 +86,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         refusal = refusal_of(variables, self._task.args.get("tiers", []))
         if refusal:
             return {"changed": False, "problems": [], "report": refusal, "refusal": refusal}
-        options = role_options(Path(__file__).resolve().parents[2] / "roles")
+        options = role_options(ROLES_DIRECTORY)
         inventory = Inventory(variables["groups"], variables["hostvars"], defaults=role_defaults(options))
         problems = all_problems(inventory, options)
         return {"changed": False, "problems": problems, "report": report(problems), "refusal": ""}
@@ -476,6 +477,19 @@ def check_engines(inventory: Inventory, _: Any) -> Iterator[str]:
                 yield f"{where}: model {model} comes from a hub, so pin it: set revision to the 40 digits of a commit"
 
 
+def check_engine_args(inventory: Inventory, _: Any) -> Iterator[str]:
+    """No option of `vllm serve` takes the place of what the role sets: an engine would listen everywhere, or serve another model."""
+    role = yaml.safe_load((ROLES_DIRECTORY / "vllm" / "vars" / "main.yml").read_text())
+    reserved, why = role["__vllm_reserved_args"], role["__vllm_reserved_why"]
+    for host in inventory.group("vllm"):
+        args = {"vllm_args": inventory.get(host, "vllm_args")}
+        args |= {f"engine {engine.get('name')!r}: args": engine.get("args") for engine in inventory.engines(host)}
+        for where, value in args.items():
+            for name in value if isinstance(value, Mapping) else ():
+                if str(name).replace("_", "-") in reserved:
+                    yield f"host {host}: {where} must not have {name}: take it out; {why}"
+
+
 def check_ports(inventory: Inventory, _: Any) -> Iterator[str]:
     """No two listeners of a host share a port, unless each has it at an address of its own."""
     for host in inventory.hosts():
@@ -845,6 +859,7 @@ FORM = [
 ]
 CHECKS = [
     check_engines,
+    check_engine_args,
     check_ports,
     check_pools,
     check_keys,

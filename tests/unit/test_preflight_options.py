@@ -297,6 +297,20 @@ def test_a_name_of_the_operators_own_is_let_be(variables: dict[str, Any]) -> Non
     assert found(**variables) == []
 
 
+RESERVED = ["model", "served-model-name", "served_model_name", "host", "port", "config", "api-key", "api_key"]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_no_option_takes_the_place_of_what_the_role_sets(name: str) -> None:
+    for variables, where in (
+        ({"vllm_args": {name: SECRET}}, "vllm_args"),
+        (engine(args={name: SECRET}), "engine 'one': args"),
+    ):
+        (line,) = found(**variables)
+        assert line.startswith(f"host engine1: {where} must not have {name}: take it out; the role sets what")
+        assert SECRET not in line
+
+
 def test_a_ring_of_fallbacks_is_named() -> None:
     engines = [
         ENGINE | {"name": name, "served_model_name": name, "port": 8000 + at, "gpus": [at]}
