@@ -38,22 +38,47 @@ class VarsModule(host_group_vars.VarsModule):  # type: ignore[misc]  # ansible-c
         for found in found_files:
             try:
                 data = super().load_found_files(loader, data, [found])
-            except AnsibleError as error:
-                raise AnsibleParserError(explain(Path(str(found)), str(error))) from error
+            except (AnsibleError, ValueError, yaml.YAMLError) as error:
+                # Not from the error, which shows lines of the file, and there may be secrets in them.
+                raise AnsibleParserError(explain(Path(str(found)), loader, str(error))) from None
         return data
 
 
-def explain(path: Path, error: str) -> str:
+def explain(path: Path, loader: Any, error: str) -> str:
     """What is wrong with a file of variables, for a person."""
-    text = path.read_text(errors="replace")
-    if text.startswith("$ANSIBLE_VAULT"):
-        if "no vault secrets" in error:
-            return f"{path} is encrypted, and no vault password was given: add --ask-vault-pass or --vault-password-file FILE (in AWX, a vault credential)."
-        return f"{path} cannot be decrypted: {error}. Is it the password of this file?"
+    encrypted = path.read_bytes().startswith(b"$ANSIBLE_VAULT")
     try:
-        yaml.compose(text)
+        text = loader.get_text_file_contents(str(path))
+    except AnsibleError as refused:
+        if "but no vault secrets" in str(refused):
+            return f"{path} is encrypted, and no vault password was given: add --ask-vault-pass or --vault-password-file FILE (in AWX, a vault credential)."
+        if "no vault secrets were found that could" in str(refused):
+            return f"{path} is encrypted with another vault password than the one that was given: give the one of this file."
+        return f"{path} cannot be read: {refused}"
+    mend = f"; mend it with ansible-vault edit {path}" if encrypted else ""
+    try:
+        if lines := doubled(yaml.compose(text)):
+            return f"{path}, lines {lines[0]} and {lines[1]} set the same key, of which one would be lost: take one of them out{mend}."
     except yaml.MarkedYAMLError as slip:
         mark = slip.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        return f"{path}{where} is not valid YAML: {slip.problem}. Values that begin with {{{{ need quotes."
+        return f"{path}{where} is not valid YAML: {slip.problem}. Values that begin with {{{{ need quotes{mend}."
+    except (ValueError, yaml.YAMLError):
+        return f"{path} is not a text in UTF-8: save it in that encoding, without control characters{mend}."
     return f"{path}: {error}"
+
+
+def doubled(node: yaml.Node | None) -> tuple[int, int] | None:
+    """The lines of a key that stands twice in a dictionary, at any depth."""
+    if isinstance(node, yaml.SequenceNode):
+        return next(filter(None, map(doubled, node.value)), None)
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
+            return seen[key.value], line
+        if inner := doubled(value):
+            return inner
+    return None
