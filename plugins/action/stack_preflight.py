@@ -62,6 +62,10 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "list": ((list,), "a list"),
     "dict": ((Mapping,), "a dictionary"),
 }
+VAULT_HINT = (
+    ". It comes from the vault: cp group_vars/vault.example.yml group_vars/proxy/vault.yml, put in your own keys, "
+    "then ansible-vault encrypt group_vars/proxy/vault.yml"
+)
 EMPTY = "{name} is empty: give it a value, or take the line out"
 # So similar are a role's name and its misspelling at least.
 ALIKE = 0.7
@@ -841,7 +845,8 @@ def check_domain(inventory: Inventory, _: Any) -> Iterator[str]:
 def check_readable(inventory: Inventory, _: Any) -> Iterator[str]:
     """Variables that could not be templated; the last check, because the others find them."""
     for name, error in sorted(inventory.unreadable.items()):
-        yield f"{name} cannot be read: {error}"
+        hint = VAULT_HINT if re.search(r"'vault_\w+' is undefined", error) else ""
+        yield f"{name} cannot be read: {error}{hint}"
 
 
 def _choices(served: set[str], wanted: str) -> str:

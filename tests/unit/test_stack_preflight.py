@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import stack_preflight as preflight
+from ansible.errors import AnsibleError
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = preflight.role_options(ROOT / "roles")
@@ -182,6 +183,24 @@ def test_a_short_key_is_told_from_a_long_one_without_being_shown(inventory: dict
     assert f"key 'alice' has {length} characters" in problem
     assert "openssl rand -hex 32" in problem
     assert "sss" not in problem
+
+
+class Undefined(dict[str, Any]):
+    """Variables of which one is a template of a variable that nobody set."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if isinstance(value := super().get(name, default), AnsibleError):
+            raise value
+        return value
+
+
+@pytest.mark.parametrize(("missing", "hint"), [("vault_proxy_keys", True), ("my_keys", False)])
+def test_a_vault_that_is_not_there_is_said_to_be_made(inventory: dict[str, Any], missing: str, hint: bool) -> None:
+    keys = AnsibleError(f"'{missing}' is undefined")
+    inventory["hostvars"]["api1"] = Undefined(inventory["hostvars"]["api1"], proxy_keys=keys)
+    (problem,) = problems(inventory)
+    assert problem.startswith(f"proxy_keys of api1 cannot be read: '{missing}' is undefined")
+    assert ("cp group_vars/vault.example.yml group_vars/proxy/vault.yml" in problem) is hint
 
 
 def test_a_pool_that_no_proxy_knows(inventory: dict[str, Any]) -> None:
