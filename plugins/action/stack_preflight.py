@@ -67,7 +67,7 @@ VAULT_HINT = (
     "then ansible-vault encrypt group_vars/proxy/vault.yml"
 )
 EMPTY = "{name} is empty: give it a value, or take the line out"
-# So similar are a role's name and its misspelling at least.
+# So similar are the name of a role or a group and its misspelling at least.
 ALIKE = 0.7
 # Molecule skips them in each of its runs. No task here has them.
 MOLECULES_TAGS = {"notest", "molecule-notest", "molecule-idempotence-notest"}
@@ -298,7 +298,7 @@ def check_strays(inventory: Inventory, _: Any) -> Iterator[str]:
 
 
 def _tier_like(name: str) -> str:
-    close: list[str] = difflib.get_close_matches(name.lower(), TIERS, n=1)
+    close: list[str] = difflib.get_close_matches(name.lower(), TIERS, n=1, cutoff=ALIKE)
     return close[0] if close else ""
 
 

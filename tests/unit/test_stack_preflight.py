@@ -89,7 +89,8 @@ def test_a_value_of_another_type_is_shown_if_it_cannot_be_a_key(
         ("vlm", "engine2", "group vlm has engine2, of no tier: did you mean vllm?"),
         ("Proxy", "api2", "group Proxy has api2, of no tier: did you mean proxy?"),
         ("vllm2", "engine1", None),
-        ("bastions", "bastion", None),
+        ("linux", "bastion", None),
+        ("proxmox", "bastion", None),
     ],
 )
 def test_a_host_in_a_misspelt_group(inventory: dict[str, Any], group: str, host: str, said: str | None) -> None:
