@@ -12,7 +12,7 @@ import socket
 import sys
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from ansible import context
 from ansible.plugins.action import ActionBase
 
 UTILS = Path(__file__).resolve().parents[1] / "plugin_utils"
@@ -91,7 +92,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         if refusal:
             return {"changed": False, "problems": [], "report": refusal, "refusal": refusal}
         options = role_options(ROLES_DIRECTORY)
-        inventory = Inventory(variables["groups"], variables["hostvars"], defaults=role_defaults(options))
+        sources = context.CLIARGS.get("inventory") or ()
+        inventory = Inventory(variables["groups"], variables["hostvars"], role_defaults(options), sources)
         problems = all_problems(inventory, options)
         return {"changed": False, "problems": problems, "report": report(problems), "refusal": ""}
 
@@ -127,9 +129,14 @@ class Inventory:
     """Groups, hosts and their variables, with a role's default where an operator sets none."""
 
     def __init__(
-        self, groups: Mapping[str, list[str]], hostvars: Mapping[str, Any], defaults: Mapping[str, Any]
+        self,
+        groups: Mapping[str, list[str]],
+        hostvars: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        sources: Iterable[str] = (),
     ) -> None:
-        self.groups, self._hostvars, self._defaults = groups, hostvars, defaults
+        """`sources` are what -i names: files and directories, beside which there may be group_vars."""
+        self.groups, self._hostvars, self._defaults, self.sources = groups, hostvars, defaults, list(sources)
         self.unreadable: dict[str, str] = {}
         self._schemas: Mapping[str, Any] = {}
         self._definitions: Mapping[str, Any] = {}

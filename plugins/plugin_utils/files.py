@@ -97,6 +97,8 @@ def _roots(inventory: Any) -> list[Path]:
         for found in (inventory.get(host, "inventory_dir"), inventory.get(host, "playbook_dir"))
         if found
     }
+    # Hosts know only the source that named them first.
+    parents |= {path if path.is_dir() else path.parent for path in map(Path, inventory.sources) if path.exists()}
     return sorted(
         {
             (parent / kind).resolve()

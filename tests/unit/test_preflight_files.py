@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import stack_preflight as preflight
 from test_preflight_options import found
-from test_stack_preflight import ROOT
+from test_stack_preflight import GOOD, OPTIONS, ROOT
+
+files = preflight.files
 
 EMAIL = "nginx_certbot_email: ops@example.com\n"
 SECRET = "$ANSIBLE_VAULT;1.1;AES256\n6162\n"
@@ -106,6 +109,17 @@ def test_a_vault_is_told_once_though_two_ways_lead_to_it(tmp_path: Path) -> None
     (tmp_path / "group_vars").mkdir()
     (tmp_path / "group_vars" / "vault.yml").write_text("a: 1\n")
     assert len(found(inventory_dir=str(tmp_path / "inventory"), playbook_dir=str(tmp_path))) == 1
+
+
+def test_files_beside_each_source_of_the_inventory_are_looked_at(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "group_vars").mkdir(parents=True)
+        (tmp_path / name / "group_vars" / "ngnix.yml").write_text(EMAIL)
+        (tmp_path / name / "hosts.yml").touch()
+    sources = [str(tmp_path / "one"), str(tmp_path / "two" / "hosts.yml"), "localhost,"]
+    inventory = preflight.Inventory(GOOD["groups"], GOOD["hostvars"], {}, sources)
+    lines = list(files.check_files(inventory, OPTIONS))
+    assert [line.partition("/group_vars")[0] for line in lines] == [str(tmp_path / "one"), str(tmp_path / "two")]
 
 
 @pytest.mark.parametrize("directory", [ROOT, ROOT / "lab"])
