@@ -67,6 +67,7 @@ VAULT_HINT = (
     ". It comes from the vault: cp group_vars/vault.example.yml group_vars/proxy/vault.yml, put in your own keys, "
     "then ansible-vault encrypt group_vars/proxy/vault.yml"
 )
+COLLECT = "__stack_preflight_collect"
 EMPTY = "{name} is empty: give it a value, or take the line out"
 # So similar are the name of a role or a group and its misspelling at least.
 ALIKE = 0.7
@@ -104,6 +105,10 @@ def refusal_of(variables: Mapping[str, Any], tiers: list[str]) -> str:
     A roll under a tag would skip what its tasks include, and so prove or put back nothing. A limit without a host of
     the tier would do nothing, and be green.
     """
+    hostvars = variables.get("hostvars", {})
+    # A play's own variables are not among a host's.
+    if any(COLLECT in hostvars[host] for host in hostvars):
+        return f"{COLLECT} is set by the inventory or by -e, and would leave checks out: it is for playbooks/preflight.yml alone, so take it out."
     tags = [tag for tag in variables.get("ansible_run_tags", ["all"]) if tag != "all"]
     skipped = [tag for tag in variables.get("ansible_skip_tags", []) if tag not in MOLECULES_TAGS]
     if tags or skipped:

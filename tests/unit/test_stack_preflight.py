@@ -186,6 +186,12 @@ def test_a_short_key_is_told_from_a_long_one_without_being_shown(inventory: dict
     assert "sss" not in problem
 
 
+def test_no_variable_leaves_the_checks_out(inventory: dict[str, Any]) -> None:
+    assert preflight.refusal_of(inventory, []) == ""
+    inventory["hostvars"]["api1"]["__stack_preflight_collect"] = True
+    assert "__stack_preflight_collect is set by the inventory or by -e" in preflight.refusal_of(inventory, [])
+
+
 class Undefined(dict[str, Any]):
     """Variables of which one is a template of a variable that nobody set."""
 
