@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ options:
     ini: [{key: yaml_valid_extensions, section: defaults}]
     env: [{name: ANSIBLE_YAML_FILENAME_EXT}]
 """
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z_-]{0,31}")
 
 
 class VarsModule(host_group_vars.VarsModule):  # type: ignore[misc]  # ansible-core ships no types
@@ -57,8 +60,11 @@ def explain(path: Path, loader: Any, error: str) -> str:
         return f"{path} cannot be read: {refused}"
     mend = f"; mend it with ansible-vault edit {path}" if encrypted else ""
     try:
-        if lines := doubled(yaml.compose(text)):
-            return f"{path}, lines {lines[0]} and {lines[1]} set the same key, of which one would be lost: take one of them out{mend}."
+        if double := doubled(yaml.compose(text)):
+            first, second, key = double
+            # What is no name may be a secret.
+            name = f" {key!r}" if NAME.fullmatch(key) else ""
+            return f"{path}, lines {first} and {second} have the duplicate mapping key{name}, of which one value would be lost: take one of them out{mend}."
     except yaml.MarkedYAMLError as slip:
         mark = slip.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -68,8 +74,8 @@ def explain(path: Path, loader: Any, error: str) -> str:
     return f"{path}: {error}"
 
 
-def doubled(node: yaml.Node | None) -> tuple[int, int] | None:
-    """The lines of a key that stands twice in a dictionary, at any depth."""
+def doubled(node: yaml.Node | None) -> tuple[int, int, str] | None:
+    """The lines and the name of a key that stands twice in a dictionary, at any depth."""
     if isinstance(node, yaml.SequenceNode):
         return next(filter(None, map(doubled, node.value)), None)
     if not isinstance(node, yaml.MappingNode):
@@ -78,7 +84,7 @@ def doubled(node: yaml.Node | None) -> tuple[int, int] | None:
     for key, value in node.value:
         line = key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
-            return seen[key.value], line
+            return seen[key.value], line, key.value
         if inner := doubled(value):
             return inner
     return None

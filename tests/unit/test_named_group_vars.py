@@ -36,12 +36,17 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> DataLoader:
         ("a: topsecret\n".encode("utf-16"), None, "is not a text in UTF-8: save it in that encoding"),
         (b"a: topsecret\0\n", None, "is not a text in UTF-8: save it in that encoding"),
         ("a: topsecret\u00e4\n".encode("latin-1"), None, "is not a text in UTF-8: save it in that encoding"),
-        (DOUBLE.encode(), None, ", lines 4 and 5 set the same key, of which one would be lost: take one of them out"),
+        (
+            DOUBLE.encode(),
+            None,
+            ", lines 4 and 5 have the duplicate mapping key 'key', of which one value would be lost: take one of them out",
+        ),
         (
             encrypted(DOUBLE),
             b"right",
-            ", lines 4 and 5 set the same key, of which one would be lost: take one of them out",
+            ", lines 4 and 5 have the duplicate mapping key 'key', of which one value would be lost: take one of them out",
         ),
+        (b"topsecret-31f9: 1\ntopsecret-31f9: 2\n", None, "lines 1 and 2 have the duplicate mapping key, of which"),
         (b"- topsecret\n", None, ": "),
     ],
 )
