@@ -352,8 +352,8 @@ def check_variable_names(inventory: Inventory, options: Mapping[str, Mapping[str
             continue  # slack_domain beside stack_domain is a name of its own
         if not meant and (shortened := _shortened(name, options, partial(inventory.get, host, name))):
             # It may be the operator's own, which the collection's is made of.
-            used = any(short in inventory.names(host) for short in shortened) or inventory.uses(host, name)
-            meant = "" if used else " and ".join(shortened)
+            unset = [short for short in shortened if short not in inventory.names(host)]
+            meant = "" if unset and inventory.uses(host, name) else " and ".join(unset)
         if meant:
             yield f"variable {name} is none of the collection's: did you mean {meant}?"
     for name, hosts in sorted(unknown.items()):

@@ -26,15 +26,16 @@ def check_files(inventory: Any, options: Mapping[str, Mapping[str, Any]]) -> Ite
     """Ansible says nothing of a file whose name is no group's or host's, ends otherwise, or comes second."""
     known = {name for variables in options.values() for name in variables}
     loader = DataLoader()
-    names = {"group_vars": set(inventory.groups) | _ALWAYS, "host_vars": inventory.everyone()}
-    for root in _roots(inventory):
-        read = {Path(found) for name in names[root.name] for found in loader.find_vars_files(str(root), name)}
+    # The controller is a host even where no inventory names it.
+    names = {"group_vars": set(inventory.groups) | _ALWAYS, "host_vars": inventory.everyone() | {"localhost"}}
+    for root, kind in sorted(_roots(inventory).items()):
+        read = {Path(found) for name in names[kind] for found in loader.find_vars_files(str(root), name)}
         for path in _files(root):
-            if path not in read and (reason := _why_unread(root, path, names, known)):
+            if path not in read and (reason := _why_unread(root, kind, path, names, known)):
                 yield f"{path} is not read{reason}"
 
 
-def _why_unread(root: Path, path: Path, names: Mapping[str, set[str]], known: set[str]) -> str:
+def _why_unread(root: Path, kind: str, path: Path, names: Mapping[str, set[str]], known: set[str]) -> str:
     """ "" where nobody can have meant it to be read."""
     inside = path.relative_to(root).parts
     base, extension = os.path.splitext(path.name)
@@ -44,20 +45,20 @@ def _why_unread(root: Path, path: Path, names: Mapping[str, set[str]], known: se
             return ""
         right = path.with_suffix("") if base.endswith(_EXTENSIONS) else path.with_suffix(".yml")
         return f", since its name ends in {extension}: rename it to {right}" if _sets(path, known) else ""
-    if whose in names[root.name]:
+    if whose in names[kind]:
         first = next(found for found in (root / f"{whose}{end}" for end in ("", *_EXTENSIONS)) if found.exists())
         if first.is_dir():
             return f", since {first}/ exists: move it there" if len(inside) == 1 else f": move it to {first}/"
         return f", since {first} exists: move what it says there"
     if whose.startswith(_SOMETIMES) or not (variables := _sets(path, known)):
         return ""
-    kind, other = ("group", "host_vars") if root.name == "group_vars" else ("host", "group_vars")
+    owner, other = ("group", "host_vars") if kind == "group_vars" else ("host", "group_vars")
     if whose in names[other]:
         hint = f"move it to {other}"
     else:
-        close = difflib.get_close_matches(whose, names[root.name], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"rename it after one, or take it out of {root.name}"
-    return f", since the inventory has no {kind} {whose}, but it sets {', '.join(variables)}: {hint}"
+        close = difflib.get_close_matches(whose, names[kind], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"rename it after one, or take it out of {kind}"
+    return f", since the inventory has no {owner} {whose}, but it sets {', '.join(variables)}: {hint}"
 
 
 def _sets(path: Path, known: set[str]) -> list[str]:
@@ -77,7 +78,7 @@ def _keys(text: str) -> list[str]:
 
 def check_vaults(inventory: Any, _: Any) -> Iterator[str]:
     """Files that hold secrets are encrypted."""
-    for root in _roots(inventory):
+    for root in sorted(_roots(inventory)):
         for path in _files(root):
             names = [os.path.splitext(part)[0] for part in path.relative_to(root).parts]
             if not any("vault" in name for name in names):
@@ -89,7 +90,7 @@ def check_vaults(inventory: Any, _: Any) -> Iterator[str]:
                 yield f"{path} is not encrypted: run ansible-vault encrypt {path}"
 
 
-def _roots(inventory: Any) -> list[Path]:
+def _roots(inventory: Any) -> dict[Path, str]:
     """Where files of variables are, beside the inventory and beside the playbook: each once, though links lead to it."""
     parents = {
         Path(str(found))
@@ -99,14 +100,12 @@ def _roots(inventory: Any) -> list[Path]:
     }
     # Hosts know only the source that named them first.
     parents |= {path if path.is_dir() else path.parent for path in map(Path, inventory.sources) if path.exists()}
-    return sorted(
-        {
-            (parent / kind).resolve()
-            for parent in parents
-            for kind in ("group_vars", "host_vars")
-            if (parent / kind).is_dir()
-        }
-    )
+    return {
+        (parent / kind).resolve(): kind
+        for parent in parents
+        for kind in ("group_vars", "host_vars")
+        if (parent / kind).is_dir()
+    }
 
 
 def _files(root: Path) -> list[Path]:

@@ -71,6 +71,7 @@ def test_a_file_that_is_not_read_is_said_once(tmp_path: Path, written: dict[str,
         ("group_vars/nginx/deep/er.json", "{}"),
         ("group_vars/all", EMAIL),
         ("host_vars/web1/main.yaml", EMAIL),
+        ("host_vars/localhost.yml", EMAIL),
         ("group_vars/env_staging.yml", EMAIL),
         ("group_vars/others.yml", "their_variable: 1\n"),
         ("group_vars/others/vault.yml", SECRET),
@@ -105,9 +106,10 @@ def test_a_vault_in_clear_is_found(tmp_path: Path, name: str) -> None:
 
 def test_a_vault_is_told_once_though_two_ways_lead_to_it(tmp_path: Path) -> None:
     (tmp_path / "inventory").mkdir()
-    (tmp_path / "inventory" / "group_vars").symlink_to("../group_vars")
-    (tmp_path / "group_vars").mkdir()
-    (tmp_path / "group_vars" / "vault.yml").write_text("a: 1\n")
+    (tmp_path / "inventory" / "group_vars").symlink_to("../variables")
+    (tmp_path / "group_vars").symlink_to("variables")
+    (tmp_path / "variables").mkdir()
+    (tmp_path / "variables" / "vault.yml").write_text("a: 1\n")
     assert len(found(inventory_dir=str(tmp_path / "inventory"), playbook_dir=str(tmp_path))) == 1
 
 

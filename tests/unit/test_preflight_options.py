@@ -282,6 +282,11 @@ def test_a_name_that_holds_the_end_of_a_variables_is_taken_for_it(name: str, val
     assert found(**{name: value}) == [f"variable {name} is none of the collection's: did you mean {meant}?"]
 
 
+def test_of_the_variables_inside_one_those_are_meant_that_are_not_set() -> None:
+    (line,) = found(nginx_certbot={"allow_cidrs": [], "email": ""}, nginx_certbot_email="")
+    assert line.endswith("did you mean nginx_certbot_allow_cidrs?")
+
+
 @pytest.mark.parametrize(
     "variables",
     [
