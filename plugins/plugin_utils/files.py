@@ -16,10 +16,10 @@ _EXTENSIONS = (".yml", ".yaml", ".json")
 # What files are called by those who meant one of them: not .bak or .md, which nobody expects to be read.
 _ALIKE = 0.6
 _SECRET = re.compile(r"^vault_|(^|_)(key|passphrase|password|secret|token)s?$", re.IGNORECASE)
+# So similar are a name and its misspelling at least, without their numbers.
+_SAME = 0.75
 # Groups that each inventory has, and those that it may lack only while another check says so.
 _ALWAYS = {"all", "ungrouped", "vllm", "proxy", "nginx"}
-# inventory/aws_ec2.yml makes one of each environment, which need not have a host now.
-_SOMETIMES = "env_"
 
 
 def check_files(inventory: Any, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -50,15 +50,32 @@ def _why_unread(root: Path, kind: str, path: Path, names: Mapping[str, set[str]]
         if first.is_dir():
             return f", since {first}/ exists: move it there" if len(inside) == 1 else f": move it to {first}/"
         return f", since {first} exists: move what it says there"
-    if whose.startswith(_SOMETIMES) or not (variables := _sets(path, known)):
-        return ""
     owner, other = ("group", "host_vars") if kind == "group_vars" else ("host", "group_vars")
     if whose in names[other]:
         hint = f"move it to {other}"
+    elif meant := _meant(whose, names[kind]):
+        hint = f"did you mean {meant}?"
     else:
-        close = difflib.get_close_matches(whose, names[kind], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"rename it after one, or take it out of {kind}"
+        # Of a host that is stopped, or of a group that has none today: both come back.
+        return ""
+    if not (variables := _sets(path, known)):
+        return ""
     return f", since the inventory has no {owner} {whose}, but it sets {', '.join(variables)}: {hint}"
+
+
+def _meant(name: str, known: set[str]) -> str:
+    """The name that was probably meant; "" for one of its own: engine3 is not engine2, but web01 is web1."""
+    letters, numbers = _apart(name)
+    for other in sorted(known):
+        theirs = _apart(other)
+        if numbers == theirs[1] and difflib.SequenceMatcher(None, letters, theirs[0]).ratio() >= _SAME:
+            return other
+    return ""
+
+
+def _apart(name: str) -> tuple[str, list[int]]:
+    """A name's letters, and its numbers."""
+    return re.sub(r"[^a-z]", "", name.lower()), [int(number) for number in re.findall(r"[0-9]{1,18}", name)]
 
 
 def _sets(path: Path, known: set[str]) -> list[str]:
