@@ -29,7 +29,9 @@ async def failure(scope: Message, receive: Receive, send: Send) -> None:
     raise RuntimeError("schema of a client")
 
 
-def lines_of(app: Any, caplog: pytest.LogCaptureFixture, headers: list[tuple[bytes, bytes]]) -> list[str]:
+def lines_of(
+    app: Any, caplog: pytest.LogCaptureFixture, headers: list[tuple[bytes, bytes]], path: str = "/v1/completions"
+) -> list[str]:
     """What is logged of one request, and that all of its answer goes on."""
     sent: list[Message] = []
 
@@ -42,7 +44,7 @@ def lines_of(app: Any, caplog: pytest.LogCaptureFixture, headers: list[tuple[byt
     scope = {
         "type": "http",
         "method": "POST",
-        "path": "/v1/completions",
+        "path": path,
         "query_string": b"q=words",
         "headers": headers,
     }
@@ -76,6 +78,11 @@ def test_a_request_has_two_lines(caplog: pytest.LogCaptureFixture, app: Any, end
 
 def test_probes_and_scrapes_have_no_id_and_no_line(caplog: pytest.LogCaptureFixture) -> None:
     assert lines_of(answer, caplog, [(b"host", b"engine")]) == []
+
+
+def test_a_path_cannot_begin_another_line(caplog: pytest.LogCaptureFixture) -> None:
+    begin, _ = lines_of(answer, caplog, ID, path="/v1/models\nrequest forged: 200")
+    assert "\n" not in begin
 
 
 def test_an_id_cannot_move_a_terminals_cursor(caplog: pytest.LogCaptureFixture) -> None:

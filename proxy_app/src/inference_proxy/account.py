@@ -90,8 +90,12 @@ class Exchange(msgspec.Struct, eq=False):
 
     def keep_part(self, part: bytes) -> None:
         """Remember of an answer that is no stream its end, and its usage wherever that stands."""
-        self.find_usage(part)
-        part = part[-(_TAIL_BYTES if self.prompt is None else _CONTENT_BYTES) :]
+        if self.part or len(part) > _TAIL_BYTES:
+            self.find_usage(part)
+            part = part[-(_TAIL_BYTES if self.prompt is None else _CONTENT_BYTES) :]
+        else:
+            # Most are not longer than that, and need not be looked at before their end.
+            self.part = part
         self.tail.append(part)
         if self.prompt is not None:
             self._forget(len(part))
@@ -99,18 +103,14 @@ class Exchange(msgspec.Struct, eq=False):
     def find_usage(self, part: bytes) -> None:
         """In an answer, or in an event of one, that comes in parts: usage may stand before the results of a
         ranking, the log probabilities of a prompt or what a client wrote, which can be megabytes."""
-        if self.part or len(part) > _TAIL_BYTES:
-            seen = self.part + part
-            # Only in the other dialects can an answer have objects that a client or a model wrote, and they
-            # come before the usage.
-            is_chat = self.dialect is CHAT
-            at = seen.find(_USAGE_NAME) if is_chat else seen.rfind(_USAGE_NAME)
-            if at >= 0 and not (is_chat and len(self.found) == _USAGE_BYTES):
-                self.found = seen[at : at + _USAGE_BYTES]
-            self.part = seen[-_USAGE_BYTES:]
-        else:
-            # Most are not longer than that, and need not be looked at before their end.
-            self.part = part
+        seen = self.part + part
+        # Only in the other dialects can an answer have objects that a client or a model wrote, and they come
+        # before the usage.
+        is_chat = self.dialect is CHAT
+        at = seen.find(_USAGE_NAME) if is_chat else seen.rfind(_USAGE_NAME)
+        if at >= 0 and not (is_chat and len(self.found) == _USAGE_BYTES):
+            self.found = seen[at : at + _USAGE_BYTES]
+        self.part = seen[-_USAGE_BYTES:]
 
     def _forget(self, added: int) -> None:
         """What of the tail is more than will be logged."""

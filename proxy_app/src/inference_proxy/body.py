@@ -39,7 +39,7 @@ _encode = msgspec.json.encode
 
 # No API that is spoken here comes near it, and an engine's own parser gives up at several hundred.
 _DEPTH = 64
-_NESTING = (b"[", b"{")
+NESTING = (b"[", b"{")
 # More parts than this are not looked at one by one: their objects would hold up everybody's streams.
 _MOST_PARTS = 50_000
 _NO_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
@@ -72,9 +72,10 @@ def parse(body: bytes) -> Fields:
     A name that is there twice is refused: which of the two counts differs from parser to parser, so that the
     proxy and an engine could read different requests.
     """
+    has_room_for_many = body.count(b":") > _MOST_FIELDS
     try:
-        if body.count(b":") > _MOST_FIELDS:
-            # Room for so many that their objects would hold up everybody's streams: counted first.
+        if has_room_for_many:
+            # For so many fields that their objects would hold up everybody's streams: counted first.
             _check_names(body)
         fields = _split_object(body)
     except _TooManyError as error:
@@ -83,12 +84,12 @@ def parse(body: bytes) -> Fields:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         message = f"The body is not a JSON object: {_reason(body, str(error))}."
         raise ApiError(400, "invalid_json", message) from error
-    if _may_repeat(body, fields):
+    if not has_room_for_many and _may_repeat(body, fields):
         _check_names(body)
     if _brackets(body, _DEPTH) <= _DEPTH:
         return fields
     for name, value in fields.items():
-        if memoryview(value)[:1] in _NESTING and _is_deeper(bytes(value), _DEPTH - 1):
+        if memoryview(value)[:1] in NESTING and _is_deeper(bytes(value), _DEPTH - 1):
             message = f"'{name[:64]}' nests more than {_DEPTH} levels deep."
             raise ApiError(400, "too_deep", message, param=name[:64])
     return fields
@@ -147,7 +148,7 @@ def _is_deeper(value: bytes, levels: int) -> bool:
         return _depth(value) > levels
     parts = _split_list(value) if value[:1] == b"[" else _split_object(value).values()
     return any(
-        memoryview(part)[:1] in _NESTING
+        memoryview(part)[:1] in NESTING
         and _brackets(text := bytes(part), levels - 1) >= levels
         and _depth(text) >= levels
         for part in parts
@@ -160,7 +161,7 @@ def _brackets(value: bytes, enough: int) -> int:
     By find(), which looks at many bytes at a time; count() and split() look at one by one.
     """
     opened = 0
-    for bracket in _NESTING:
+    for bracket in NESTING:
         at = value.find(bracket)
         while at >= 0 and opened <= enough:
             opened += 1

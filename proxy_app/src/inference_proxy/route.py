@@ -79,13 +79,14 @@ def choose(
 def _fair_share(loads: Sequence[float], engines: Sequence[Engine], cost: int, routing: Routing) -> float:
     """Outstanding tokens per weight with the new job (each load has its cost), of engines that are no
     exception: a single request that counts for millions of tokens would lift the bound of all others."""
-    pairs = list(zip(loads, engines, strict=True))
     if max(loads) > _UNEQUAL * min(loads):
+        pairs = list(zip(loads, engines, strict=True))
         middle = sorted([load / engine.weight for load, engine in pairs])[(len(pairs) - 1) // 2]
         most = _UNEQUAL * max(middle, routing.affinity_free_tokens)
         pairs = [(load, engine) for load, engine in pairs if load <= most * engine.weight]
-    total = sum([load for load, _ in pairs]) - cost * (len(pairs) - 1)
-    return total / sum([engine.weight for _, engine in pairs])
+        loads, engines = [load for load, _ in pairs], [engine for _, engine in pairs]
+    total = sum(loads) - cost * (len(loads) - 1)
+    return total / sum([engine.weight for engine in engines])
 
 
 def _without_idle(loads: list[float], engines: Sequence[Engine], failing: Set[Engine]) -> list[float]:

@@ -45,7 +45,7 @@ def _options(asked: Asked, changes: Mapping[str, Any]) -> dict[str, Any] | None:
     raw = asked.fields.get(_OPTIONS)
     if raw is None:
         return changes.get(_OPTIONS) or {}
-    if len(memoryview(raw)) > _MOST_BYTES:
+    if len(raw) > _MOST_BYTES:
         raise wrong(_OPTIONS, "invalid_value", f"'{_OPTIONS}' is longer than {_MOST_BYTES} bytes.")
     try:
         options = msgspec.json.decode(raw)

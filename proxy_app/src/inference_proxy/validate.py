@@ -8,7 +8,7 @@ import msgspec
 from starlette.types import Receive
 
 from .authenticate import Key
-from .body import Fields, parse
+from .body import NESTING, Fields, parse
 from .config import GENERATION
 from .dialects import MESSAGES, Dialect
 from .endpoints import JSON, MULTIPART, TABLE, Endpoint
@@ -29,7 +29,6 @@ _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 # All that is built of a JSON body.
 _ACTED_ON = frozenset({"model", "stream", "n", "user"}).union(*(row.cap + row.refused for row in TABLE))
-_NESTING = (b"[", b"{")
 # Fails at the first byte of a list or an object, which could hold millions of parts.
 _scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
 # What it is then, for it is wrong wherever it is not refused.
@@ -159,7 +158,7 @@ def _built(fields: Fields) -> dict[str, Any]:
             try:
                 values[name] = _scalar(raw)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                if memoryview(raw)[:1] in _NESTING:
+                if memoryview(raw)[:1] in NESTING:
                     values[name] = _NESTED
                     continue
                 # Only what is built is looked at so closely: a string that is not UTF-8, a number beyond all.

@@ -44,8 +44,8 @@ class RequestLog:
             elif message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
 
-        # Only what cannot hold a client's text: the path has no query, and the proxy checks it and the id.
-        logger.info("request %s: %s %s", request_id, scope["method"], scope["path"])
+        # The path is without its query, in which there could be a client's text.
+        logger.info("request %s: %s %s", request_id, scope["method"], _plain(scope["path"]))
         began_s = time.monotonic()
         try:
             await self.app(scope, receive, watched)
@@ -57,10 +57,15 @@ class RequestLog:
 
 
 def _request_id(scope: Message) -> str | None:
-    """The value of ``X-Request-Id``, without what a terminal would act on."""
+    """The value of ``X-Request-Id``, None without one."""
     if scope["type"] != "http":
         return None
     for name, value in scope["headers"]:
         if name == b"x-request-id":
-            return ascii(value.decode("latin-1"))[1:-1]
+            return _plain(value.decode("latin-1"))
     return None
+
+
+def _plain(text: str) -> str:
+    """Without what would begin another line or steer a terminal: the proxy sends no such thing, others could."""
+    return ascii(text)[1:-1]
