@@ -11,17 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ec2lab.model import PROJECT, Lab
-from ec2lab.report import LabError, step
+from ec2lab.report import LabError, Step
 
 NAME = "demo"
 TOPOLOGY = PROJECT / "lab" / "demo.yml"
 CLIENT_ENV = PROJECT / ".lab" / "client.env"
-MODEL = "tiny-qwen3"
+MODEL = "smollm2-135m-instruct"
+QUESTION = "What is the capital of France? One sentence."
 ERROR_LINES = 40
 
 
 def run_site(lab: Lab) -> None:
-    """Run site.yml with the dynamic inventory; a line a play, everything in a log."""
+    """Run site.yml with the dynamic inventory; one line per play, everything in a log."""
     log = lab.client / "site.log"
     argv = [
         str(Path(sys.executable).parent / "ansible-playbook"),
@@ -55,21 +56,22 @@ def show(lab: Lab) -> None:
     os.environ.update(settings)
     from openai import OpenAI  # after SSL_CERT_FILE is set: its HTTP client reads it once
 
-    with step("a chat completion over HTTPS, streamed"):
-        client = OpenAI()
-        stream = client.chat.completions.create(
-            model=MODEL, stream=True, max_tokens=48, messages=[{"role": "user", "content": "import this"}]
-        )
-        print("\n  ", end="")
-        for chunk in stream:
-            if chunk.choices and chunk.choices[0].delta.content:
-                print(chunk.choices[0].delta.content.replace("\n", "\n  "), end="", flush=True)
-        print("\n")
+    print(f"\n  {QUESTION}\n  ", end="", flush=True)
+    started = time.monotonic()
+    stream = OpenAI().chat.completions.create(
+        model=MODEL, stream=True, max_tokens=48, temperature=0, messages=[{"role": "user", "content": QUESTION}]
+    )
+    for chunk in stream:
+        if chunk.choices and chunk.choices[0].delta.content:
+            print(chunk.choices[0].delta.content.replace("\n", "\n  "), end="", flush=True)
+    print("\n", flush=True)
+    print(f"{time.monotonic() - started:6.1f} s  a chat completion over HTTPS, streamed", file=sys.stderr, flush=True)
     print(
-        f"The stack serves {settings['OPENAI_BASE_URL']} (a tiny model of random weights: nonsense is right). Ask it yourself:\n\n"
+        f"The stack serves {settings['OPENAI_BASE_URL']} (SmolLM2, a real model of 135 million parameters, on this machine's CPU).\n"
+        "Ask it yourself:\n\n"
         "  set -a; . .lab/client.env; set +a\n"
         "  curl -N --cacert $SSL_CERT_FILE -H \"Authorization: Bearer $OPENAI_API_KEY\" -H 'Content-Type: application/json' \\\n"
-        f'    -d \'{{"model":"{MODEL}","stream":true,"max_tokens":20,"messages":[{{"role":"user","content":"hello"}}]}}\' \\\n'
+        f'    -d \'{{"model":"{MODEL}","stream":true,"max_tokens":48,"messages":[{{"role":"user","content":"Who are you?"}}]}}\' \\\n'
         "    $OPENAI_BASE_URL/chat/completions\n\n"
         "Look around: lab/lab ssh demo web1 (api1, engine1). Remove it all: make demo-down"
     )
@@ -83,16 +85,22 @@ def _copied(lines: Iterator[str], output: object) -> Iterator[str]:
 
 
 def _follow(lines: Iterator[str]) -> str:
-    """Print a line a play with its seconds; return the recap."""
-    title, began, recap = "", time.monotonic(), ""
-    for line in lines:
-        if match := re.match(r"PLAY (?:\[(.*)\]|RECAP)", line):
-            if title:
-                print(f"{time.monotonic() - began:6.1f} s  {title}", file=sys.stderr, flush=True)
-            title, began = match.group(1) or "", time.monotonic()
-            recap = "" if match.group(1) else "recap\n"
-        elif recap:
-            recap += line
+    """Show each play as a step, with the task that runs; return the recap."""
+    play, recap = None, ""
+    try:
+        for line in lines:
+            if match := re.match(r"PLAY (?:\[(.*)\]|RECAP)", line):
+                if play:
+                    play.end()
+                play = Step(match[1]) if match[1] else None
+                recap = "" if match[1] else "recap\n"
+            elif recap:
+                recap += line
+            elif play and (match := re.match(r"TASK \[(?:\S+ : )?(.*)\]", line)):
+                play.detail = match[1]
+    finally:
+        if play:
+            play.end("FAILED")
     return recap
 
 

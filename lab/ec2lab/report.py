@@ -1,30 +1,72 @@
-"""Errors for people, and one line of progress a step."""
+"""Errors for people, and one line of progress per step."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
+
+# How often a running step says how far it is: a terminal's line is redrawn, a log gets a further line.
+REDRAW_S, FURTHER_LINE_S = 1, 30
+LINE_MAX = 70  # characters of a terminal's line that is redrawn: one that wraps cannot be
+CLEAR_LINE = "\r\x1b[K"
 
 
 class LabError(Exception):
     """Something a person has to act on; the message says what, where and what to do."""
 
 
+class Step:
+    """One step on stderr: its seconds while it runs, and its last line once it has ended.
+
+    Of steps inside each other only the innermost shows itself while it runs.
+    """
+
+    _running: ClassVar[list[Step]] = []
+
+    def __init__(self, title: str) -> None:
+        self.detail = ""  # what the step is doing now
+        self._title = title
+        self._started = time.monotonic()
+        self._ended = threading.Event()
+        self._running.append(self)
+        self._thread = threading.Thread(target=self._show, daemon=True)
+        self._thread.start()
+
+    def end(self, outcome: str = "") -> None:
+        """Print the title with the seconds that the step took, and `outcome` if it is no success."""
+        self._ended.set()
+        self._thread.join()
+        self._running.remove(self)
+        self._write(f"{self._title}{outcome and ': ' + outcome}", end="\n")
+
+    def _show(self) -> None:
+        terminal = sys.stderr.isatty()
+        while not self._ended.wait(REDRAW_S if terminal else FURTHER_LINE_S):
+            if self._running[-1] is self:
+                text = f"{self._title} … {self.detail}"
+                self._write(text[:LINE_MAX] if terminal else text, end="" if terminal else "\n")
+
+    def _write(self, text: str, end: str) -> None:
+        start = CLEAR_LINE if sys.stderr.isatty() else ""
+        print(f"{start}{time.monotonic() - self._started:6.1f} s  {text}", end=end, file=sys.stderr, flush=True)
+
+
 @contextmanager
-def step(title: str) -> Iterator[None]:
-    """Print `title` with the seconds it took, once it is over."""
-    started = time.monotonic()
-    outcome = "FAILED"
+def step(title: str) -> Iterator[Step]:
+    """Show that `title` is at work, and how long it took once it is over."""
+    shown = Step(title)
     try:
-        yield
-        outcome = "ok"
-    finally:
-        seconds = time.monotonic() - started
-        print(f"{seconds:6.1f} s  {title}{'' if outcome == 'ok' else ': ' + outcome}", file=sys.stderr, flush=True)
+        yield shown
+    except BaseException:
+        shown.end("FAILED")
+        raise
+    shown.end()
 
 
 def run(argv: Sequence[str | Path], *, log: Path | None = None, **options: object) -> str:
