@@ -12,7 +12,7 @@ import aiohttp
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from inference_proxy.engine_client import EngineClient
+from inference_proxy.http.client import EngineClient
 
 _CONNECT_S = 5
 _HEADERS = {"content-type": "application/json"}

@@ -10,7 +10,8 @@ from hypothesis import settings
 
 from engine import Engine
 from harness import Files, Log, Proxy, running_engine, running_proxy
-from inference_proxy import account, logs, poller, reload
+from inference_proxy import account, poller, reload
+from inference_proxy.accounting import logs
 
 # No time limit an example: how fast the machine is does not matter.
 settings.register_profile("proxy", deadline=None, max_examples=50)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from engine import WAIT_S, Engine
-from inference_proxy import server
+from inference_proxy import worker
 
 KEY = "alice-key-0123456789-0123456789-0123"
 SMALL_KEY = "bob-key-0123456789-0123456789-012345"
@@ -162,7 +162,7 @@ class Proxy:
 
 @contextlib.asynccontextmanager
 async def running_proxy(files: Files) -> AsyncIterator[Proxy]:
-    uvicorn_server = server.make_server(files.config, "127.0.0.1", 0)
+    uvicorn_server = worker.make_server(files.config, "127.0.0.1", 0)
     uvicorn_server.config.load()
     uvicorn_server.lifespan = uvicorn_server.config.lifespan_class(uvicorn_server.config)
     await uvicorn_server.startup()

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inference_proxy.authenticate import Key
+from inference_proxy.api.endpoints import Endpoints
+from inference_proxy.api.numbers import MOST_CONTEXT_TOKENS
 from inference_proxy.config import Config, ModelConfig
-from inference_proxy.endpoints import Endpoints
-from inference_proxy.fleet import Fleet
-from inference_proxy.numbers import MOST_CONTEXT_TOKENS
-from inference_proxy.outgoing import Job, prepare
-from inference_proxy.validate import validate
+from inference_proxy.engines.fleet import Fleet
+from inference_proxy.keys.authenticate import Key
+from inference_proxy.request.job import Job, prepare
+from inference_proxy.request.validate import validate
 
 
 def a_config(*engines: dict[str, Any], **settings: Any) -> Config:

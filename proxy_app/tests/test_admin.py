@@ -11,8 +11,8 @@ from starlette.types import Message
 from engine import WAIT_S, Call, Engine
 from expect import expect_error
 from harness import ADMIN_KEY, KEY, Admin, Files, Log, Proxy, running_proxy
-from inference_proxy.admin import Admin as AdminApp
-from inference_proxy.admin_server import AdminServer
+from inference_proxy.admin.api import Admin as AdminApp
+from inference_proxy.admin.listener import AdminServer
 from inference_proxy.state import Settings, State
 
 pytestmark = pytest.mark.anyio

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_proxy.body import _DEPTH, _depth, parse, rewrite
-from inference_proxy.errors import ApiError
-from inference_proxy.multipart import Form
+from inference_proxy.api.errors import ApiError
+from inference_proxy.api.json_body import _DEPTH, _depth, parse, rewrite
+from inference_proxy.api.multipart import Form
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

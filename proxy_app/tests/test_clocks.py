@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_proxy.clocks import Clocks
 from inference_proxy.config import Timeouts, TotalLimits
+from inference_proxy.request.clocks import Clocks
 from jobs import a_job
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

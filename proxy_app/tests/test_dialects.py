@@ -9,7 +9,7 @@ import pytest
 
 from engine import WAIT_S, Call, Engine
 from harness import KEY, Files, Log, Proxy, running_proxy
-from inference_proxy.dialects import Dialect
+from inference_proxy.api.dialects import Dialect
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ import pytest
 from certificate import self_signed
 from engine import WAIT_S, Call, Engine, complete
 from harness import running_engine
-from inference_proxy import engine_client
-from inference_proxy.engine_answer import Answer, EngineLost
-from inference_proxy.engine_client import EngineClient, EngineUnreachable
+from inference_proxy.http import client as client_module
+from inference_proxy.http.answer import Answer, EngineLost
+from inference_proxy.http.client import EngineClient, EngineUnreachable
 
 pytestmark = pytest.mark.anyio
 
@@ -203,7 +203,7 @@ async def test_what_comes_before_the_turn_has_ended_is_no_answer(client: EngineC
     first, second = Wire(), Wire()
     answers = []
     for wire in (first, second):
-        connection = engine_client._Connection(client, "http://engine")
+        connection = client_module._Connection(client, "http://engine")
         connection.connection_made(wire)
         answers.append(connection.ask("POST", b"head", b"body"))
     assert (first.sent, second.sent) == (b"headbody", b"")
@@ -217,7 +217,7 @@ async def test_what_comes_before_the_turn_has_ended_is_no_answer(client: EngineC
 async def test_an_idle_connection_is_closed_before_the_engine_does_it(
     ask: Asker, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_client, "_IDLE_S", 0.02)
+    monkeypatch.setattr(client_module, "_IDLE_S", 0.02)
     first, second = await ask(), await ask()
     await read_all(first)
     await read_all(second)
@@ -609,16 +609,16 @@ async def test_an_engine_by_https(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(self_signed(tmp_path, "localhost"))
     async with running_engine("big", host="localhost", tls=context) as engine:
-        engine_client._trusting.cache_clear()
+        client_module._trusting.cache_clear()
         with pytest.raises(EngineUnreachable, match="certificate"):
             await client.request(engine.url, "POST", "/", {}, b"{}", connect_s=WAIT_S)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
-        engine_client._trusting.cache_clear()
+        client_module._trusting.cache_clear()
         for _ in range(2):
             answer = await client.request(engine.url, "POST", "/", {}, b"{}", connect_s=WAIT_S)
             assert b"hello" in await read_all(answer)
         assert engine.calls[-1].nth_on_connection == 2
-        engine_client._trusting.cache_clear()
+        client_module._trusting.cache_clear()
 
 
 async def test_a_document(client: EngineClient, engine: Engine) -> None:
@@ -651,7 +651,7 @@ async def test_a_document_has_its_bounds(client: EngineClient, engine: Engine) -
 async def test_engines_that_are_gone_leave_nothing(
     client: EngineClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_client, "_IDLE_S", 0.02)
+    monkeypatch.setattr(client_module, "_IDLE_S", 0.02)
     for _ in range(3):
         async with running_engine("big") as engine:
             answer = await client.request(engine.url, "POST", "/", {}, b"{}", connect_s=WAIT_S)

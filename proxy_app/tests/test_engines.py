@@ -11,7 +11,7 @@ from engine import WAIT_S, Call, Engine, complete
 from expect import expect_error
 from harness import SMALL_KEY, Files, Log, Proxy, running_engine, running_proxy
 from inference_proxy import poller
-from inference_proxy.engine_client import EngineClient
+from inference_proxy.http.client import EngineClient
 
 pytestmark = pytest.mark.anyio
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_proxy.authenticate import Key
-from inference_proxy.body import parse
-from inference_proxy.endpoints import Endpoints
-from inference_proxy.errors import ApiError
-from inference_proxy.estimate import estimate
-from inference_proxy.validate import validate
+from inference_proxy.api.endpoints import Endpoints
+from inference_proxy.api.errors import ApiError
+from inference_proxy.api.json_body import parse
+from inference_proxy.keys.authenticate import Key
+from inference_proxy.request.estimate import estimate
+from inference_proxy.request.validate import validate
 from jobs import a_config, a_job
 
 BLOB = base64.b64encode(random.Random(1).randbytes(300_000)).decode()

@@ -13,7 +13,7 @@ import pytest
 from engine import Call, Engine, complete
 from expect import expect_error
 from harness import KEY, SMALL_KEY, Files, Log, Proxy, running_engine, running_proxy
-from inference_proxy.endpoints import TABLE
+from inference_proxy.api.endpoints import TABLE
 
 pytestmark = pytest.mark.anyio
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from inference_proxy.clocks import Clocks
 from inference_proxy.faults import Faults
-from inference_proxy.guard import GRAIN_S, Guard, Guards, Interrupted, Reason
+from inference_proxy.request.clocks import Clocks
+from inference_proxy.request.guard import GRAIN_S, Guard, Guards, Interrupted, Reason
 
 pytestmark = pytest.mark.anyio
 

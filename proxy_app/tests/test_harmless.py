@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine import WAIT_S, Call, Engine, Script, complete
 from harness import KEY, SMALL_KEY, Files, Proxy, running_proxy, sha256
-from inference_proxy.endpoints import JSON, TABLE, Endpoint
+from inference_proxy.api.endpoints import JSON, TABLE, Endpoint
 from store_server import running_valkey
 
 pytestmark = pytest.mark.anyio

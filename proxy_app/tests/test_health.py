@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from engine import WAIT_S, Call, Engine, complete, stream
 from expect import expect_error
 from harness import Files, Log, Proxy, running_engine, running_proxy
-from inference_proxy import gauges, poller
-from inference_proxy.breaker import Phase
+from inference_proxy import poller
 from inference_proxy.config import Retries
-from inference_proxy.gauges import Gauges, Rank
-from inference_proxy.progress import Progress
-from inference_proxy.retry import RetryBudget
+from inference_proxy.engines import gauges
+from inference_proxy.engines.breaker import Phase
+from inference_proxy.engines.gauges import Gauges, Rank
+from inference_proxy.engines.progress import Progress
+from inference_proxy.scheduling.retry_budget import RetryBudget
 from jobs import Clock, a_fleet
 
 pytestmark = pytest.mark.anyio

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from engine import WAIT_S, Engine
 from expect import expect_error
 from harness import KEY, KEYS, Files, Proxy, running_proxy, sha256
-from inference_proxy.authenticate import KeyRing
-from inference_proxy.client_address import client_address
 from inference_proxy.config import IpNetwork, KeyConfig
+from inference_proxy.keys.authenticate import KeyRing
+from inference_proxy.keys.client_address import client_address
 from test_process import running_process
 
 pytestmark = pytest.mark.anyio
@@ -63,7 +63,7 @@ async def test_a_key_expires_without_a_change_of_its_file(
         async with proxy.post() as response:
             assert response.status == 200
         later = moment(hours=2).timestamp()
-        monkeypatch.setattr("inference_proxy.authenticate.time.time", lambda: later)
+        monkeypatch.setattr("inference_proxy.keys.authenticate.time.time", lambda: later)
         async with proxy.post() as response:
             await expect_error(response, 401, "expired_api_key")
 

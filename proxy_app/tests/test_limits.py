@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_proxy.account import Exchange, usage
-from inference_proxy.authenticate import KeyRing
+from inference_proxy.api.endpoints import Endpoints
+from inference_proxy.api.errors import ApiError, Unavailable
 from inference_proxy.config import Config, EndpointClass, KeyConfig, LimitsConfig, ModelConfig
-from inference_proxy.endpoints import Endpoints
-from inference_proxy.errors import ApiError, Unavailable
+from inference_proxy.keys.authenticate import KeyRing
 from inference_proxy.limits import scripts
 from inference_proxy.limits.claims import Plans, changes, reserved_tokens, used_tokens
 from inference_proxy.limits.hold import _part as part_of
-from inference_proxy.limits.local import LocalStore
-from inference_proxy.limits.shared import SharedStore
+from inference_proxy.limits.local_store import LocalStore
+from inference_proxy.limits.shared_store import SharedStore
 from inference_proxy.limits.store import SLOT_MS, SLOTS, Claim, Decision, Kind
-from inference_proxy.outgoing import Job, prepare
-from inference_proxy.usage_event import split
-from inference_proxy.validate import validate
+from inference_proxy.request.job import Job, prepare
+from inference_proxy.request.stream_usage import split
+from inference_proxy.request.validate import validate
 from store_server import Valkey
 
 NOW = datetime(2026, 12, 31, 23, 59, 50, tzinfo=UTC)
@@ -177,7 +177,7 @@ def clock_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RESERVE", "SETTLE", "RENEW"):
         script = getattr(scripts, name)
         assert script.count(scripts.NOW) == 1
-        monkeypatch.setattr(f"inference_proxy.limits.shared.{name}", script.replace(scripts.NOW, clock))
+        monkeypatch.setattr(f"inference_proxy.limits.shared_store.{name}", script.replace(scripts.NOW, clock))
 
 
 def operations() -> st.SearchStrategy[list[tuple[Any, ...]]]:
@@ -198,7 +198,7 @@ def test_the_shared_store_counts_as_the_local_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Expiry is by the server's own clock, which does not move with the test's.
-    monkeypatch.setattr("inference_proxy.limits.shared._LEASE_S", 10**6)
+    monkeypatch.setattr("inference_proxy.limits.shared_store._LEASE_S", 10**6)
     with asyncio.Runner() as runner:
         server = Valkey(tmp_path)
         runner.run(server.start())

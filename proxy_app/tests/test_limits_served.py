@@ -13,9 +13,9 @@ import pytest
 from engine import WAIT_S, Call, Engine, Script, complete, stream
 from expect import expect_error
 from harness import KEY, SMALL_KEY, Files, Log, Proxy, running_proxy, sha256
-from inference_proxy.limits import shared
-from inference_proxy.limits.local import LocalStore
-from inference_proxy.server_protocol import Client
+from inference_proxy.http.server_protocol import Client
+from inference_proxy.limits import shared_store
+from inference_proxy.limits.local_store import LocalStore
 from store_server import Valkey, running_valkey
 from test_process import running_process
 
@@ -441,7 +441,7 @@ async def test_a_dead_workers_places_come_back(
 async def test_a_place_is_renewed_while_its_request_runs(
     files: Files, engine: Engine, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "_RENEWALS", 3000)
+    monkeypatch.setattr(shared_store, "_RENEWALS", 3000)
     finish = asyncio.Event()
 
     async def hold(call: Call) -> None:

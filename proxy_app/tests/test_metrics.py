@@ -9,8 +9,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from engine import Call, Engine
 from harness import KEY, SMALL_KEY, Files, running_proxy, sha256
-from inference_proxy import metrics
-from inference_proxy.metrics import Metrics, Of, Sample
+from inference_proxy.accounting import metrics
+from inference_proxy.accounting.metrics import Metrics, Of, Sample
 
 pytestmark = pytest.mark.anyio
 

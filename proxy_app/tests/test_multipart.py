@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from engine import Engine
 from expect import expect_error
 from harness import SMALL_KEY, Proxy
-from inference_proxy.errors import ApiError
-from inference_proxy.multipart import Form
+from inference_proxy.api.errors import ApiError
+from inference_proxy.api.multipart import Form
 
 pytestmark = pytest.mark.anyio
 

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from engine import Call, Engine
 from harness import KEY, SMALL_KEY, WAIT_S, Files, Proxy, running_proxy, sha256
-from inference_proxy import account, route
+from inference_proxy import account
+from inference_proxy.api.errors import ApiError
+from inference_proxy.api.numbers import MOST_CONTEXT_TOKENS
 from inference_proxy.config import Routing
-from inference_proxy.errors import ApiError
 from inference_proxy.faults import Faults
-from inference_proxy.line import Line
-from inference_proxy.numbers import MOST_CONTEXT_TOKENS
-from inference_proxy.queue import Queues
+from inference_proxy.scheduling import route
+from inference_proxy.scheduling.fair_line import Line
+from inference_proxy.scheduling.queues import Queues
 from jobs import a_config, a_fleet, a_job
 
 pytestmark = pytest.mark.anyio

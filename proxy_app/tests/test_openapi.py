@@ -14,9 +14,9 @@ from schemathesis.generation import GenerationMode
 from engine import Engine
 from expect import expect_error
 from harness import KEY, Files, Proxy, running_proxy
-from inference_proxy import openapi
+from inference_proxy.api import openapi
+from inference_proxy.api.endpoints import TABLE, Endpoints
 from inference_proxy.config import Config
-from inference_proxy.endpoints import TABLE, Endpoints
 
 pytestmark = pytest.mark.anyio
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_proxy.engine_answer import Answer, EngineLost
-from inference_proxy.http_request import request_head
+from inference_proxy.http.answer import Answer, EngineLost
+from inference_proxy.http.request_head import request_head
 
 
 class Transport:

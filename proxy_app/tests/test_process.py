@@ -17,7 +17,7 @@ import pytest
 
 from engine import COMPLETION, WAIT_S, Call, Engine
 from harness import ADMIN_KEY, Admin, Files, Proxy, free_port, sha256
-from inference_proxy.usage_store import read_usage, today
+from inference_proxy.accounting.usage_store import read_usage, today
 
 pytestmark = pytest.mark.anyio
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference_proxy.api.errors import Unavailable
 from inference_proxy.config import Config
-from inference_proxy.errors import Unavailable
+from inference_proxy.engines.fleet import Fleet
 from inference_proxy.faults import Faults
-from inference_proxy.fleet import Fleet
-from inference_proxy.line import Line
-from inference_proxy.queue import Place, Queues
+from inference_proxy.scheduling.fair_line import Line
+from inference_proxy.scheduling.queues import Place, Queues
 from jobs import Clock, a_config, a_fleet, a_job
 
 SHARES = {"interactive": 8, "default": 4, "batch": 1}

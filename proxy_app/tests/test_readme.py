@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from inference_proxy.api.endpoints import TABLE
 from inference_proxy.config import Config, KeyConfig, Limits, LimitsConfig
-from inference_proxy.endpoints import TABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from inference_proxy.api.endpoints import TABLE, BodyKind
 from inference_proxy.config import EngineConfig, Health, Queue, Retries, Routing, Timeouts
 from inference_proxy.config.paths import FORMS
-from inference_proxy.endpoints import TABLE, BodyKind
 
 ROLES = Path(__file__).parents[2] / "roles"
 PROXY = yaml.safe_load((ROLES / "proxy/meta/argument_specs.yml").read_text())["argument_specs"]["main"][

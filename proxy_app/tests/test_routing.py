@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_proxy import affinity, route
 from inference_proxy.config import Config, Routing
-from inference_proxy.fleet import Engine, Fleet
-from inference_proxy.gauges import Gauges, Rank
+from inference_proxy.engines.fleet import Engine, Fleet
+from inference_proxy.engines.gauges import Gauges, Rank
+from inference_proxy.scheduling import affinity, route
 from jobs import a_config, a_fleet, a_job
 
 CONFIG = a_config()

@@ -8,8 +8,8 @@ import pytest
 
 from engine import WAIT_S, Call, Engine, Script, complete, stream
 from harness import KEY, Files, Proxy, free_port
-from inference_proxy import server
-from inference_proxy.guard import Guard
+from inference_proxy import worker
+from inference_proxy.request.guard import Guard
 
 pytestmark = pytest.mark.anyio
 
@@ -32,15 +32,15 @@ async def test_a_connection_without_a_request_is_closed_and_a_busy_one_is_not(
 
     engine.script = think
     files.configure(engine)
-    monkeypatch.setattr(server, "_KEEP_ALIVE_S", 0.2)
-    monkeypatch.setattr(server, "_TICKS_A_SWEEP", 1)
-    monkeypatch.setattr(server, "_NOTICE_S", 0)
+    monkeypatch.setattr(worker, "_KEEP_ALIVE_S", 0.2)
+    monkeypatch.setattr(worker, "_TICKS_A_SWEEP", 1)
+    monkeypatch.setattr(worker, "_NOTICE_S", 0)
     port = free_port()
-    worker = server.make_server(files.config, "127.0.0.1", port)
-    running = asyncio.create_task(worker.serve())
+    serving = worker.make_server(files.config, "127.0.0.1", port)
+    running = asyncio.create_task(serving.serve())
     try:
         async with asyncio.timeout(WAIT_S):
-            while not worker.started:
+            while not serving.started:
                 await asyncio.sleep(0.01)
             idle, busy = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
             for reader, writer in (idle, busy):
@@ -54,25 +54,25 @@ async def test_a_connection_without_a_request_is_closed_and_a_busy_one_is_not(
                 writer.close()
     finally:
         finish.set()
-        worker.should_exit = worker.force_exit = True
+        serving.should_exit = serving.force_exit = True
         await running
 
 
 async def test_a_worker_with_a_fault_ends_once_it_has_no_request(files: Files, engine: Engine) -> None:
     """systemd starts it anew: so it mends itself, and no request is lost by that."""
     files.configure(engine)
-    worker = server.make_server(files.config, "127.0.0.1", 0)
-    worker.config.load()
-    state = worker._state
-    assert not await worker.on_tick(600)
+    serving = worker.make_server(files.config, "127.0.0.1", 0)
+    serving.config.load()
+    state = serving._state
+    assert not await serving.on_tick(600)
     try:
         raise ArithmeticError
     except ArithmeticError:
         state.faults.note_damage()
-    assert not await worker.on_tick(50), "not at once after its start"
+    assert not await serving.on_tick(50), "not at once after its start"
     with Guard(state.guards, WAIT_S):
-        assert not await worker.on_tick(650)
-    assert await worker.on_tick(700)
+        assert not await serving.on_tick(650)
+    assert await serving.on_tick(700)
 
 
 async def test_a_log_that_cannot_be_written_fails_no_request(

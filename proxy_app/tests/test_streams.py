@@ -15,9 +15,10 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from engine import WAIT_S, Call, Engine, complete, stream, stream_body
 from harness import KEY, Files, Log, Proxy, running_proxy
-from inference_proxy import pipeline, server_protocol
-from inference_proxy.engine_answer import Answer
-from inference_proxy.guard import Guard
+from inference_proxy.http import server_protocol
+from inference_proxy.http.answer import Answer
+from inference_proxy.pipeline import pipeline
+from inference_proxy.request.guard import Guard
 
 pytestmark = pytest.mark.anyio
 

@@ -11,10 +11,11 @@ import pytest
 
 from engine import WAIT_S, Call, Engine
 from harness import SMALL_KEY, Files, Log, running_proxy
-from inference_proxy import cli, usage_store
+from inference_proxy import cli
 from inference_proxy.account import Exchange
+from inference_proxy.accounting import usage_store
+from inference_proxy.accounting.usage_store import UsageStore, Used, read_usage
 from inference_proxy.config import UsageConfig
-from inference_proxy.usage_store import UsageStore, Used, read_usage
 
 pytestmark = pytest.mark.anyio
 

@@ -61,7 +61,7 @@ def release(tmp_path: Path, version: str, *, broken: bool = False) -> Path:
     init.write_text("\n".join(lines) + "\n")
     if broken:
         # Past `check-config`, by which a release that cannot even be imported is refused before any drain.
-        server = target / "src" / "inference_proxy" / "server.py"
+        server = target / "src" / "inference_proxy" / "worker.py"
         head, sign, body = server.read_text().partition("    state = State(")
         assert sign, "make_server has changed: break it elsewhere"
         server.write_text(f'{head}    raise RuntimeError("this release was made to fail")\n{sign}{body}')

@@ -11,13 +11,13 @@ from collections import Counter, deque
 
 import msgspec
 
-from .dialects import CHAT, MESSAGES, Dialect
-from .errors import Header
-from .faults import Faults
-from .logs import stamp, write_lines
-from .metrics import OTHER, Metrics, Of, Sample, Values
-from .tracing import Trace
-from .usage_store import UsageStore, Used
+from inference_proxy.accounting.logs import stamp, write_lines
+from inference_proxy.accounting.metrics import OTHER, Metrics, Of, Sample, Values
+from inference_proxy.accounting.tracing import Trace
+from inference_proxy.accounting.usage_store import UsageStore, Used
+from inference_proxy.api.dialects import CHAT, MESSAGES, Dialect
+from inference_proxy.api.errors import Header
+from inference_proxy.faults import Faults
 
 _USAGE = re.compile(rb'"usage":\s*\{')
 _USAGE_NAME = b'"usage":'

@@ -17,21 +17,22 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from . import __version__, openapi
-from .account import Exchange
-from .admin_server import AdminServer
-from .authenticate import authenticate
-from .catalogue import anthropic_card, anthropic_page, find_model, list_models
-from .config import CATALOGUE, Answer
-from .dialects import CHAT, MESSAGES, Dialect
-from .endpoints import OPENAPI, Endpoint, model_of
-from .engine_client import EngineClient
-from .errors import ApiError
-from .http_request import Fields, fields_of
-from .pipeline import Pipeline, refuse
-from .poller import Poller
-from .reload import Watcher
-from .state import State
+from inference_proxy import __version__
+from inference_proxy.account import Exchange
+from inference_proxy.admin.listener import AdminServer
+from inference_proxy.api import openapi
+from inference_proxy.api.dialects import CHAT, MESSAGES, Dialect
+from inference_proxy.api.endpoints import OPENAPI, Endpoint, model_of
+from inference_proxy.api.errors import ApiError
+from inference_proxy.config import CATALOGUE, Answer
+from inference_proxy.http.client import EngineClient
+from inference_proxy.http.request_head import Fields, fields_of
+from inference_proxy.keys.authenticate import authenticate
+from inference_proxy.pipeline.pipeline import Pipeline, refuse
+from inference_proxy.poller import Poller
+from inference_proxy.reload import Watcher
+from inference_proxy.request.catalogue import anthropic_card, anthropic_page, find_model, list_models
+from inference_proxy.state import State
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import msgspec
 
-from . import __version__, keys_file, logs
-from .config import ConfigError, load_config, load_keys
-from .server import make_server
-from .usage_store import Used, default_since, read_usage, today
+from inference_proxy import __version__
+from inference_proxy.accounting import logs
+from inference_proxy.accounting.usage_store import Used, default_since, read_usage, today
+from inference_proxy.config import ConfigError, load_config, load_keys
+from inference_proxy.keys import editor
+from inference_proxy.worker import make_server
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,14 +50,14 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _keys(options: argparse.Namespace) -> int:
     if options.action == "hash":
-        print(keys_file.hash_of(sys.stdin.readline().rstrip("\r\n")))
+        print(editor.hash_of(sys.stdin.readline().rstrip("\r\n")))
     elif options.action == "list":
-        print(*keys_file.table(load_keys(options.file), datetime.now(UTC)), sep="\n")
+        print(*editor.table(load_keys(options.file), datetime.now(UTC)), sep="\n")
     elif options.action == "revoke":
-        keys_file.revoke(options.file, options.name)
+        editor.revoke(options.file, options.name)
     else:
         fields: dict[str, Any] = {name: getattr(options, name) for name in _KEY_FIELDS}
-        print(keys_file.add(options.file, {name: value for name, value in fields.items() if value}))
+        print(editor.add(options.file, {name: value for name, value in fields.items() if value}))
     return 0
 
 

@@ -10,7 +10,7 @@ class Faults:
     """Errors in what requests share: lines, limits, accounts. One for each worker.
 
     The worker goes on as well as it can, but its counts may be wrong from then on: `reason` makes it unready
-    until it is restarted. It ends itself once it has no request (server.py).
+    until it is restarted. It ends itself once it has no request (worker.py).
     """
 
     def __init__(self) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from . import gauges
-from .breaker import Phase
-from .engine_answer import EngineLost
-from .engine_client import EngineClient
-from .fleet import Engine, Fleet
-from .probe import probe
+from inference_proxy.engines import gauges
+from inference_proxy.engines.breaker import Phase
+from inference_proxy.engines.fleet import Engine, Fleet
+from inference_proxy.engines.probe import probe
+from inference_proxy.http.answer import EngineLost
+from inference_proxy.http.client import EngineClient
 
 _INTERVAL_S = 2.0
 _TIMEOUT_S = 2.0

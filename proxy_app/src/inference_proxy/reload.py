@@ -5,8 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from .config import ConfigError
-from .state import Settings, State
+from inference_proxy.config import ConfigError
+from inference_proxy.state import Settings, State
 
 _INTERVAL_S = 0.5
 

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .account import Accounts
-from .authenticate import KeyRing
-from .catalogue import Catalogue
-from .config import Config, ConfigError, KeyConfig, list_drained, load_config, load_keys
-from .drain import why_drained
-from .endpoints import Endpoints
-from .faults import Faults
-from .fleet import Fleet
-from .guard import Guards, Reason
-from .limits import Limits
-from .metrics import Metrics, Values
-from .queue import Queues
-from .retry import RetryBudget
-from .tracing import Tracing
-from .usage_store import UsageStore
+from inference_proxy.account import Accounts
+from inference_proxy.accounting.metrics import Metrics, Values
+from inference_proxy.accounting.tracing import Tracing
+from inference_proxy.accounting.usage_store import UsageStore
+from inference_proxy.api.endpoints import Endpoints
+from inference_proxy.config import Config, ConfigError, KeyConfig, list_drained, load_config, load_keys
+from inference_proxy.engines.drain_markers import why_drained
+from inference_proxy.engines.fleet import Fleet
+from inference_proxy.faults import Faults
+from inference_proxy.keys.authenticate import KeyRing
+from inference_proxy.limits import Limits
+from inference_proxy.request.catalogue import Catalogue
+from inference_proxy.request.guard import Guards, Reason
+from inference_proxy.scheduling.queues import Queues
+from inference_proxy.scheduling.retry_budget import RetryBudget
 
 log = logging.getLogger(__name__)
 

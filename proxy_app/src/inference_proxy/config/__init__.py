@@ -1,19 +1,28 @@
 """The files that the proxy lives by: config.yml and the keys file that it names. One module a section."""
 
-from .catalogue import DeprecatedName, ModelConfig
-from .engines import EngineConfig
-from .files import Config, list_drained, load_config, load_keys
-from .health import Health, Retries
-from .keys import KeyConfig
-from .limits import KeyLimits, Limits, LimitsConfig, StoreConfig
-from .networks import IpAddress, IpNetwork
-from .observing import AdminConfig, TracesConfig, UsageConfig
-from .paths import AUDIO, CATALOGUE, GENERATION, POOLING, UTILITY, Answer, CustomEndpoint, EndpointClass
-from .priorities import PriorityClass
-from .queue import Queue
-from .routing import Pool, Routing
-from .timeouts import Timeouts, TotalLimits
-from .types import ConfigError
+from inference_proxy.config.catalogue import DeprecatedName, ModelConfig
+from inference_proxy.config.engines import EngineConfig
+from inference_proxy.config.files import Config, list_drained, load_config, load_keys
+from inference_proxy.config.health import Health, Retries
+from inference_proxy.config.keys import KeyConfig
+from inference_proxy.config.limits import KeyLimits, Limits, LimitsConfig, StoreConfig
+from inference_proxy.config.networks import IpAddress, IpNetwork
+from inference_proxy.config.observing import AdminConfig, TracesConfig, UsageConfig
+from inference_proxy.config.paths import (
+    AUDIO,
+    CATALOGUE,
+    GENERATION,
+    POOLING,
+    UTILITY,
+    Answer,
+    CustomEndpoint,
+    EndpointClass,
+)
+from inference_proxy.config.priorities import PriorityClass
+from inference_proxy.config.queue import Queue
+from inference_proxy.config.routing import Pool, Routing
+from inference_proxy.config.timeouts import Timeouts, TotalLimits
+from inference_proxy.config.types import ConfigError
 
 __all__ = [
     "AUDIO",

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
 
-from .timeouts import MEDIUM
-from .types import Name, Strict
+from inference_proxy.config.timeouts import MEDIUM
+from inference_proxy.config.types import Name, Strict
 
 # What decides where a request goes or what it costs has a setting of its own.
 _NOT_A_DEFAULT = frozenset(

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
-from .types import Name, Strict, check_port
+from inference_proxy.config.types import Name, Strict, check_port
 
 
 def _origin(url: str) -> str:

@@ -7,19 +7,19 @@ from typing import Any
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, model_validator
 
-from .catalogue import ModelConfig, check_names
-from .engines import EngineConfig
-from .health import Health, Retries
-from .keys import KeyConfig, KeyFile
-from .limits import LimitsConfig
-from .networks import Network
-from .observing import AdminConfig, TracesConfig, UsageConfig
-from .paths import CustomEndpoint, Version
-from .priorities import DEFAULT_PRIORITIES, PriorityClass
-from .queue import Queue
-from .routing import Routing
-from .timeouts import MEDIUM, Timeouts
-from .types import AbsolutePath, ConfigError, Name, Strict, refuse_doubles
+from inference_proxy.config.catalogue import ModelConfig, check_names
+from inference_proxy.config.engines import EngineConfig
+from inference_proxy.config.health import Health, Retries
+from inference_proxy.config.keys import KeyConfig, KeyFile
+from inference_proxy.config.limits import LimitsConfig
+from inference_proxy.config.networks import Network
+from inference_proxy.config.observing import AdminConfig, TracesConfig, UsageConfig
+from inference_proxy.config.paths import CustomEndpoint, Version
+from inference_proxy.config.priorities import DEFAULT_PRIORITIES, PriorityClass
+from inference_proxy.config.queue import Queue
+from inference_proxy.config.routing import Routing
+from inference_proxy.config.timeouts import MEDIUM, Timeouts
+from inference_proxy.config.types import AbsolutePath, ConfigError, Name, Strict, refuse_doubles
 
 
 class Config(Strict):

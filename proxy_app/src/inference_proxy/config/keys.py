@@ -5,9 +5,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
-from .limits import KeyLimits
-from .networks import Network
-from .types import Name, Strict, refuse_doubles
+from inference_proxy.config.limits import KeyLimits
+from inference_proxy.config.networks import Network
+from inference_proxy.config.types import Name, Strict, refuse_doubles
 
 
 def _in_utc(when: datetime) -> datetime:

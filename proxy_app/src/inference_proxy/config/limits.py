@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
-from .types import AbsolutePath, Count, Name, Strict, check_port
+from inference_proxy.config.types import AbsolutePath, Count, Name, Strict, check_port
 
 
 class Limits(Strict):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from .types import AbsolutePath, Name, Strict
+from inference_proxy.config.types import AbsolutePath, Name, Strict
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

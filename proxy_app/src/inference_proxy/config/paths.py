@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
 
-from .types import Name, Strict
+from inference_proxy.config.types import Name, Strict
 
 
 class EndpointClass(enum.StrEnum):

@@ -2,7 +2,7 @@
 
 from pydantic import Field, PositiveInt
 
-from .types import Strict
+from inference_proxy.config.types import Strict
 
 
 class PriorityClass(Strict):

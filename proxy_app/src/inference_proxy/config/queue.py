@@ -2,7 +2,7 @@
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from .types import Strict
+from inference_proxy.config.types import Strict
 
 
 class Queue(Strict):

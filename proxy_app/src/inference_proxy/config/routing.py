@@ -2,7 +2,7 @@
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from .types import Name, Strict
+from inference_proxy.config.types import Name, Strict
 
 
 class Pool(Strict):

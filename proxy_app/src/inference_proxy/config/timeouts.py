@@ -1,8 +1,8 @@
-"""Section `timeouts`: the terms of four clocks. clocks.py has the formula."""
+"""Section `timeouts`: the terms of four clocks. request/clocks.py has the formula."""
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from .types import Name, Strict
+from inference_proxy.config.types import Name, Strict
 
 MEDIUM = "medium"
 

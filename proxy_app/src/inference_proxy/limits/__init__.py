@@ -4,7 +4,7 @@
 `shared` are the two that there are, `hold` is a request's way through them.
 """
 
-from .claims import used_tokens
-from .hold import Hold, Limits
+from inference_proxy.limits.claims import used_tokens
+from inference_proxy.limits.hold import Hold, Limits
 
 __all__ = ["Hold", "Limits", "used_tokens"]

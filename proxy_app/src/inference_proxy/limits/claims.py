@@ -6,18 +6,18 @@ from urllib.parse import quote
 
 import msgspec
 
-from ..account import Exchange
-from ..authenticate import Key
-from ..config import POOLING, UTILITY, LimitsConfig
-from ..config import Limits as Rates
-from ..errors import Unavailable
-from ..numbers import MOST_TOKENS
-from ..outgoing import Job
-from .store import PERIOD, PLACES, WINDOW, Claim, Standing
+from inference_proxy.account import Exchange
+from inference_proxy.api.errors import Unavailable
+from inference_proxy.api.numbers import MOST_TOKENS
+from inference_proxy.config import POOLING, UTILITY, LimitsConfig
+from inference_proxy.config import Limits as Rates
+from inference_proxy.keys.authenticate import Key
+from inference_proxy.limits.store import PERIOD, PLACES, WINDOW, Claim, Standing
+from inference_proxy.request.job import Job
 
 _PREFIX = "inference-proxy"
 _DAY_S = 86_400
-# As validate.py estimates a prompt.
+# As request/estimate.py estimates a prompt.
 _BYTES_A_TOKEN = 4
 _NONE = Rates()
 _TOLD = (b"limit-", b"remaining-", b"reset-")

@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 
-from ..account import Exchange
-from ..config import LimitsConfig, StoreConfig
-from ..errors import ApiError, Header, Unavailable
-from ..outgoing import Job
-from .claims import Plan, Plans, changes, reserved_tokens
-from .local import LocalStore
-from .shared import SharedStore
-from .store import Claim, Store, StoreAway
+from inference_proxy.account import Exchange
+from inference_proxy.api.errors import ApiError, Header, Unavailable
+from inference_proxy.config import LimitsConfig, StoreConfig
+from inference_proxy.limits.claims import Plan, Plans, changes, reserved_tokens
+from inference_proxy.limits.local_store import LocalStore
+from inference_proxy.limits.shared_store import SharedStore
+from inference_proxy.limits.store import Claim, Store, StoreAway
+from inference_proxy.request.job import Job
 
 # Keys, each with a model, whose limits can be looked at.
 _MOST_SEEN = 100

@@ -1,10 +1,10 @@
 """What the store itself does, in one step each: between two commands another worker could take the same.
 
-They count as local.py does. Time is the store's: workers' clocks need not agree.
+They count as local_store.py does. Time is the store's: workers' clocks need not agree.
 """
 
-from .local import PLACE_WAIT_MS
-from .store import SLOT_MS, SLOTS
+from inference_proxy.limits.local_store import PLACE_WAIT_MS
+from inference_proxy.limits.store import SLOT_MS, SLOTS
 
 # One line by itself: the tests put another clock in its place.
 NOW = "local time = redis.call('TIME'); local now = time[1] * 1000 + math.floor(time[2] / 1000)"

@@ -1,0 +1,1 @@
+"""What is recorded of each request: log, metrics, usage and traces."""

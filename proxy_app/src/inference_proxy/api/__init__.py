@@ -1,0 +1,1 @@
+"""What clients see: endpoints, dialects, errors, and the bodies that they send."""

@@ -1,0 +1,1 @@
+"""The engines: what is known of each, and how it is found out."""

@@ -1,0 +1,348 @@
+"""The engines, and what is known about each of them."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from inference_proxy.api.errors import Unavailable
+from inference_proxy.api.numbers import MOST_CONTEXT_TOKENS, whole
+from inference_proxy.config import Config, EngineConfig
+from inference_proxy.engines.breaker import CLOSED, Breaker, Phase
+from inference_proxy.engines.gauges import Gauges
+from inference_proxy.engines.progress import Progress
+from inference_proxy.request.guard import Guard, Reason
+from inference_proxy.scheduling.affinity import seed_of
+
+log = logging.getLogger(__name__)
+
+
+# Times the share of broken answers of most other engines, beyond which it is the engine's fault. Simulated:
+# at 2, requests that break everywhere eject an engine in one of ten cases; at 4, one that breaks half of
+# its answers is missed in half of the cases where such requests come as well.
+_WORSE = 3
+# Times the failures, where they are all of one key and no other engine has answered that since.
+_OF_ONE_KEY = 3
+
+
+class EngineView(msgspec.Struct, frozen=True):
+    """An engine at one moment. `in_flight` and `outstanding_tokens` are this worker's; `others` is how many
+    requests of other workers it had when it was last scraped; `running` to `kv_cache_usage` are its own word
+    (None: it tells nothing). `failures` are broken answers that complete ones have not made up for; `reason`
+    says why the breaker is not closed."""
+
+    id: str
+    url: str
+    models: list[str]
+    state: str
+    weight: float
+    pool: str | None
+    in_flight: int
+    outstanding_tokens: int
+    max_in_flight: int
+    others: int
+    running: int | None
+    waiting: int | None
+    kv_cache_usage: float | None
+    breaker: str
+    failures: int
+    reason: str
+
+
+class Engine:
+    """One vLLM server. Lives as long as its id and address stay in the configuration, across reloads."""
+
+    def __init__(self, config: EngineConfig, now: float) -> None:
+        self.id = config.id
+        self.url = config.url
+        self.seed = seed_of(config.id)
+        self.drained = False
+        self.met = False  # it has been reachable before: until then it is starting, which is no failure
+        self.reachable = False
+        self.rests_until = 0.0  # it asked to be left alone until then
+        self.suspected = False  # something went wrong there: the poller looks closer
+        self.in_flight = 0
+        self.guards: set[Guard] = set()  # of this worker's requests that it works for
+        self.busy_since = now  # when the first of them came
+        self.tokens = 0
+        self.others = 0
+        self.gauges: Gauges | None = None
+        self.progress = Progress(now)
+        self.breaker = Breaker()
+        self.cards: dict[str, dict[str, Any]] = {}
+        self.lacking: dict[
+            str, float
+        ] = {}  # models that it has not in spite of its configuration, until when
+
+    def configure(self, config: EngineConfig, max_in_flight: int) -> None:
+        self.models = self.offered = frozenset(config.models)
+        self.weight = config.weight
+        self.pool = config.pool
+        self.probe = config.probe
+        self.max_in_flight = config.max_in_flight or math.ceil(max_in_flight * config.weight)
+
+    @property
+    def serves(self) -> bool:
+        return self.reachable and not self.drained and self.breaker.phase is Phase.CLOSED
+
+    @property
+    def state(self) -> str:
+        if self.drained:
+            return "drained"
+        if not self.reachable:
+            return "down" if self.met else "starting"
+        return "serving" if self.breaker.phase is Phase.CLOSED else "ejected"
+
+    def alive_at(self, now: float) -> float:
+        """When it was last seen to work: tokens by its own gauges, a complete answer, a piece of one of ours,
+        a probe. Before the first of ours came nothing was to be seen."""
+        silences_s = [silent_s for guard in self.guards if (silent_s := guard.silent_s()) is not None]
+        return max(self.progress.generated_at, now - min(silences_s, default=math.inf))
+
+    def owes_since(self, now: float) -> float | None:
+        """Since when requests of ours have waited there without a sign of life; None: there are none."""
+        return max(self.alive_at(now), self.busy_since) if self.guards else None
+
+    def has_room(self, now: float) -> bool:
+        return self.in_flight + self.others < self.max_in_flight and now >= self.rests_until
+
+    def took_gauges(self, gauges: Gauges | None, now: float) -> None:
+        self.gauges, self.others = gauges, 0
+        if gauges is not None:
+            self.others = max(0, gauges.running + gauges.waiting - self.in_flight)
+            self.progress.see(gauges, now)
+
+    def offer(self, now: float) -> None:
+        """Work out which of its models requests may be sent for."""
+        self.lacking = {
+            model: until for model, until in self.lacking.items() if now < until and model not in self.cards
+        }
+        self.offered = self.models - self.lacking.keys()
+
+    def view(self) -> EngineView:
+        gauges = self.gauges
+        return EngineView(
+            id=self.id,
+            url=self.url,
+            models=sorted(self.models),
+            state=self.state,
+            weight=self.weight,
+            pool=self.pool,
+            in_flight=self.in_flight,
+            outstanding_tokens=self.tokens,
+            max_in_flight=self.max_in_flight,
+            others=self.others,
+            running=None if gauges is None else gauges.running,
+            waiting=None if gauges is None else gauges.waiting,
+            kv_cache_usage=None if gauges is None else gauges.kv_cache_usage,
+            breaker=self.breaker.phase.value,
+            failures=math.ceil(self.breaker.failures),
+            reason=self.breaker.reason,
+        )
+
+
+class Fleet:
+    """The engines of the current configuration. `clock` gives seconds that never go back."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.engines: list[Engine] = []
+        # Those whose last answers were not all complete, or of which one was a 5xx.
+        self.failing: set[Engine] = set()
+        self.now = clock
+        self.freed: Callable[[], None] = lambda: None  # to be called when an engine may have room again
+        self._drained: frozenset[str] = frozenset()
+        self._contexts: dict[str, int] = {}  # tokens, by model
+
+    def configure(self, config: Config) -> None:
+        """Take over new settings. Engines that stay keep their counts and what is known of them."""
+        self.health = config.health
+        known = {(engine.id, engine.url): engine for engine in self.engines}
+        engines = []
+        for entry in config.engines:
+            engine = known.get((entry.id, entry.url)) or Engine(entry, self.now())
+            engine.configure(entry, config.queue.max_in_flight)
+            engines.append(engine)
+        self.engines = engines
+        self._note_contexts()
+        self.failing.intersection_update(engines)
+        self._apply_drained()
+
+    def set_drained(self, ids: frozenset[str]) -> list[Engine]:
+        """Those that get no new requests; those in flight go on. Returns the engines that this changes."""
+        if ids == self._drained:
+            return []
+        changed = [engine for engine in self.engines if engine.drained != (engine.id in ids)]
+        self._drained = ids
+        self._apply_drained()
+        return changed
+
+    def _apply_drained(self) -> None:
+        for engine in self.engines:
+            engine.drained = engine.id in self._drained
+        self.freed()
+
+    def took_cards(self, engine: Engine, cards: dict[str, dict[str, Any]]) -> None:
+        """What an engine says of its models."""
+        if cards != engine.cards:
+            engine.cards = cards
+            self._note_contexts()
+        if engine.lacking:
+            engine.offer(self.now())
+
+    def _note_contexts(self) -> None:
+        found: dict[str, int] = {}
+        for engine in self.engines:
+            for model, card in engine.cards.items():
+                # An adapter's card tells only whose it is.
+                base = engine.cards.get(str(card.get("parent")), card)
+                told = card.get("max_model_len") or base.get("max_model_len")
+                tokens = whole(told, 1, MOST_CONTEXT_TOKENS)
+                if tokens is not None:
+                    found[model] = max(tokens, found.get(model, 0))
+        self._contexts = found
+
+    def context_tokens(self, model: str) -> int:
+        """The longest context that an engine has for a model."""
+        return self._contexts.get(model, MOST_CONTEXT_TOKENS)
+
+    # Who is there.
+
+    def models(self) -> list[str]:
+        return sorted({model for engine in self.engines for model in engine.models})
+
+    def serving(self, model: str, pool: str | None) -> list[Engine]:
+        """Engines in service for such requests, with room or without: those of the pool (None: of no pool),
+        or of any where it has none for this model. Raises Unavailable."""
+        # As Engine.serves has it. For each request, and a property costs as much as all the rest.
+        engines = [
+            engine
+            for engine in self.engines
+            if model in engine.offered
+            and engine.reachable
+            and not engine.drained
+            and engine.breaker.phase is CLOSED
+        ]
+        if not engines:
+            raise Unavailable(
+                "model_unavailable", f"No engine is serving '{model}' at the moment.", retry_after_s=5
+            )
+        return [engine for engine in engines if engine.pool == pool] or engines
+
+    # What requests find out.
+
+    def succeeded(self, engine: Engine, key: str | None) -> None:
+        """It gave a request of that API key a complete answer."""
+        engine.progress.generated_at = self.now()
+        if self.failing:
+            self._make_up(engine, key)
+
+    def failed(self, engine: Engine, key: str | None) -> None:
+        """It broke a request of that API key. What it refuses, or takes long for, is no failure."""
+        engine.breaker.failed(key, _OF_ONE_KEY * self.health.failures)
+        self.suspect(engine)
+        self._consider(engine)
+
+    def suspect(self, engine: Engine) -> None:
+        """Something went wrong that may be the request's fault: have it probed, and no longer look idle."""
+        engine.suspected = True
+        self.failing.add(engine)
+
+    def may_lack(self, engine: Engine, model: str) -> None:
+        """It answered 404. If it does not list the model either, others are asked for that, until it does or
+        for a while; and it is probed, for it may have none of its models."""
+        if model in engine.cards:
+            return
+        self.suspect(engine)
+        if any(other is not engine and other.serves and model in other.offered for other in self.engines):
+            engine.lacking[model] = self.now() + self.health.probe_after_s
+            engine.offer(self.now())
+
+    def _make_up(self, engine: Engine, key: str | None) -> None:
+        engine.breaker.succeeded()
+        if not engine.breaker.failures:
+            self.failing.discard(engine)
+        for other in list(self.failing):
+            if other is not engine and key in other.breaker.keys:
+                other.breaker.keys[key] = True
+                self._consider(other)
+
+    def _consider(self, engine: Engine) -> None:
+        breaker = engine.breaker
+        if breaker.phase is Phase.CLOSED and self._is_to_blame(engine) and self._may_spare(engine):
+            breaker.relapses += 1
+            self.eject(engine, "it breaks more than a third of its answers")
+
+    def _is_to_blame(self, engine: Engine) -> bool:
+        """Whether its failures are enough, and its own: most other engines do much better with what clients
+        ask for. Failures of a single key that no other engine has answered since count a third."""
+        breaker, enough = engine.breaker, self.health.failures
+        if breaker.failures < enough:
+            return False
+        peers = [
+            other.breaker
+            for other in self.engines
+            if other is not engine and other.serves and not engine.models.isdisjoint(other.models)
+        ]
+        alike = sum(_WORSE * peer.broken_share >= breaker.broken_share for peer in peers)
+        if 2 * alike > len(peers):
+            return False
+        if len(breaker.keys) == 1 and not any(breaker.keys.values()):
+            enough *= _OF_ONE_KEY
+        return breaker.failures >= enough
+
+    def eject(self, engine: Engine, reason: str) -> None:
+        """Out until a probe goes well, whatever share of a pool is out already."""
+        if engine.breaker.phase is Phase.CLOSED:
+            log.warning("engine %s at %s is ejected: %s", engine.id, engine.url, reason)
+        engine.breaker.open(reason, self.now())
+
+    def abandon(self, engine: Engine) -> None:
+        """It is hung for certain: what it was working on will not come, however long its clocks still run."""
+        for guard in list(engine.guards):
+            # One of its ranks may go on.
+            silent_s = guard.silent_s()
+            if silent_s is None or silent_s >= self.health.stall_s:
+                guard.interrupt(Reason.ENGINE_HUNG)
+
+    def passed(self, engine: Engine) -> None:
+        """It has answered a probe."""
+        breaker, now = engine.breaker, self.now()
+        engine.suspected = False
+        if breaker.phase is not Phase.CLOSED:
+            log.info("engine %s at %s is taken back", engine.id, engine.url)
+            breaker.close(self.health.failures - 1)
+            engine.progress = Progress(now)
+        elif now - engine.progress.generated_at >= self.health.probe_after_s:
+            # For want of requests: those would say more than a token does.
+            breaker.succeeded()
+        engine.progress.generated_at = now
+        if not breaker.failures:
+            self.failing.discard(engine)
+        self.freed()
+
+    def restarted(self, engine: Engine) -> None:
+        """What the old process did is not held against the new one."""
+        if engine.breaker.phase is not Phase.CLOSED:
+            log.info("engine %s at %s is taken back", engine.id, engine.url)
+        engine.breaker.reset()
+        engine.suspected = False
+        engine.lacking.clear()
+        engine.offer(self.now())
+        engine.progress = Progress(self.now())
+        self.failing.discard(engine)
+        self.freed()
+
+    def _may_spare(self, engine: Engine) -> bool:
+        for model in engine.models:
+            pool = [
+                other
+                for other in self.engines
+                if model in other.models and other.reachable and not other.drained
+            ]
+            out = sum(other.breaker.phase is not Phase.CLOSED for other in pool)
+            if out + 1 > self.health.max_ejected_share * len(pool):
+                return False
+        return True

@@ -1,0 +1,276 @@
+"""HTTP/1.1 to the engines: a pool of connections, and one request at a time on each of them."""
+
+import asyncio
+import functools
+import ssl
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+from urllib.parse import urlsplit
+
+from inference_proxy.http.answer import Answer, Begin, EngineLost
+from inference_proxy.http.request_head import request_head
+
+# Below the 5 s after which a vLLM with its defaults closes an idle connection: one that we close first is
+# never reused at the moment in which the engine gives it up.
+_IDLE_S = 4.0
+# A document for the poller: a list of models, a page of metrics.
+_DOCUMENT_LIMIT = 4 * 1024 * 1024
+
+
+class EngineUnreachable(EngineLost):
+    """No connection came about, so the engine has seen nothing of the request: unless, by `has_sent`, an
+    earlier connection broke on which it was sent."""
+
+    has_sent = False
+
+
+class ConnectTimeout(EngineUnreachable):
+    """Nor did anybody refuse it: the engine's host is silent."""
+
+
+class EngineClient:
+    """Connections to any number of engines, each named by its origin: scheme, host and port of a URL.
+
+    A connection serves one request at a time and is kept for the next one, idle for a few seconds at most.
+    There are as many as requests in flight: whoever admits requests bounds them.
+    """
+
+    def __init__(self) -> None:
+        # Per origin, the idle longest first. Empty ones are dropped, so engines that are gone leave nothing.
+        self._idle: dict[str, dict[_Connection, float]] = {}
+        # Before Python 3.12 asking for it is a system call.
+        self._loop = asyncio.get_running_loop()
+        self._sweeping: asyncio.TimerHandle | None = None
+        # What is left for the end of this turn of the event loop; None: it has sent nothing yet.
+        self._later: list[_Connection] | None = None
+
+    async def request(
+        self,
+        origin: str,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        connect_s: float,
+        begin: Begin | None = None,
+    ) -> Answer:
+        """Send a request and wait for the head of its answer, however long that takes: bounding it is the
+        caller's. The caller owns the Answer and must close() it.
+
+        `origin` is such as "http://10.0.0.5:8000" or "https://[fd00::5]"; `target` is path and query. What
+        the message's frame needs (host, content-length …) is written here and refused in `headers`.
+
+        `begin` is offered the first piece of the body from within the event loop's callback, before anybody
+        is woken. What comes together with the end is not offered. It must not raise.
+
+        Raises EngineUnreachable (nothing was sent), EngineLost (the engine may have begun to work),
+        ValueError for a method, target or header that cannot be sent.
+        """
+        host = _Address.of(origin).netloc
+        head = request_head(method, host, target, headers, len(body))
+        connection = self._reuse(origin)
+        if connection is not None:
+            answer = connection.ask(method, head, body, begin)
+            try:
+                return await answer.head()
+            except EngineLost:
+                # The engine closed an idle connection just as we wrote to it. It has not read the request, as
+                # far as anyone can know, and a new connection cannot have the same fate.
+                if answer.began:
+                    raise
+        try:
+            fresh = await self._connect_within(origin, connect_s)
+        except EngineUnreachable as error:
+            error.has_sent = connection is not None
+            raise
+        return await fresh.ask(method, head, body, begin).head()
+
+    async def get(self, url: str, *, timeout_s: float) -> tuple[int, bytes]:
+        """Status and body of a small document, as of ask()."""
+        return await self.ask("GET", url, {}, b"", timeout_s=timeout_s)
+
+    async def ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, timeout_s: float
+    ) -> tuple[int, bytes]:
+        """Status and body of a small answer, over a connection of its own: so it also tells whether new
+        connections can be had. Raises TimeoutError, EngineLost (also when it is larger than 4 MiB)."""
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        head = request_head(method, parts.netloc, parts.path or "/", headers, len(body), close=True)
+        async with asyncio.timeout(timeout_s):
+            connection = await self._connect(origin)
+            answer = await connection.ask(method, head, body, last=True).head()
+            try:
+                document = bytearray()
+                while piece := await answer.read():
+                    document += piece
+                    if len(document) > _DOCUMENT_LIMIT:
+                        raise EngineLost(f"{parts.path} is larger than {_DOCUMENT_LIMIT} bytes")
+                return answer.status, bytes(document)
+            finally:
+                answer.close()
+
+    def close(self) -> None:
+        """Close the idle connections. Answers in use are their owners' to close."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.transport.abort()
+        self._idle.clear()
+
+    def _reuse(self, origin: str) -> "_Connection | None":
+        """The one that was used last: the others grow old and are closed."""
+        idle = self._idle.get(origin)
+        while idle:
+            connection, _ = idle.popitem()
+            if not connection.transport.is_closing():
+                return connection
+        return None
+
+    def send(self, connection: "_Connection") -> None:
+        """Have what it asked for sent: at once, or, where another request was sent in this turn of the event
+        loop, at the turn's end. One after another they cost less than each between the steps of other
+        requests, and the engines' answers come together as well (docs/performance.md has by how much)."""
+        if self._later is None:
+            self._later = []
+            self._loop.call_soon(self._send_rest)
+            connection.send()
+        else:
+            self._later.append(connection)
+
+    def _send_rest(self) -> None:
+        later, self._later = self._later, None
+        for connection in later or ():
+            try:
+                connection.send()
+            except Exception as error:
+                # That of one request: the others are sent all the same.
+                connection.fail(error)
+
+    def keep(self, connection: "_Connection") -> None:
+        self._idle.setdefault(connection.origin, {})[connection] = self._loop.time()
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(_IDLE_S, self._sweep)
+
+    def forget(self, connection: "_Connection") -> None:
+        if idle := self._idle.get(connection.origin):
+            idle.pop(connection, None)
+
+    def _sweep(self) -> None:
+        """Close what has been idle too long, and come again when the next will have been."""
+        now = self._loop.time()
+        for origin, idle in list(self._idle.items()):
+            for connection, since in list(idle.items()):
+                if since + _IDLE_S > now:
+                    break
+                del idle[connection]
+                connection.transport.abort()
+            if not idle:
+                del self._idle[origin]
+        oldest = min((next(iter(idle.values())) for idle in self._idle.values()), default=None)
+        self._sweeping = None if oldest is None else self._loop.call_at(oldest + _IDLE_S, self._sweep)
+
+    async def _connect_within(self, origin: str, connect_s: float) -> "_Connection":
+        try:
+            async with asyncio.timeout(connect_s):
+                return await self._connect(origin)
+        except TimeoutError as error:
+            raise ConnectTimeout(f"{origin}: no connection within {connect_s} s") from error
+
+    async def _connect(self, origin: str) -> "_Connection":
+        address = _Address.of(origin)
+        try:
+            _, connection = await self._loop.create_connection(
+                lambda: _Connection(self, origin),
+                address.host,
+                address.port,
+                ssl=_trusting() if address.secure else None,
+            )
+        except OSError as error:
+            raise EngineUnreachable(f"{origin}: {error}") from error
+        return connection
+
+
+class _Connection(asyncio.Protocol):
+    """A connection and the answer that is read from it at the moment, if there is one."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, client: EngineClient, origin: str) -> None:
+        self.origin = origin
+        self._client = client
+        self._answer: Answer | None = None
+        self._last = False
+        self._unsent: tuple[bytes, ...] | None = None
+
+    def ask(
+        self, method: str, head: bytes, body: bytes, begin: Begin | None = None, *, last: bool = False
+    ) -> Answer:
+        self._last = last
+        self._answer = Answer(self.transport, method, self._release, begin)
+        self._unsent = (head, body) if body else (head,)
+        self._client.send(self)
+        return self._answer
+
+    def send(self) -> None:
+        """What ask() has left, unless nobody waits for an answer any more."""
+        unsent, self._unsent = self._unsent, None
+        if unsent is not None and not self.transport.is_closing():
+            self.transport.writelines(unsent)
+
+    def fail(self, error: Exception) -> None:
+        """What it was asked cannot be sent."""
+        self.transport.abort()
+        self.connection_lost(error)
+
+    def _release(self, reusable: bool) -> None:
+        self._answer = self._unsent = None
+        # An answer that came before the request was sent in full has left a rest of it here.
+        sent = not self.transport.is_closing() and not self.transport.get_write_buffer_size()
+        if reusable and sent and not self._last:
+            self._client.keep(self)
+        else:
+            self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not an isinstance: uvloop's transports are of no class of asyncio's.
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is not None and self._unsent is None:
+            self._answer.feed(data)
+        else:
+            # Nobody has asked: whatever it is, it must not become the beginning of the next answer.
+            self.transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._client.forget(self)
+        if self._answer is not None:
+            self._answer.lost(error)
+
+
+class _Address(NamedTuple):
+    """Where an origin is; `netloc` is what the host header says of it."""
+
+    secure: bool
+    host: str
+    port: int
+    netloc: str
+
+    @staticmethod
+    @functools.lru_cache(maxsize=1024)
+    def of(origin: str) -> "_Address":
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{origin!r} is not the origin of an engine, such as http://10.0.0.5:8000")
+        secure = parts.scheme == "https"
+        return _Address(secure, parts.hostname, parts.port or (443 if secure else 80), parts.netloc)
+
+
+@functools.cache
+def _trusting() -> ssl.SSLContext:
+    """The system's authorities, and those of the file that SSL_CERT_FILE names."""
+    return ssl.create_default_context()

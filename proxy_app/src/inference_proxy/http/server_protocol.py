@@ -1,0 +1,355 @@
+"""uvicorn's HTTP protocol, with short ways past ASGI for what is frequent, strict about where requests end.
+
+A small body need not be waited for, an answer that is all there goes out in one piece, a chunk of a stream
+needs no task's turn, and noticing that a client left no task of its own. Under another server they are
+missing, and `send()` and `receive()` do the same, only at a higher price.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from itertools import chain
+
+import httptools
+from starlette.types import Scope
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from inference_proxy.api.errors import Header, error_body
+from inference_proxy.http.answer import frame
+
+_EXTENSION = "inference_proxy.client"
+# Of request line and headers while they are incomplete. One read of the event loop (256 KiB) may come on top.
+_HEAD_LIMIT = 64 * 1024
+_LAST_CHUNK = b"0\r\n\r\n"
+# How long the rest of an upload is read after its answer, before the connection is closed.
+_LINGER_S = 10
+
+
+def _last_answer(status: int, code: str, message: str) -> bytes:
+    body = error_body(message, "invalid_request_error", None, code)
+    head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    return STATUS_LINE[status] + head % len(body) + body
+
+
+_TOO_LARGE = _last_answer(431, "head_too_large", f"Request line and headers exceed {_HEAD_LIMIT} bytes.")
+_MALFORMED = _last_answer(400, "malformed_request", "What was sent is not a valid request of HTTP/1.1.")
+
+
+class Client:
+    """The connection on which a request came, for as long as that request lasts."""
+
+    __slots__ = ("_cycle", "_flow", "_protocol")
+
+    def __init__(self, protocol: "Protocol") -> None:
+        self._protocol = protocol
+        self._cycle: RequestResponseCycle = protocol.cycle
+        self._flow: FlowControl = protocol.flow
+
+    def write(self, chunk: bytes) -> bool:
+        """Write a piece of the body as `send()` would, but at once. `chunk` is framed: size and all.
+
+        False means that it did not, and that the piece is for `send()`: the client reads too slowly or has
+        left, or the body is not chunked. Not to be called while a `send()` is under way, nor with an empty
+        piece, which ends a body.
+        """
+        cycle = self._cycle
+        if self._flow.write_paused or not cycle.chunked_encoding or cycle.disconnected:
+            return False
+        cycle.transport.write(chunk)
+        return True
+
+    def answer(self, status: int, headers: Iterable[Header], body: bytes) -> bool:
+        """Write a whole answer as `send()` would, but at once.
+
+        `headers` say nothing of the body's length or the connection, and hold nothing that could end a
+        header: an engine's have been through a parser, all others are our own. Not for an answer to HEAD,
+        nor for a status without a body. False means that it wrote nothing: then it is for `send()`.
+        """
+        if not self.may_start:
+            return False
+        lines = self._head(status, headers)
+        lines += (b"content-length: %d\r\n" % len(body), body)
+        self._cycle.response_started = True
+        self._complete(b"\r\n".join(lines))
+        return True
+
+    def begin(self, status: int, headers: Iterable[Header], chunk: bytes) -> bool:
+        """Write the head of an answer in chunks, under the same conditions as a whole one, and the first of
+        them, framed; empty means none. The others follow by write() or by `send()`."""
+        cycle = self._cycle
+        if not self.may_start or isinstance(cycle, _UntilClose):
+            return False
+        cycle.response_started = cycle.chunked_encoding = True
+        lines = self._head(status, headers)
+        lines += (b"transfer-encoding: chunked\r\n", chunk)
+        cycle.transport.write(b"\r\n".join(lines))
+        return True
+
+    def end(self, chunk: bytes) -> bool:
+        """Write the last piece of the body, not framed and perhaps empty, and its end, as write() would."""
+        cycle = self._cycle
+        if self._flow.write_paused or not cycle.chunked_encoding or cycle.disconnected:
+            return False
+        self._complete(frame(chunk) + _LAST_CHUNK if chunk else _LAST_CHUNK)
+        return True
+
+    async def drain(self) -> None:
+        """Wait until it has read enough, or has left, so that nothing else needs to wait for it."""
+        if self._flow.write_paused:
+            await self._flow.drain()
+
+    def body(self) -> bytes | None:
+        """The request's body, if it came with its head, as small ones do; else it is for `receive()`."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        cycle.message_event.clear()
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    @property
+    def may_start(self) -> bool:
+        """Whether an answer can be written at once."""
+        cycle = self._cycle
+        return not (self._flow.write_paused or cycle.disconnected or cycle.response_started)
+
+    def _head(self, status: int, headers: Iterable[Header]) -> list[bytes]:
+        """Its lines, without their ends."""
+        cycle = self._cycle
+        lines = [STATUS_LINE[status][:-2]]
+        lines += [b": ".join(header) for header in chain(cycle.default_headers, headers)]
+        if not cycle.keep_alive:
+            lines.append(b"connection: close")
+        return lines
+
+    def _complete(self, end: bytes) -> None:
+        cycle = self._cycle
+        cycle.response_complete = True
+        cycle.transport.write(end)
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+
+    def watch(self, gone: Callable[[], None]) -> None:
+        """Call `gone` when the connection ends, at once if it already has. Not before the body was read."""
+        # A large body may have paused it, and then nobody would hear of the end.
+        self._flow.resume_reading()
+        if self._cycle.disconnected:
+            gone()
+        else:
+            self._protocol.gone = gone
+
+    def unwatch(self) -> None:
+        self._protocol.gone = None
+
+
+class _Trailers(list[tuple[bytes, bytes]]):
+    """Where header fields after a body go: nowhere. uvicorn adds them to the request's own, without bound."""
+
+    def append(self, _: tuple[bytes, bytes]) -> None:
+        pass
+
+
+class _UntilClose(RequestResponseCycle):
+    """A request of HTTP/1.0, which does not know chunks: where no length is told, an answer ends with its
+    connection, as that of each such request does."""
+
+    _without_length = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            if all(name.lower() != b"content-length" for name, _ in message.get("headers", ())):
+                self._without_length, self.chunked_encoding = True, False
+        elif message["type"] == "http.response.body" and self._without_length:
+            # uvicorn counts down to the end of a body; each piece is as long as it is.
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+
+class _LastTransport(asyncio.Transport):
+    """That of a connection's last answer. Closed before the whole request is there, a connection is reset,
+    and the client may lose the answer: so it is told the end first, and what it still sends is dropped."""
+
+    def __init__(self, protocol: "Protocol") -> None:
+        super().__init__()
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._cycle = protocol.cycle
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._cycle.more_body and not self._transport.is_closing():
+            _Lingering(self._protocol)
+        else:
+            self._transport.close()
+
+
+class _Lingering(asyncio.Protocol):
+    """Takes over a connection whose last answer is written, until the client closes it or time is up."""
+
+    def __init__(self, protocol: "Protocol") -> None:
+        protocol.pipeline.clear()
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._transport.set_protocol(self)
+        protocol.flow.resume_reading()
+        self._transport.write_eof()
+        self._closing = protocol.loop.call_later(_LINGER_S, self._transport.close)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closing.cancel()
+        self._protocol.connection_lost(error)
+
+
+class Protocol(HttpToolsProtocol):
+    """`idle_since` is when its last answer ended, by the loop's time; None while it has a request, and before
+    the first one."""
+
+    gone: Callable[[], None] | None = None
+    idle_since: float | None = None
+    _head_size: int | None = None  # None between heads
+    _upgrading = False
+    _deaf = False  # what comes is dropped: reading goes on only to see the client leave
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parse_without_upgrade(memoryview(data)[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(_MALFORMED)
+        if self._head_size is not None:
+            self._head_size += len(data)
+            if self._head_size > _HEAD_LIMIT and not self.transport.is_closing():
+                self._refuse(_TOO_LARGE)
+
+    def _parse_without_upgrade(self, rest: memoryview) -> None:
+        """Read a head that asked for another protocol again, as if it had not: any server may ignore that
+        (RFC 9110, 7.8). Whatever follows it is then the request's body, and after that the next request.
+
+        llhttp itself takes what follows for the other protocol, and httptools for the next request.
+        """
+        while True:
+            self._upgrading = False
+            lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self._version())]
+            lines += [b": ".join(header) for header in self.headers if header[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            try:
+                self.parser.feed_data(b"\r\n".join((*lines, b"", b"")))
+                return self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                return self._refuse(_MALFORMED)
+
+    def _version(self) -> bytes:
+        version: str = self.parser.get_http_version()
+        return version.encode()
+
+    def _refuse(self, answer: bytes) -> None:
+        """End the connection over bytes that cannot be read. A request that is complete gets its answer
+        first: these bytes came after it, and an answer to them would land in the middle of its own."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False
+            self._deaf = True
+            return
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or self.pipeline:
+                return self.transport.close()
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.logger.warning("Invalid HTTP request received.")
+        self.transport.write(answer)
+        _Lingering(self)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_size = 0
+
+    def on_headers_complete(self) -> None:
+        self._head_size = None
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("CONNECT asks for a tunnel, and there is none here")
+            self._upgrading = True
+            return
+        super().on_headers_complete()
+        self.idle_since = None
+        self.headers = _Trailers()
+        if self.expect_100_continue or not self.cycle.keep_alive:
+            self._prepare_to_close(self.cycle)
+        # The task that runs the application begins later, so it finds this in its scope.
+        self.scope["extensions"] = {_EXTENSION: {"client": Client(self)}}
+
+    def _prepare_to_close(self, cycle: RequestResponseCycle) -> None:
+        # A client that was answered without having been told to go on may send its body or leave it out.
+        cycle.keep_alive = False
+        cycle.transport = _LastTransport(self)
+        if self.scope["http_version"] != "1.1":
+            cycle.__class__ = _UntilClose
+
+    def on_body(self, body: bytes) -> None:
+        """As uvicorn's, which also asks each time whether the request is to be upgraded."""
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        cycle = self.cycle
+        # What comes before an upgrade is no message yet.
+        if not self._upgrading and not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but for a timer: setting one after each answer costs more than all the rest of it."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self.idle_since = self.loop.time()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        if self.gone is not None:
+            self.gone()
+
+
+def close_idle(connections: Iterable[object], now: float, idle_s: float) -> None:
+    """Close those of our protocol that have had no request for so long. `now` is by the loop's time."""
+    for connection in list(connections):
+        if isinstance(connection, Protocol):
+            since = connection.idle_since
+            if since is not None and now - since >= idle_s:
+                connection.transport.close()
+
+
+def take_client(scope: Scope) -> Client | None:
+    """None under a server that does not run this protocol. It is in the scope no longer: client, uvicorn's
+    cycle and scope would hold each other, and each request would be left for the garbage collector."""
+    extension = scope.get("extensions", {}).pop(_EXTENSION, None)
+    client: Client | None = extension and extension["client"]
+    return client

@@ -1,0 +1,1 @@
+"""API keys: who calls, from where, and the file that lists them."""

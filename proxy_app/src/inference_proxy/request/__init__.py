@@ -1,0 +1,1 @@
+"""One request: read, checked, and made into a job for an engine."""

@@ -1,0 +1,240 @@
+"""What may end a request before its time: the client leaving, a clock running out, the server stopping."""
+
+import asyncio
+import enum
+import functools
+from collections.abc import Iterator
+from types import TracebackType
+
+from starlette.types import Receive
+
+from inference_proxy.faults import Faults
+from inference_proxy.http.server_protocol import Client
+from inference_proxy.keys.authenticate import Key
+from inference_proxy.request.clocks import Clocks
+
+GRAIN_S = 0.1
+"""How late a clock may end its request, at most, in seconds."""
+
+# Mostly sooner than any clock runs out, and later than a request ends: so most are looked at once or never.
+_FIRST_LOOK_S = 30.0
+
+
+class Reason(enum.Enum):
+    CLIENT_GONE = "client_gone"
+    FIRST_BYTE = "first_byte_timeout"
+    BETWEEN_CHUNKS = "between_chunks_timeout"
+    TOTAL = "total_timeout"
+    ENGINE_HUNG = "engine_hung"
+    KEY_REVOKED = "key_revoked"
+    SHUTDOWN = "shutdown"
+
+
+# Each request needs it, and before Python 3.12 finding an enum's member costs as much as a function.
+_CLIENT_GONE = Reason.CLIENT_GONE
+
+
+class Interrupted(Exception):
+    """The guarded block was ended from outside, and why."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class Guards:
+    """Those of a worker's running requests, and one timer for all of their clocks: a timer of the event loop
+    for each costs more than the rest of a guard. It is a timing wheel (Varghese and Lauck 1987), which finds
+    whoever is due without looking at the others.
+    """
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self._all: set[Guard] = set()
+        self._slots: dict[int, set[Guard]] = {}  # of GRAIN_S each, by their number
+        self._turned = 0  # the last slot that was seen to
+        self._turning = False
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator["Guard"]:
+        """They may leave meanwhile."""
+        return iter(list(self._all))
+
+    def enter(self, guard: "Guard") -> None:
+        self._all.add(guard)
+
+    def leave(self, guard: "Guard", slot: int) -> None:
+        self._all.discard(guard)
+        self.cancel(guard, slot)
+
+    def call_at(self, when: float, guard: "Guard", loop: asyncio.AbstractEventLoop) -> int:
+        """Have it look at its clocks then, by the loop's time. The slot is for cancel()."""
+        if not self._turning:
+            self._turning, self._turned = True, int(loop.time() / GRAIN_S)
+            self._turn_at(self._turned + 1, loop)
+        slot = max(int(when / GRAIN_S), self._turned) + 1
+        due = self._slots.get(slot)
+        if due is None:
+            due = self._slots[slot] = set()
+        due.add(guard)
+        return slot
+
+    def cancel(self, guard: "Guard", slot: int) -> None:
+        due = self._slots.get(slot)
+        if due is not None:
+            due.discard(guard)
+            if not due:
+                del self._slots[slot]
+
+    def _turn_at(self, slot: int, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_at(slot * GRAIN_S, self._turn, slot, loop)
+
+    def _turn(self, slot: int, loop: asyncio.AbstractEventLoop) -> None:
+        # By the time alone it could be the slot before, for floats are rounded.
+        slot = max(slot, int(loop.time() / GRAIN_S))
+        while self._turned < slot:
+            self._turned += 1
+            for guard in self._slots.pop(self._turned, ()):
+                try:
+                    guard.look()
+                except Exception:
+                    self._faults.note_damage()
+        self._turning = bool(self._slots)
+        if self._turning:
+            self._turn_at(slot + 1, loop)
+
+
+class Guard:
+    """Cancels the task inside `with guard:` for a Reason; the block then ends with Interrupted.
+
+    From its beginning the request has `limit_s` seconds in all; start() sets the clocks that run while an
+    engine works for it. They are looked at too early rather than being set again, so that a chunk costs an
+    assignment to `reading_since`. While a chunk is on its way to a client that does not read, `reading_since`
+    is None: only the total clock runs then, for the engine is not to blame. now() is the time by which
+    `reading_since` counts.
+    """
+
+    __slots__ = (
+        "_between_s",
+        "_client",
+        "_first_byte_at",
+        "_guards",
+        "_loop",
+        "_slot",
+        "_task",
+        "_total_at",
+        "_watcher",
+        "key",
+        "now",
+        "reading_since",
+        "reason",
+    )
+
+    def __init__(self, guards: Guards, limit_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._guards = guards
+        self._loop = loop
+        self.now = loop.time
+        self._total_at = loop.time() + limit_s
+        self._first_byte_at: float | None = None
+        self._between_s = limit_s
+        self.reason: Reason | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._slot = 0
+        self._client: Client | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self.reading_since: float | None = None
+        self.key: Key | None = None
+
+    def __enter__(self) -> "Guard":
+        self._task = asyncio.current_task()
+        self._guards.enter(self)
+        self._look_at(min(self.now() + _FIRST_LOOK_S, self._total_at))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._guards.leave(self, self._slot)
+        if self._client is not None:
+            self._client.unwatch()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        task, self._task = self._task, None
+        if self.reason is not None and task is not None:
+            others = task.uncancel()
+            # Cancelled by somebody else as well: that is not ours to swallow.
+            if kind is asyncio.CancelledError and not others:
+                raise Interrupted(self.reason) from None
+
+    def watch(self, receive: Receive, client: Client | None) -> None:
+        """From here on (the body has been read) all that `receive` can still tell is that the client left.
+
+        Without it nobody notices: the server drops what is sent to a closed connection in silence. `client`
+        tells the same without a task that waits for it.
+        """
+        if client is not None:
+            self._client = client
+            return client.watch(functools.partial(self.interrupt, _CLIENT_GONE))
+        self._watcher = self._loop.create_task(self._until_gone(receive))
+
+    def start(self, clocks: Clocks) -> None:
+        """An engine is asked now. A second one has time for its first byte anew, and no more in all."""
+        now = self.now()
+        self._first_byte_at = now + clocks.first_byte_s
+        self._between_s = clocks.between_chunks_s
+        self._total_at = min(self._total_at, now + clocks.total_s)
+        self._look_at(min(self._first_byte_at, self._total_at))
+
+    def first_byte_came(self) -> None:
+        """Stops that clock and starts the one between chunks."""
+        self._first_byte_at = None
+        self._look_at(min(self.now() + self._between_s, self._total_at))
+
+    def interrupt(self, reason: Reason) -> None:
+        """End the block. The first reason stands, but for ENGINE_HUNG, which outlive() may make good."""
+        if self._task is None or self.reason not in (None, Reason.ENGINE_HUNG):
+            return
+        if self.reason is None:
+            self._task.cancel()
+        self.reason = reason
+
+    def outlive(self) -> bool:
+        """Inside the block, where it was cancelled: whether it may go on, ENGINE_HUNG being all there was."""
+        if self.reason is not Reason.ENGINE_HUNG or self._task is None:
+            return False
+        self.reason = None
+        return not self._task.uncancel()
+
+    def silent_s(self) -> float | None:
+        """For how long the engine has sent nothing. None: it has not begun, or the client does not read."""
+        return None if self.reading_since is None else self.now() - self.reading_since
+
+    async def _until_gone(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.interrupt(_CLIENT_GONE)
+
+    def look(self) -> None:
+        """End the block if a clock has run out, or look again when one may have."""
+        self._slot = 0
+        now = self.now()
+        if now >= self._total_at:
+            return self.interrupt(Reason.TOTAL)
+        if self._first_byte_at is not None:
+            due, reason = self._first_byte_at, Reason.FIRST_BYTE
+        else:
+            due, reason = (self.reading_since or now) + self._between_s, Reason.BETWEEN_CHUNKS
+        if now >= due:
+            return self.interrupt(reason)
+        self._look_at(min(due, self._total_at))
+
+    def _look_at(self, when: float) -> None:
+        """Then at the latest."""
+        if self._slot:
+            if when >= self._slot * GRAIN_S:
+                return
+            self._guards.cancel(self, self._slot)
+        self._slot = self._guards.call_at(when, self, self._loop)

@@ -1,0 +1,69 @@
+"""The usage of a stream whose client did not ask for it: asked for at the engine, and kept from the client.
+
+An engine tells it in an event of its own, before `[DONE]`, with an empty list of choices (OpenAI's API
+reference, `stream_options.include_usage`; vLLM 0.32 sends it so, and leaves the other events as they are).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from inference_proxy.http.sse import documents, split_events
+from inference_proxy.request.validate import Asked, flag_of, wrong
+
+MARK = b'"usage":'
+"""No chunk without it has such an event. A model cannot write it: in a JSON string quotes are escaped."""
+
+_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_OPTIONS, _FLAG = "stream_options", "include_usage"
+
+
+# Two flags fill a tenth of it.
+_MOST_BYTES = 1024
+
+
+def ask(asked: Asked, changes: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Further changes of the body, besides `changes`, and whether the client did not ask for usage itself.
+    No changes where usage is told anyway, or in no stream. Raises ApiError 400 for what engines might read in
+    another way, so that usage would be missed."""
+    if not asked.stream or asked.endpoint.upstream_path not in _PATHS:
+        return {}, False
+    options = _options(asked, changes)
+    if options is None or (wanted := options.get(_FLAG)) is True:
+        return {}, False
+    asks = False if wanted is None else flag_of(wanted)
+    if asks is None:
+        raise wrong(f"{_OPTIONS}.{_FLAG}", "invalid_type", f"'{_OPTIONS}.{_FLAG}' must be true or false.")
+    if not asks:
+        options = {name: value for name, value in options.items() if name != "continuous_usage_stats"}
+    return {_OPTIONS: options | {_FLAG: True}}, not asks
+
+
+def _options(asked: Asked, changes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """None for what is no object, which the engine refuses."""
+    raw = asked.fields.get(_OPTIONS)
+    if raw is None:
+        return changes.get(_OPTIONS) or {}
+    if len(raw) > _MOST_BYTES:
+        raise wrong(_OPTIONS, "invalid_value", f"'{_OPTIONS}' is longer than {_MOST_BYTES} bytes.")
+    try:
+        options = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if options is None:
+        return {}
+    return options if isinstance(options, dict) else None
+
+
+def split(chunk: bytes) -> tuple[bytes, bytes]:
+    """Whole events of a stream without those that tell usage and nothing else; and those."""
+    kept: list[bytes] = []
+    hidden: list[bytes] = []
+    for event in split_events(chunk):
+        (hidden if MARK in event and _tells_only_usage(event) else kept).append(event)
+    return b"".join(kept), b"".join(hidden)
+
+
+def _tells_only_usage(event: bytes) -> bool:
+    return any(document.get("choices") == [] and document.get("usage") for document in documents(event))

@@ -1,0 +1,260 @@
+"""Second step: the body, as far as the proxy needs to understand it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.types import Receive
+
+from inference_proxy.api.dialects import MESSAGES, Dialect
+from inference_proxy.api.endpoints import JSON, MULTIPART, TABLE, Endpoint
+from inference_proxy.api.errors import ApiError
+from inference_proxy.api.json_body import NESTING, Fields, parse
+from inference_proxy.api.multipart import Form
+from inference_proxy.api.numbers import MOST, MOST_CHOICES
+from inference_proxy.config import GENERATION
+from inference_proxy.http.request_head import Fields as HeaderFields
+from inference_proxy.http.server_protocol import Client
+from inference_proxy.keys.authenticate import Key
+from inference_proxy.request.estimate import estimate
+
+# As a string has a whole number; more digits are more than MOST.
+_DIGITS = re.compile(r"([+-]?[0-9]{1,19})(?:\.0*)?", re.ASCII)
+
+_BOM = b"\xef\xbb\xbf"
+# Besides JSON's own, engines take these as well, and a form has no others.
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+
+
+# All that is built of a JSON body.
+_ACTED_ON = frozenset({"model", "stream", "n", "user"}).union(*(row.cap + row.refused for row in TABLE))
+# Fails at the first byte of a list or an object, which could hold millions of parts.
+_scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
+# What it is then, for it is wrong wherever it is not refused.
+_NESTED = object()
+_Values = Mapping[str, Any]
+
+
+class _Metadata(msgspec.Struct):
+    """Of Anthropic's `metadata`; what else it has is skipped, not built."""
+
+    user_id: str | None = None
+
+
+_metadata = msgspec.json.Decoder(_Metadata).decode
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete: there is nobody to answer."""
+
+
+class Asked(msgspec.Struct, frozen=True, eq=False):
+    """What a request asks for: all that the later steps decide by.
+
+    `model` is the name that the client wrote. `max_tokens` is the client's cap for each choice, None without
+    one; `choices` the number of answers, `n` for each prompt. `prompt_tokens` is an estimate. `session` ties
+    requests of one conversation together, and is whatever the client chose for it. `body` is what came, byte
+    for byte; `fields` are the parts of a JSON body, `form` those of a multipart one.
+    """
+
+    endpoint: Endpoint
+    key: Key
+    model: str
+    stream: bool
+    max_tokens: int | None
+    choices: int
+    prompt_tokens: int
+    session: str | None
+    body: bytes
+    fields: Fields
+    form: Form | None = None
+
+
+def body_at_once(client: Client | None, limit: int) -> bytes | None:
+    """The whole body, if it came with its head and is at most `limit` bytes; None: it is for read_body().
+    Raises ApiError 413."""
+    body = None if client is None else client.body()
+    if body is not None and len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+async def read_body(receive: Receive, declared: bytes | None, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes. Raises ApiError 413, ClientGone.
+
+    The declared length is only a reason to refuse early: what counts is what arrives, so an upload in chunks
+    meets the same limit.
+    """
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -> Asked:
+    """Check the fields that the proxy acts on, and no others. Raises ApiError 400, 415, naming the field."""
+    if endpoint.body is not JSON and (endpoint.body is MULTIPART or _is_form(headers)):
+        form = Form(headers.get(b"content-type", b"").decode("latin-1"), body)
+        return Asked(
+            endpoint=endpoint,
+            key=key,
+            model=_model(form.text("model")),
+            stream=form.flag("stream"),
+            max_tokens=None,
+            choices=1,
+            prompt_tokens=0,
+            session=_session(headers),
+            body=body,
+            fields={},
+            form=form,
+        )
+    check_is_json(headers)
+    if body.startswith(_BOM):
+        # What some editors and Windows clients put before a text. Engines skip it.
+        body = body[len(_BOM) :]
+    fields = parse(body)
+    values = _built(fields)
+    if endpoint.defaults:
+        # What the client wrote counts, and be it null.
+        values = {**endpoint.defaults, **values}
+    for name in endpoint.refused:
+        if values.get(name):
+            raise wrong(name, "not_supported", f"'{name}' cannot be used here: no engine keeps responses.")
+    prompts, prompt_tokens = estimate(endpoint, fields, body)
+    return Asked(
+        endpoint=endpoint,
+        key=key,
+        model=_model(values.get("model")),
+        stream=_flag(values, "stream"),
+        max_tokens=_cap(values, endpoint),
+        choices=_choices(values, endpoint) * prompts,
+        prompt_tokens=prompt_tokens,
+        session=_session(headers) or _user(fields, values, endpoint.dialect),
+        body=body,
+        fields=fields,
+    )
+
+
+def _is_form(headers: HeaderFields) -> bool:
+    return headers.get(b"content-type", b"").lstrip()[:19].lower() == b"multipart/form-data"
+
+
+def _built(fields: Fields) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, raw in fields.items():
+        if name in _ACTED_ON:
+            try:
+                values[name] = _scalar(raw)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                if memoryview(raw)[:1] in NESTING:
+                    values[name] = _NESTED
+                    continue
+                # Only what is built is looked at so closely: a string that is not UTF-8, a number beyond all.
+                raise wrong(name, "invalid_value", f"'{name}' cannot be read: {error}.") from error
+    return values
+
+
+def _flag(values: _Values, name: str) -> bool:
+    value = values.get(name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    flag = flag_of(value)
+    if flag is None:
+        raise wrong(name, "invalid_type", f"'{name}' must be true or false.")
+    return flag
+
+
+def flag_of(value: Any) -> bool | None:
+    """A boolean, also as engines take it besides: 1 and "true"; None for anything else."""
+    if isinstance(value, str):
+        return _FLAGS.get(value.lower())
+    return bool(value) if value in (0, 1) else None
+
+
+def _cap(values: _Values, endpoint: Endpoint) -> int | None:
+    for name in endpoint.cap:
+        if (cap := _count(values, name, 0, MOST)) is not None:
+            return cap
+    return None
+
+
+def _choices(values: _Values, endpoint: Endpoint) -> int:
+    """Answers to each prompt. Where nothing is generated, `n` means nothing, or something else."""
+    if endpoint.kind is not GENERATION:
+        return 1
+    return _count(values, "n", 1, MOST_CHOICES) or 1
+
+
+def _count(values: _Values, name: str, least: int, most: int) -> int | None:
+    """A whole number, also as engines take it besides: 100.0 and "100"."""
+    value = values.get(name)
+    if value is None:
+        return None
+    if isinstance(value, str) and (digits := _DIGITS.fullmatch(value)):
+        value = int(digits[1])
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise wrong(name, "invalid_type", f"'{name}' must be a whole number.")
+    if not least <= value <= most:
+        raise wrong(name, "invalid_value", f"'{name}' must be between {least} and {most}.")
+    return value
+
+
+def _user(fields: Fields, values: _Values, dialect: Dialect) -> str | None:
+    """What the API has for telling users apart."""
+    if dialect is MESSAGES:
+        try:
+            return _metadata(fields.get("metadata", b"{}")).user_id
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None  # for the engine to refuse
+    user = values.get("user")
+    if user is not None and not isinstance(user, str):
+        raise wrong("user", "invalid_type", "'user' must be a string.")
+    return user
+
+
+def _session(headers: HeaderFields) -> str | None:
+    session = headers.get(b"x-session-id")
+    return None if session is None else session.decode("latin-1")
+
+
+def check_is_json(headers: HeaderFields) -> None:
+    """Raises ApiError 415. No content type at all is taken for JSON, which is all that could be meant."""
+    if headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers:
+        return
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if kind not in (b"", b"application/json"):
+        raise ApiError(415, "unsupported_media_type", "Send this as 'Content-Type: application/json'.")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise ApiError(415, "unsupported_encoding", "Send the body without a Content-Encoding.")
+
+
+def wrong(param: str, code: str, message: str) -> ApiError:
+    return ApiError(400, code, message, param=param)
+
+
+def _model(value: Any) -> str:
+    if value is None:
+        raise wrong(
+            "model", "missing_field", "'model' is missing: name one of those that GET /v1/models lists."
+        )
+    if not isinstance(value, str) or not value:
+        raise wrong("model", "invalid_type", "'model' must be a non-empty string.")
+    return value
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "body_too_large", f"The body is larger than the {limit} bytes that are allowed.")

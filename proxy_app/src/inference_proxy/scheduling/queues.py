@@ -1,0 +1,242 @@
+"""A place at an engine: at once where there is room, else after a wait in line, bounded and not for ever.
+
+What is refused here is our capacity: 503 with the wait that the line expects as Retry-After.
+"""
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+
+import msgspec
+
+from inference_proxy.api.errors import ApiError, Unavailable
+from inference_proxy.config import Config
+from inference_proxy.engines.fleet import Engine, Fleet
+from inference_proxy.faults import Faults
+from inference_proxy.request.job import Job
+from inference_proxy.scheduling import affinity, route
+from inference_proxy.scheduling.fair_line import Line
+
+# However much those ask for who stand in line, their requests may end at once.
+_LONGEST_WAIT_S = 600
+
+
+class LineView(msgspec.Struct, frozen=True):
+    """A line at one moment: how many wait, by priority class, and how long a newcomer in `default` would."""
+
+    model: str
+    pool: str | None
+    waiting: dict[str, int]
+    expected_wait_s: float
+
+
+class Place:
+    """Counts a request at its engine, from the choice on, so that the next choice sees it. To be left.
+
+    `turn` is the line in which it waited, and its class there.
+    """
+
+    __slots__ = ("_cost", "_fleet", "_turn", "engine")
+
+    def __init__(
+        self, fleet: Fleet, engine: Engine, cost: int, turn: "tuple[Line[_Waiter], str] | None" = None
+    ) -> None:
+        self._fleet = fleet
+        self._cost = cost
+        self._turn = turn
+        self._take(engine)
+
+    def _take(self, engine: Engine) -> None:
+        self.engine = engine
+        engine.in_flight += 1
+        engine.tokens += self._cost
+
+    def leave(self) -> None:
+        self.engine.in_flight -= 1
+        self.engine.tokens -= self._cost
+        self._fleet.freed()
+
+    def move(self, engine: Engine) -> None:
+        self.leave()
+        self._take(engine)
+
+    def settle(self, used: int, most: int) -> None:
+        """At the request's end: its class in the line has had as many tokens as were really used. More than
+        `most`, which is all that the model could do for it, is an error of the engine's."""
+        if self._turn is not None:
+            line, priority = self._turn
+            line.settle(priority, min(used, max(most, self._cost)) - self._cost)
+
+
+class _Request(msgspec.Struct, frozen=True, eq=False):
+    """What a job needs of an engine."""
+
+    job: Job
+    config: Config
+    pool: str | None
+    cost: int
+    key: int | None
+
+    @classmethod
+    def of(cls, job: Job, config: Config) -> "_Request":
+        cost = route.cost_of(job, config.routing)
+        return cls(job, config, route.pool_of(job, config), cost, affinity.key_of(job.asked, config))
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    request: _Request
+    turn: asyncio.Future[None]
+    place: Place | None = None
+    refusal: ApiError | None = None
+
+    def wake(self) -> None:
+        if not self.turn.done():
+            self.turn.set_result(None)
+
+
+@dataclass(slots=True)
+class _Lane:
+    """All in it can use the same engines, so the first is in nobody's way who could go on."""
+
+    since: float
+    line: Line[_Waiter] = field(default_factory=Line)
+    served: int = 0  # tokens
+
+    def expected_wait_s(self, now: float, priority: str, config: Config) -> float:
+        """At the rate at which the line has moved so far; max_wait_s while that is not known."""
+        if not self.served or now <= self.since:
+            return config.queue.max_wait_s
+        return self.line.ahead(priority, config.priorities[priority].share) * (now - self.since) / self.served
+
+
+class Queues:
+    """A line for each model (and pool) for which somebody waits, and none for the others. One a worker."""
+
+    def __init__(self, fleet: Fleet, faults: Faults) -> None:
+        self._fleet = fleet
+        self._faults = faults
+        self._lanes: dict[tuple[str, str | None], _Lane] = {}
+        fleet.freed = self.wake
+
+    async def enter(self, job: Job, config: Config) -> Place:
+        """Wait for a place, which the caller has to leave(). A caller that is cancelled is out at once.
+
+        Raises Unavailable: `model_unavailable` (no engine serves the model), `queue_full`, `queue_timeout`.
+        """
+        request = _Request.of(job, config)
+        if (job.model, request.pool) not in self._lanes:
+            engine = self._room_for(request)
+            if engine is not None:
+                return Place(self._fleet, engine, request.cost)
+        return await self._wait(request)
+
+    def elsewhere(self, job: Job, config: Config, tried: Engine, *, room: bool) -> Engine | None:
+        """Another engine for a job that has had its turn; None: none is in service, or, if `room` is
+        demanded, none has any."""
+        request = _Request.of(job, config)
+        now = self._fleet.now()
+        try:
+            serving = self._fleet.serving(job.model, request.pool)
+        except Unavailable:
+            return None
+        engines = [engine for engine in serving if engine is not tried and (not room or engine.has_room(now))]
+        return self._choose(engines, request)
+
+    def wake(self) -> None:
+        """Engines may have room again: let in whoever is next. Whoever calls it has a request of its own, or
+        none, so what fails here is nobody's but the line's: those in it are refused, and a new one begins."""
+        served = bool(self._lanes)
+        while served:
+            served = False
+            for name, lane in list(self._lanes.items()):
+                try:
+                    advanced = self._serve_head(lane)
+                except Exception:
+                    self._faults.note(f"the line of model {name[0]!r} is damaged")
+                    self._close(name, lane)
+                    continue
+                if advanced:
+                    served = True
+                    # Lines take turns at engines that they share.
+                    del self._lanes[name]
+                    if lane.line.length:
+                        self._lanes[name] = lane
+
+    def _close(self, name: tuple[str, str | None], lane: _Lane) -> None:
+        del self._lanes[name]
+        for waiter in lane.line.all():
+            waiter.refusal = ApiError(500, "internal_error", "The proxy failed to handle this request.")
+            waiter.wake()
+
+    def snapshot(self, config: Config) -> list[LineView]:
+        now = self._fleet.now()
+        return [
+            LineView(model, pool, lane.line.counts(), lane.expected_wait_s(now, "default", config))
+            for (model, pool), lane in self._lanes.items()
+        ]
+
+    def _room_for(self, request: _Request) -> Engine | None:
+        now = self._fleet.now()
+        engines = self._fleet.serving(request.job.model, request.pool)
+        return self._choose([engine for engine in engines if engine.has_room(now)], request)
+
+    def _choose(self, engines: list[Engine], request: _Request) -> Engine | None:
+        if not engines:
+            return None
+        return route.choose(engines, request.cost, request.key, request.config.routing, self._fleet.failing)
+
+    def _serve_head(self, lane: _Lane) -> bool:
+        request = lane.line.head().request
+        try:
+            engine = self._room_for(request)
+        except Unavailable as error:
+            waiter = lane.line.take()
+            waiter.refusal = error
+        else:
+            if engine is None:
+                return False
+            # First the turn: if it fails, no place has been taken that nobody would leave.
+            waiter = lane.line.take()
+            waiter.place = Place(
+                self._fleet, engine, request.cost, (lane.line, request.job.asked.key.priority)
+            )
+            lane.served += request.cost
+        waiter.wake()
+        return True
+
+    async def _wait(self, request: _Request) -> Place:
+        job, config = request.job, request.config
+        name, priority = (job.model, request.pool), job.asked.key.priority
+        share, limits = config.priorities[priority].share, config.queue
+        lane = self._lanes.setdefault(name, _Lane(self._fleet.now()))
+        waiter = _Waiter(request, asyncio.get_running_loop().create_future())
+        try:
+            crowded_out = lane.line.add(waiter, priority, share, request.cost, limits.max_waiting)
+            if crowded_out is not None:
+                what = f"Too many requests wait for '{crowded_out.request.job.model}' already."
+                crowded_out.refusal = self._refuse("queue_full", what, lane, crowded_out.request)
+                crowded_out.wake()
+            async with asyncio.timeout(limits.max_wait_s):
+                await waiter.turn
+        except TimeoutError:
+            what = f"No engine had room for '{job.model}' within {limits.max_wait_s:g} s."
+            waiter.refusal = self._refuse("queue_timeout", what, lane, request)
+        except asyncio.CancelledError:
+            if waiter.place is not None:
+                waiter.place.leave()
+                waiter.place.settle(0, 0)
+            raise
+        finally:
+            lane.line.leave(waiter, priority)
+            if not lane.line.length and self._lanes.get(name) is lane:
+                del self._lanes[name]
+        if waiter.place is not None:
+            return waiter.place
+        assert waiter.refusal is not None, "whoever is woken has a place or is refused"
+        raise waiter.refusal
+
+    def _refuse(self, code: str, message: str, lane: _Lane, request: _Request) -> Unavailable:
+        priority = request.job.asked.key.priority
+        wait_s = lane.expected_wait_s(self._fleet.now(), priority, request.config)
+        return Unavailable(code, message, retry_after_s=max(1, math.ceil(min(wait_s, _LONGEST_WAIT_S))))

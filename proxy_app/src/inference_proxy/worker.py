@@ -1,0 +1,98 @@
+"""One worker: uvicorn around the application, and an orderly end."""
+
+import asyncio
+import gc
+import logging
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from inference_proxy.app import Proxy
+from inference_proxy.http.server_protocol import Protocol, close_idle
+from inference_proxy.state import Settings, State
+from inference_proxy.systemd import notify, notify_alive
+
+# How long /health/ready says 503 while connections are still accepted, so that its watchers turn away first.
+_NOTICE_S = 0.5
+# Longer than nginx keeps an idle upstream connection (60 s): the side that sends next is the one to close.
+_KEEP_ALIVE_S = 75
+# uvicorn's, of a tenth of a second each.
+_TICKS_A_SWEEP = 50
+# Objects that came and were not freed: those of a few hundred streams, or some MB that failed requests left.
+_LOOK_AFTER = 20_000
+# Not sooner after its start does a worker with a fault end itself: one that comes back soon is no loop.
+_TICKS_TO_REPAIR = 600
+# For answers to the requests that were ended, after shutdown_s.
+_FAREWELL_S = 10
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
+        super().__init__(config)
+        self._state = state
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then tell systemd: one that dies before that has failed to start."""
+        await super().startup(sockets)
+        if self.started:
+            _spare_the_collector()
+            notify("READY=1")
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_A_SWEEP == 0:
+            now = asyncio.get_running_loop().time()
+            close_idle(self.server_state.connections, now, _KEEP_ALIVE_S)
+            notify_alive()
+            if counter >= _TICKS_TO_REPAIR:
+                self._end_if_damaged()
+        return await super().on_tick(counter)
+
+    def _end_if_damaged(self) -> None:
+        """systemd starts it anew. With a fault, and while it has no request, that harms nobody."""
+        reason = self._state.faults.reason
+        if reason is not None and not self._state.guards:
+            log.critical("this worker ends, to be started anew: %s", reason)
+            self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say so, then accept nothing new, let requests finish for shutdown_s, end the rest with an error."""
+        self._state.stopping = True
+        notify("STOPPING=1")
+        await asyncio.sleep(_NOTICE_S)
+        patience_s = self._state.settings.config.shutdown_s
+        ending = asyncio.get_running_loop().call_later(patience_s, self._state.interrupt_all)
+        self.config.timeout_graceful_shutdown = int(patience_s) + _FAREWELL_S
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+
+def _spare_the_collector() -> None:
+    """What is there now stays to the end: garbage is looked for only among what came later, and seldom, for
+    requests leave none. Each look stops all streams, at a microsecond an object."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_LOOK_AFTER)
+
+
+def make_server(config_path: Path, host: str, port: int) -> Server:
+    """Raises ConfigError when the configuration cannot be used."""
+    state = State(Settings.load(config_path), port)
+    config = uvicorn.Config(
+        Proxy(config_path, state),
+        host=host,
+        port=port,
+        loop="uvloop",
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+    )
+    return Server(config, state)
