@@ -7,11 +7,13 @@ from typing import Any
 
 from inference_proxy.api.endpoints import Endpoints
 from inference_proxy.api.numbers import MOST_CONTEXT_TOKENS
-from inference_proxy.config import Config, ModelConfig
+from inference_proxy.config import Config, KeyConfig, ModelConfig
 from inference_proxy.engines.fleet import Fleet
-from inference_proxy.keys.authenticate import Key
+from inference_proxy.keys.authenticate import Key, KeyRing
+from inference_proxy.request.catalogue import Catalogue
 from inference_proxy.request.job import Job, prepare
 from inference_proxy.request.validate import validate
+from inference_proxy.settings import Settings
 
 
 def a_config(*engines: dict[str, Any], **settings: Any) -> Config:
@@ -21,6 +23,11 @@ def a_config(*engines: dict[str, Any], **settings: Any) -> Config:
     ]
     paths = {"keys_file": Path("/keys"), "drained_dir": Path("/drained")}
     return Config.model_validate(paths | {"engines": entries} | settings)
+
+
+def a_settings(*engines: dict[str, Any], keys: tuple[KeyConfig, ...] = (), **settings: Any) -> Settings:
+    config = a_config(*engines, **settings)
+    return Settings(config, KeyRing(keys), Endpoints(config), Catalogue(config))
 
 
 class Clock:
@@ -36,7 +43,7 @@ class Clock:
 def a_fleet(*engines: dict[str, Any], clock: Callable[[], float] | None = None, **settings: Any) -> Fleet:
     """All of them serving."""
     fleet = Fleet(clock or Clock())
-    fleet.configure(a_config(*engines, **settings))
+    fleet.reconfigure(a_settings(*engines, **settings))
     for engine in fleet.engines:
         engine.met = engine.reachable = True
     return fleet

@@ -13,7 +13,9 @@ from expect import expect_error
 from harness import ADMIN_KEY, KEY, Admin, Files, Log, Proxy, running_proxy
 from inference_proxy.admin.api import Admin as AdminApp
 from inference_proxy.admin.listener import AdminServer
-from inference_proxy.state import Settings, State
+from inference_proxy.admin.readings import Readings
+from inference_proxy.settings import Settings
+from inference_proxy.state import State
 
 pytestmark = pytest.mark.anyio
 
@@ -93,7 +95,8 @@ async def test_metrics_need_the_key_from_elsewhere(
 
     scope = {"type": "http", "method": "GET", "path": "/metrics", "query_string": b"", "headers": [],
              "client": (client, 1)}  # fmt: skip
-    await AdminApp(State(Settings.load(files.config)))(scope, receive, send)
+    state = State(Settings.load(files.config))
+    await AdminApp(state, Readings(state))(scope, receive, send)
     assert statuses[0] == status
 
 
@@ -263,9 +266,9 @@ async def until_closed(admin: Admin) -> None:
 async def test_what_others_put_into_views_has_a_path_and_a_table(files: Files, engine: Engine) -> None:
     files.configure(engine, admin=files.admin())
     state = State(Settings.load(files.config))
-    state.views["queues"] = lambda: [{"model": "<b>", "waiting": 3, "oldest_s": None}]
     server = AdminServer(state)
-    await server.follow()
+    server._readings.views["queues"] = lambda: [{"model": "<b>", "waiting": 3, "oldest_s": None}]
+    await server.start()
     async with aiohttp.ClientSession() as session:
         admin = Admin(session, files.admin_port)
         assert (await admin.get("/admin/queues"))["queues"][0]["waiting"] == 3

@@ -16,7 +16,7 @@ from benchmarks import candidates, measure, prepare, report, soak
 from benchmarks.cases import CASES
 from benchmarks.standing import Standing
 
-from inference_proxy.state import Settings
+from inference_proxy.settings import Settings
 
 RESULT: measure.Result = {
     "candidate": "ours",

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from inference_proxy import account, cli, config
+from inference_proxy import cli, config
+from inference_proxy.accounting import exchange
 
 GOOD: dict[str, Any] = {
     "engines": [{"id": "engine1:qwen", "url": "http://10.0.0.5:8000", "models": ["qwen3-8b"]}],
@@ -118,7 +119,7 @@ def test_keys_are_checked_without_being_told(
     ],
 )  # fmt: skip
 def test_usage_is_found_at_the_end(end: bytes, expected: tuple[int | None, int | None]) -> None:
-    assert account.usage(end) == expected
+    assert exchange.usage(end) == expected
 
 
 def test_a_form_has_no_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_proxy.account import Exchange, usage
+from inference_proxy.accounting.exchange import Exchange, usage
 from inference_proxy.api.endpoints import Endpoints
 from inference_proxy.api.errors import ApiError, Unavailable
 from inference_proxy.config import Config, EndpointClass, KeyConfig, LimitsConfig, ModelConfig

@@ -10,7 +10,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from engine import Call, Engine
 from harness import KEY, SMALL_KEY, Files, running_proxy, sha256
 from inference_proxy.accounting import metrics
-from inference_proxy.accounting.metrics import Metrics, Of, Sample
+from inference_proxy.accounting.metrics import Labels, Metrics, Sample
+from inference_proxy.config import KeyConfig
+from jobs import a_settings
 
 pytestmark = pytest.mark.anyio
 
@@ -164,11 +166,12 @@ async def read(metrics: Metrics) -> str:
 async def test_what_the_configuration_no_longer_has_is_forgotten() -> None:
     store = Metrics()
     for owner in ("stays", "goes"):
-        store.record(Of(owner, "m", "e", "generation"), SAMPLE)
-    store.record(Of("stays", "former model", "e", "generation"), SAMPLE)
-    store.record(Of("stays", "m", "former engine", "generation"), SAMPLE)
-    store.record(Of(), SAMPLE)
-    store.keep(frozenset({"stays"}), frozenset({"m"}), frozenset({"e"}))
+        store.record(Labels(owner, "m", "e", "generation"), SAMPLE)
+    store.record(Labels("stays", "former model", "e", "generation"), SAMPLE)
+    store.record(Labels("stays", "m", "former engine", "generation"), SAMPLE)
+    store.record(Labels(), SAMPLE)
+    keys = (KeyConfig(name="stays", sha256="0" * 64),)
+    store.reconfigure(a_settings({"id": "e", "models": ["m"]}, keys=keys))
     page = await read(store)
     assert page.count("inference_proxy_requests_total{") == 2
     assert "goes" not in page
@@ -181,7 +184,7 @@ async def test_combinations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(metrics, "_MOST_SERIES", 3)
     store = Metrics()
     for number in range(10):
-        store.record(Of(f"owner{number}", "m", "e", "generation"), SAMPLE)
+        store.record(Labels(f"owner{number}", "m", "e", "generation"), SAMPLE)
     page = await read(store)
     assert page.count("inference_proxy_requests_total{") == 4
     rest = labels("other", model="other", engine="other", endpoint_class="other", status="200", code="ok")
@@ -191,7 +194,7 @@ async def test_combinations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 async def test_limits_are_told_from_engines_refusals() -> None:
     store = Metrics()
     for code in ("tokens_per_minute", "engine_refused"):
-        store.record(Of("o", "m", "e", "generation"), SAMPLE._replace(status=429, code=code))
+        store.record(Labels("o", "m", "e", "generation"), SAMPLE._replace(status=429, code=code))
     page = await read(store)
     assert page.count("inference_proxy_limit_rejections_total{") == 1
     assert 'code="tokens_per_minute"' in page
@@ -200,7 +203,7 @@ async def test_limits_are_told_from_engines_refusals() -> None:
 async def test_buckets_add_up() -> None:
     store = Metrics()
     for seconds in (0.1, 0.1000001, 3599.0, 1e9):
-        store.record(Of(), SAMPLE._replace(duration_s=seconds))
+        store.record(Labels(), SAMPLE._replace(duration_s=seconds))
     lines = [line for line in (await read(store)).splitlines() if "duration_seconds_bucket" in line]
     edges = {line.split('le="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
     assert (edges["0.1"], edges["0.5"], edges["3600.0"], edges["+Inf"]) == (1, 2, 3, 4)
@@ -210,7 +213,7 @@ async def test_buckets_add_up() -> None:
 async def test_percentiles_are_of_the_latest_requests() -> None:
     store = Metrics()
     for number in range(1000):
-        store.record(Of(model="m"), SAMPLE._replace(duration_s=float(number)))
+        store.record(Labels(model="m"), SAMPLE._replace(duration_s=float(number)))
     found = store.percentiles()["m"]
     assert (found.requests, found.p50["duration_s"], found.p95["duration_s"]) == (256, 872.0, 987.0)
     assert found.p95["first_token_s"] is None

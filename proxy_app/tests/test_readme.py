@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from inference_proxy.api.endpoints import TABLE
-from inference_proxy.config import Config, KeyConfig, Limits, LimitsConfig
+from inference_proxy.config import Config, KeyConfig, LimitsConfig, RateLimits
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,8 +31,8 @@ def test_the_limits_are_good_ones() -> None:
     limits = yaml.safe_load(LIMITS)["limits"]
     LimitsConfig.model_validate(limits)
     assert set(limits) == set(LimitsConfig.model_fields)
-    assert set(limits["default"]) == set(Limits.model_fields)
-    for name in Limits.model_fields:
+    assert set(limits["default"]) == set(RateLimits.model_fields)
+    for name in RateLimits.model_fields:
         assert f"`{name}_exceeded`" in README
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_proxy.config import Config, Routing
+from inference_proxy.engines import rendezvous
 from inference_proxy.engines.fleet import Engine, Fleet
 from inference_proxy.engines.gauges import Gauges, Rank
 from inference_proxy.scheduling import affinity, route
@@ -83,10 +84,10 @@ def test_an_engine_that_comes_takes_keys_and_moves_no_others(count: int, some: l
 
 
 def test_claims_are_in_proportion_to_weights() -> None:
-    seeds = {f"host{n}:e": affinity.seed_of(f"host{n}:e") for n in range(4)}
+    seeds = {f"host{n}:e": rendezvous.seed_of(f"host{n}:e") for n in range(4)}
     weights = {"host0:e": 1.0, "host1:e": 1.0, "host2:e": 2.0, "host3:e": 4.0}
     wins = Counter(
-        max(seeds, key=lambda name: affinity.claim(key, seeds[name], weights[name])) for key in range(8000)
+        max(seeds, key=lambda name: rendezvous.claim(key, seeds[name], weights[name])) for key in range(8000)
     )
     for name, weight in weights.items():
         assert wins[name] == pytest.approx(1000 * weight, rel=0.15)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from inference_proxy.http.server_protocol import Protocol
+from inference_proxy.worker import ApiProtocol as Protocol
 
 Seen = tuple[str, str, bytes]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine import Call, Engine
 from harness import KEY, Files, Log, Proxy, running_proxy, sha256
-from inference_proxy.account import Exchange, usage
+from inference_proxy.accounting.exchange import Exchange, usage
 from inference_proxy.api.dialects import Dialect
 from inference_proxy.http.sse import documents, end_of_events, split_events
 

@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from engine import WAIT_S, Call, Engine
 from harness import Files, running_proxy
 from inference_proxy.config import ConfigError
-from inference_proxy.state import Settings
+from inference_proxy.settings import Settings
 
 pytestmark = pytest.mark.anyio
 

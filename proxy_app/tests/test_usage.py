@@ -12,10 +12,10 @@ import pytest
 from engine import WAIT_S, Call, Engine
 from harness import SMALL_KEY, Files, Log, running_proxy
 from inference_proxy import cli
-from inference_proxy.account import Exchange
 from inference_proxy.accounting import usage_store
+from inference_proxy.accounting.exchange import Exchange
 from inference_proxy.accounting.usage_store import UsageStore, Used, read_usage
-from inference_proxy.config import UsageConfig
+from jobs import a_settings
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ def used(key: str = "k", model: str = "m", **counts: int) -> Used:
 
 def store(directory: Path, worker: str = "9000", days: int = 400) -> UsageStore:
     made = UsageStore(worker)
-    made.follow(UsageConfig(directory=directory, retention_days=days))
+    made.reconfigure(a_settings({}, usage={"directory": directory, "retention_days": days}))
     return made
 
 
@@ -149,7 +149,7 @@ async def test_nothing_is_counted_without_a_directory(tmp_path: Path) -> None:
     books = UsageStore("9000")
     books.add(used())
     await books.flush()
-    books.follow(UsageConfig(directory=tmp_path))
+    books.reconfigure(a_settings({}, usage={"directory": tmp_path}))
     await books.flush()
     assert list(tmp_path.iterdir()) == []
 

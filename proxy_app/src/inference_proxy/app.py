@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from inference_proxy import __version__
-from inference_proxy.account import Exchange
+from inference_proxy.accounting.exchange import Exchange
 from inference_proxy.admin.listener import AdminServer
 from inference_proxy.api import openapi
 from inference_proxy.api.dialects import CHAT, MESSAGES, Dialect
@@ -26,12 +26,12 @@ from inference_proxy.api.endpoints import OPENAPI, Endpoint, model_of
 from inference_proxy.api.errors import ApiError
 from inference_proxy.config import CATALOGUE, Answer
 from inference_proxy.http.client import EngineClient
-from inference_proxy.http.request_head import Fields, fields_of
+from inference_proxy.http.message import HeaderFields, fields_of
 from inference_proxy.keys.authenticate import authenticate
+from inference_proxy.local_endpoints import anthropic_card, anthropic_page, find_model, list_models
 from inference_proxy.pipeline.pipeline import Pipeline, refuse
 from inference_proxy.poller import Poller
 from inference_proxy.reload import Watcher
-from inference_proxy.request.catalogue import anthropic_card, anthropic_page, find_model, list_models
 from inference_proxy.state import State
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -114,18 +114,13 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        async with self.state.limits as limits:
+        async with self.state.limits:
             client = EngineClient()
             poller = Poller(self.state.fleet, client)
             await poller.start()
-            await self.admin.follow()
-
-            async def follow() -> None:
-                poller.follow()
-                limits.follow()
-                await self.admin.follow_or_stay()
-
-            watcher = Watcher(self._config_path, self.state, follow)
+            await self.admin.start()
+            self.state.parts += [poller, self.admin]
+            watcher = Watcher(self._config_path, self.state)
             watching = asyncio.create_task(watcher.run())
             self.state.usage.start()
             loop = asyncio.get_running_loop()
@@ -199,7 +194,7 @@ def _release() -> str:
     return os.environ.get("PROXY_RELEASE", "")
 
 
-def _request_id(fields: Fields) -> str:
+def _request_id(fields: HeaderFields) -> str:
     """nginx's, if it is one that can stand in a header and a log as it is."""
     known = fields.get(b"x-request-id")
     if known is not None and _REQUEST_ID.fullmatch(known):
@@ -207,7 +202,7 @@ def _request_id(fields: Fields) -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-def _dialect(fields: Fields) -> Dialect:
+def _dialect(fields: HeaderFields) -> Dialect:
     """What a client of paths that both APIs have speaks: Anthropic's clients always tell their version."""
     return MESSAGES if b"anthropic-version" in fields else CHAT
 

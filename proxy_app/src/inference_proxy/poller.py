@@ -13,6 +13,7 @@ from inference_proxy.engines.fleet import Engine, Fleet
 from inference_proxy.engines.probe import probe
 from inference_proxy.http.answer import EngineLost
 from inference_proxy.http.client import EngineClient
+from inference_proxy.settings import Settings
 
 _INTERVAL_S = 2.0
 _TIMEOUT_S = 2.0
@@ -37,9 +38,12 @@ class Poller:
         looks = [_Watch(self._fleet, self._client, engine).look() for engine in self._fleet.engines]
         # One that fails is repeated soon, and logged then: no engine keeps the worker from starting.
         await asyncio.gather(*looks, return_exceptions=True)
-        self.follow()
+        self._follow()
 
-    def follow(self) -> None:
+    def reconfigure(self, _: Settings) -> None:
+        self._follow()
+
+    def _follow(self) -> None:
         """Begin with engines that are new in the fleet, leave those that are no longer in it."""
         for engine in self._tasks.keys() - set(self._fleet.engines):
             # As long as it has requests of ours, its watch goes on, and then ends by itself.

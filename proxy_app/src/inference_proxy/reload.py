@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from inference_proxy.config import ConfigError
-from inference_proxy.state import Settings, State
+from inference_proxy.settings import Settings
+from inference_proxy.state import State
 
 _INTERVAL_S = 0.5
 
@@ -22,10 +22,9 @@ class Watcher:
     again until it can.
     """
 
-    def __init__(self, path: Path, state: State, changed: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, path: Path, state: State) -> None:
         self._path = path
         self._state = state
-        self._changed = changed
         self._poked = asyncio.Event()
         self._seen = self._look()
 
@@ -62,9 +61,8 @@ class Watcher:
                 log.error("configuration refused, the old one stays: %s", error)
             state.config_error = str(error)
             return
-        state.apply(settings)
+        state.reconfigure(settings)
         state.config_error = None
-        await self._changed()
         log.info("configuration loaded: %d engines", len(settings.config.engines))
 
     def _look(self) -> tuple[_Signature, _Signature]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import uvicorn
 
+from inference_proxy.api.errors import error_body
 from inference_proxy.app import Proxy
 from inference_proxy.http.server_protocol import Protocol, close_idle
-from inference_proxy.state import Settings, State
+from inference_proxy.settings import Settings
+from inference_proxy.state import State
 from inference_proxy.systemd import notify, notify_alive
 
 # How long /health/ready says 503 while connections are still accepted, so that its watchers turn away first.
@@ -27,6 +29,13 @@ _TICKS_TO_REPAIR = 600
 _FAREWELL_S = 10
 
 log = logging.getLogger(__name__)
+
+
+class ApiProtocol(Protocol):
+    """The protocol's own answers, in the API's shape."""
+
+    def error_body(self, code: str, message: str) -> bytes:
+        return error_body(message, "invalid_request_error", None, code)
 
 
 class Server(uvicorn.Server):
@@ -87,7 +96,7 @@ def make_server(config_path: Path, host: str, port: int) -> Server:
         host=host,
         port=port,
         loop="uvloop",
-        http=Protocol,
+        http=ApiProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

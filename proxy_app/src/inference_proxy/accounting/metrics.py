@@ -18,6 +18,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from inference_proxy.settings import Settings
+
 _PREFIX = "inference_proxy_"
 # Combinations of the four labels that are kept apart; about 3 KB each. What comes after them is "other".
 _MOST_SERIES = 1000
@@ -36,7 +38,7 @@ _QUEUE_S = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _DURATION_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 
-class Of(NamedTuple):
+class Labels(NamedTuple):
     """Whose numbers. Only names that the configuration has come here, never a client's: an owner of keys, a
     model as engines serve it, an engine's id, an endpoint's class. "other": there is none, or too many."""
 
@@ -131,15 +133,15 @@ class Metrics:
     """One for all requests of a worker. Nothing here is locked: only the event loop writes."""
 
     def __init__(self) -> None:
-        self._series: dict[Of, _Series] = {}
+        self._series: dict[Labels, _Series] = {}
         self._recent: dict[str, deque[Sample]] = {}
         self._readings: list[_Reading] = []
 
-    def record(self, of: Of, sample: Sample) -> None:
+    def record(self, of: Labels, sample: Sample) -> None:
         series = self._series.get(of)
         if series is None:
             if len(self._series) >= _MOST_SERIES:
-                of = Of()
+                of = Labels()
             series = self._series.setdefault(of, _Series())
         series.add(sample)
         recent = self._recent.get(of.model)
@@ -156,8 +158,11 @@ class Metrics:
         """
         self._readings.append(_Reading(_PREFIX + name, text, labels, read))
 
-    def keep(self, owners: frozenset[str], models: frozenset[str], engines: frozenset[str]) -> None:
+    def reconfigure(self, settings: Settings) -> None:
         """Forget what is about names that the configuration no longer has: keys come and go for ever."""
+        config = settings.config
+        owners, models = settings.keys.owners(), config.model_names()
+        engines = frozenset(engine.id for engine in config.engines)
         for of in list(self._series):
             gone = (
                 of.owner not in owners | {OTHER}
@@ -187,7 +192,9 @@ class Metrics:
 
 
 class _Page(Collector):
-    def __init__(self, series: list[tuple[Of, _Series]], read: list[tuple[_Reading, list[Value]]]) -> None:
+    def __init__(
+        self, series: list[tuple[Labels, _Series]], read: list[tuple[_Reading, list[Value]]]
+    ) -> None:
         self._series = series
         self._read = read
 
@@ -234,7 +241,7 @@ class _Page(Collector):
     def _results(
         self, name: str, text: str, labels: tuple[str, str], wanted: Callable[[int, str], bool]
     ) -> Metric:
-        metric = CounterMetricFamily(_PREFIX + name, text, labels=Of._fields + labels)
+        metric = CounterMetricFamily(_PREFIX + name, text, labels=Labels._fields + labels)
         for of, series in self._series:
             # A list in one step, which no other thread can come between.
             for (status, code), number in list(series.requests.items()):
@@ -243,13 +250,13 @@ class _Page(Collector):
         return metric
 
     def _counter(self, name: str, text: str, read: Callable[[_Series], int]) -> Metric:
-        metric = CounterMetricFamily(_PREFIX + name, text, labels=Of._fields)
+        metric = CounterMetricFamily(_PREFIX + name, text, labels=Labels._fields)
         for of, series in self._series:
             metric.add_metric(of, read(series))
         return metric
 
     def _histogram(self, name: str, text: str, read: Callable[[_Series], _Histogram]) -> Metric:
-        metric = HistogramMetricFamily(_PREFIX + name, text, labels=Of._fields)
+        metric = HistogramMetricFamily(_PREFIX + name, text, labels=Labels._fields)
         for of, series in self._series:
             histogram = read(series)
             # An embedding has no token after another: its empty buckets would only be carried around.

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, where the configuration asks for them: one span a request, by GenAI's conventions.
+"""OpenTelemetry traces, where the configuration asks for them: one span per request, by GenAI's conventions.
 
 Nothing of OpenTelemetry is imported before that. Spans are sent by a thread of its exporter.
 Source: OpenTelemetry's semantic conventions 1.37, GenAI client spans and HTTP server spans.
@@ -8,27 +8,17 @@ import asyncio
 import random
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from inference_proxy import __version__
 from inference_proxy.config import TracesConfig
-from inference_proxy.http.request_head import Fields
+from inference_proxy.http.message import HeaderFields
+from inference_proxy.settings import Settings
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from inference_proxy.account import Exchange
-    from inference_proxy.accounting.metrics import Sample
-
-# By the engine's path, so that operators' own endpoints are known by what they stand for.
-_OPERATIONS = {
-    "/v1/chat/completions": "chat",
-    "/v1/responses": "chat",
-    "/v1/messages": "chat",
-    "/v1/completions": "text_completion",
-    "/v1/embeddings": "embeddings",
-}
-_LONGEST_NAME = 256
 # For one batch, retries included. A collector that is away must not hold up a worker's end.
 _EXPORT_S = 2
 
@@ -44,40 +34,22 @@ class Trace:
         self._operation = operation
         self.headers = headers
 
-    def end(self, exchange: "Exchange", sample: "Sample") -> None:
+    def end(self, attributes: Mapping[str, Any], ended: float, *, failed: bool) -> None:
+        """Send the span, without the attributes that are None. `ended` is a time of time.perf_counter()."""
         span = self._span
         if span is None:
             return
-        model = (exchange.model or "")[:_LONGEST_NAME]
-        span.update_name(f"{self._operation} {model}".rstrip())
-        known = {
-            "gen_ai.operation.name": self._operation,
-            "gen_ai.provider.name": "vllm",
-            "gen_ai.request.model": model or None,
-            "gen_ai.request.stream": exchange.stream,
-            "gen_ai.response.model": exchange.served,
-            "gen_ai.response.time_to_first_chunk": sample.first_token_s,
-            "gen_ai.usage.input_tokens": sample.prompt_tokens,
-            "gen_ai.usage.output_tokens": sample.completion_tokens,
-            "http.request.method": exchange.method,
-            "url.path": exchange.path[:_LONGEST_NAME],
-            "http.response.status_code": exchange.status,
-            "error.type": None if exchange.outcome == "ok" else exchange.outcome,
-            "inference_proxy.request_id": exchange.request_id,
-            "inference_proxy.key": exchange.key,
-            "inference_proxy.owner": exchange.owner,
-            "inference_proxy.engine": exchange.engine,
-            "inference_proxy.queue_s": exchange.queue_s,
-            "inference_proxy.retries": exchange.retries,
+        known = {"gen_ai.operation.name": self._operation} | {
+            name: value for name, value in attributes.items() if value is not None
         }
-        span.set_attributes({name: value for name, value in known.items() if value is not None})
-        # The caller's own mistakes and its leaving are no errors of this server.
-        if exchange.outcome not in ("ok", "client_gone") and not 400 <= exchange.status < 500:
+        span.update_name(f"{self._operation} {known.get('gen_ai.request.model', '')}".rstrip())
+        span.set_attributes(known)
+        if failed:
             from opentelemetry.trace import StatusCode
 
             span.set_status(StatusCode.ERROR)
         # Accounts are a little late.
-        span.end(time.time_ns() - int((time.perf_counter() - exchange.ended) * 1e9))
+        span.end(time.time_ns() - int((time.perf_counter() - ended) * 1e9))
 
 
 class Tracing:
@@ -91,7 +63,8 @@ class Tracing:
         self._ratio = 0.0
         self.on = False
 
-    def follow(self, config: TracesConfig | None) -> None:
+    def reconfigure(self, settings: Settings) -> None:
+        config = settings.config.traces
         if config == self._config:
             return
         if self._provider is not None:
@@ -107,10 +80,9 @@ class Tracing:
             self._tracer = self._provider.get_tracer("inference_proxy", __version__)
             self._propagator = TraceContextTextMapPropagator()
 
-    def begin(self, client: Fields, upstream_path: str, started: float) -> Trace:
+    def begin(self, client: HeaderFields, operation: str, started: float) -> Trace:
         """A span below the one that the client's `traceparent` names, if it names one. `started` is a time of
         time.perf_counter()."""
-        operation = _OPERATIONS.get(upstream_path, upstream_path)
         if b"traceparent" not in client and random.random() >= self._ratio:
             # What OpenTelemetry would do with it, for a hundredth of the price.
             ids = f"{random.getrandbits(128):032x}-{random.getrandbits(64):016x}"

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from inference_proxy.config import UsageConfig
+from inference_proxy.settings import Settings
 
 _INTERVAL_S = 5.0
 _BUSY_S = 5.0
@@ -76,9 +77,9 @@ class UsageStore:
         self._running: asyncio.Task[None] | None = None
         self._failing = False
 
-    def follow(self, config: UsageConfig | None) -> None:
-        """Take over a configuration; None: nothing is counted."""
-        self._config = config
+    def reconfigure(self, settings: Settings) -> None:
+        """Without a section `usage` nothing is counted."""
+        self._config = settings.config.usage
 
     def add(self, used: Used) -> None:
         """`used.day` is filled in here."""

@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from inference_proxy.accounting.usage_store import default_since, read_usage, today
 from inference_proxy.admin import status_page
+from inference_proxy.admin.readings import Readings
 from inference_proxy.api.errors import ApiError, error_body
 from inference_proxy.engines.drain_markers import NotOurs, drain, undrain, why_drained
 from inference_proxy.engines.fleet import Engine
@@ -39,8 +40,9 @@ class Admin:
     """An ASGI application of its own. Each request needs the admin key, as `Authorization: Bearer` or, from a
     browser, as the password of Basic; only /metrics needs none if it is asked for on this very host."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, readings: Readings) -> None:
         self._state = state
+        self._views = readings.views
         self._starlette = Starlette(
             routes=[
                 Route("/", self._page),
@@ -86,7 +88,7 @@ class Admin:
             config_error=state.config_error,
             engines=self._described(),
             latencies=state.metrics.percentiles(),
-            views={name: view() for name, view in state.views.items()},
+            views={name: view() for name, view in self._views.items()},
         )
         return Response(page, headers=status_page.HEADERS)
 
@@ -141,7 +143,7 @@ class Admin:
 
     async def _view(self, request: Request) -> Response:
         name = request.path_params["view"]
-        view = self._state.views.get(name)
+        view = self._views.get(name)
         if view is None:
             raise ApiError(404, "not_found", "There is nothing at this path.")
         return JSONResponse({name: view()})

@@ -1,5 +1,6 @@
 """Where the admin API listens: beside the worker's own port, in the worker's own process and event loop."""
 
+import asyncio
 import logging
 import os
 import socket
@@ -7,6 +8,8 @@ import socket
 import uvicorn
 
 from inference_proxy.admin.api import Admin
+from inference_proxy.admin.readings import Readings
+from inference_proxy.settings import Settings
 from inference_proxy.state import State
 
 # Of requests to it. A scrape is short, and one who waits for an engine to be idle can ask again.
@@ -18,31 +21,47 @@ _Where = tuple[str, int]
 
 
 class AdminServer:
-    """Follows the configuration: `follow` opens, moves or closes it."""
+    """Opens, moves and closes the admin API's listener as the configuration says."""
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._moving = asyncio.Lock()
+        self._moves: set[asyncio.Task[None]] = set()
         self._where: _Where | None = None
         self._server: uvicorn.Server | None = None
+        self._readings = Readings(state)
 
-    async def follow(self) -> None:
-        """Listen where the configuration says. Raises OSError if that cannot be; then nothing has changed."""
-        config = self._state.settings.config.admin
-        where = None if config is None else (config.address, self._state.worker + config.port_offset)
-        if where == self._where:
-            return
-        server = None if where is None else await _listen(Admin(self._state), where)
-        await self.close()
-        self._where, self._server = where, server
+    async def start(self) -> None:
+        """Listen where the configuration says. Raises OSError if that cannot be."""
+        await self._move()
 
-    async def follow_or_stay(self) -> None:
-        """The same for a worker that serves: it goes on with what it has, and says so."""
+    def reconfigure(self, _: Settings) -> None:
+        """Soon: binding and closing take a moment. A worker that cannot move serves on where it is."""
+        task = asyncio.create_task(self._move_or_stay())
+        self._moves.add(task)
+        task.add_done_callback(self._moves.discard)
+
+    async def _move_or_stay(self) -> None:
         try:
-            await self.follow()
+            await self._move()
         except OSError as error:
             log.error("%s; it stays where it was", error)
 
+    async def _move(self) -> None:
+        async with self._moving:
+            config = self._state.settings.config.admin
+            where = None if config is None else (config.address, self._state.worker + config.port_offset)
+            if where == self._where:
+                return
+            server = None if where is None else await _listen(Admin(self._state, self._readings), where)
+            await self._stop()
+            self._where, self._server = where, server
+
     async def close(self) -> None:
+        await asyncio.gather(*self._moves)
+        await self._stop()
+
+    async def _stop(self) -> None:
         server, self._server, self._where = self._server, None, None
         if server is not None:
             await server.shutdown()

@@ -26,7 +26,9 @@ class Endpoint:
     fields, `prompt` hold the prompt, `batch` is the one of them whose list is several prompts (of a list of
     numbers, which are token ids, one), `pairs` are those of which an engine reads the first once for each
     item of the second, `cap` the most tokens to generate (the first that is there counts), and `refused` ask
-    for what cannot be had."""
+    for what cannot be had. `operation` is OpenTelemetry's word for it, in a span's name; without one that is
+    the engine's path. `usage_option` says that a stream tells its usage only if the body's
+    `stream_options` ask for it."""
 
     path: str
     kind: EndpointClass
@@ -39,6 +41,8 @@ class Endpoint:
     pairs: tuple[tuple[str, str], ...] = ()
     cap: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    operation: str = ""
+    usage_option: bool = False
     upstream_path: str = ""  # where the engine has it
     body_limit_bytes: int = 0  # from the configuration
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -60,9 +64,22 @@ _SCORE = Endpoint(
 # it, and forgets it when it restarts. So a response cannot be run in the background, nor be built upon.
 TABLE = (
     Endpoint(
-        "/chat/completions", _GENERATION, prompt=_CHAT_PROMPT, cap=("max_completion_tokens", "max_tokens")
+        "/chat/completions",
+        _GENERATION,
+        prompt=_CHAT_PROMPT,
+        cap=("max_completion_tokens", "max_tokens"),
+        operation="chat",
+        usage_option=True,
     ),
-    Endpoint("/completions", _GENERATION, prompt=("prompt",), batch="prompt", cap=("max_tokens",)),
+    Endpoint(
+        "/completions",
+        _GENERATION,
+        prompt=("prompt",),
+        batch="prompt",
+        cap=("max_tokens",),
+        operation="text_completion",
+        usage_option=True,
+    ),
     Endpoint(
         "/responses",
         _GENERATION,
@@ -70,10 +87,18 @@ TABLE = (
         prompt=("input", "previous_input_messages", "instructions", "tools"),
         cap=("max_output_tokens",),
         refused=("background", "previous_response_id"),
+        operation="chat",
     ),
-    Endpoint("/messages", _GENERATION, Dialect.MESSAGES, prompt=_CHAT_PROMPT, cap=("max_tokens",)),
+    Endpoint(
+        "/messages",
+        _GENERATION,
+        Dialect.MESSAGES,
+        prompt=_CHAT_PROMPT,
+        cap=("max_tokens",),
+        operation="chat",
+    ),
     Endpoint("/messages/count_tokens", _UTILITY, Dialect.MESSAGES, prompt=_CHAT_PROMPT),
-    Endpoint("/embeddings", _POOLING, prompt=("input", "messages"), batch="input"),
+    Endpoint("/embeddings", _POOLING, prompt=("input", "messages"), batch="input", operation="embeddings"),
     Endpoint("/pooling", _POOLING, versioned=False, prompt=("input", "messages", "data"), batch="input"),
     Endpoint("/classify", _POOLING, versioned=False, prompt=("input", "messages"), batch="input"),
     _RERANK,

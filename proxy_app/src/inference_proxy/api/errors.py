@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 from starlette.types import Send
 
-Header = tuple[bytes, bytes]
+from inference_proxy.http.message import Header
 
 
 class ApiError(Exception):

@@ -63,10 +63,10 @@ _MOST_FIELDS = 1000
 # `"":0,`: no field takes less.
 _SHORTEST_FIELD = 5
 
-Fields = Mapping[str, msgspec.Raw]
+JsonFields = Mapping[str, msgspec.Raw]
 
 
-def parse(body: bytes) -> Fields:
+def parse(body: bytes) -> JsonFields:
     """The fields of the object; values are checked to be JSON, not built. Raises ApiError 400.
 
     A name that is there twice is refused: which of the two counts differs from parser to parser, so that the
@@ -116,16 +116,16 @@ def _reason(body: bytes, error: str) -> str:
     )
 
 
-def _may_repeat(body: bytes, fields: Fields) -> bool:
+def _may_repeat(body: bytes, fields: JsonFields) -> bool:
     """Whether the body has room for more than these fields: what clients write has hardly any, and then the
     names need not be counted one by one. No spelling of the fields is shorter than ours."""
     return len(body) - len(_encode(fields)) >= _SHORTEST_FIELD
 
 
-def rewrite(body: bytes, fields: Fields, changes: Mapping[str, Any], dropped: Collection[str]) -> bytes:
+def rewrite(body: bytes, fields: JsonFields, changes: Mapping[str, Any], dropped: Collection[str]) -> bytes:
     """`body` with `changes` (values to encode) and without `dropped`; the same object when there are none.
 
-    Fields keep their order and their bytes. Where fields are only added, the body is not taken apart.
+    JsonFields keep their order and their bytes. Where fields are only added, the body is not taken apart.
     """
     if not changes and not dropped:
         return body

@@ -5,7 +5,7 @@ from inference_proxy.config.engines import EngineConfig
 from inference_proxy.config.files import Config, list_drained, load_config, load_keys
 from inference_proxy.config.health import Health, Retries
 from inference_proxy.config.keys import KeyConfig
-from inference_proxy.config.limits import KeyLimits, Limits, LimitsConfig, StoreConfig
+from inference_proxy.config.limits import KeyLimits, LimitsConfig, RateLimits, StoreConfig
 from inference_proxy.config.networks import IpAddress, IpNetwork
 from inference_proxy.config.observing import AdminConfig, TracesConfig, UsageConfig
 from inference_proxy.config.paths import (
@@ -43,12 +43,12 @@ __all__ = [
     "IpNetwork",
     "KeyConfig",
     "KeyLimits",
-    "Limits",
     "LimitsConfig",
     "ModelConfig",
     "Pool",
     "PriorityClass",
     "Queue",
+    "RateLimits",
     "Retries",
     "Routing",
     "StoreConfig",

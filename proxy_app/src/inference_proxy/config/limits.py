@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from inference_proxy.config.types import AbsolutePath, Count, Name, Strict, check_port
 
 
-class Limits(Strict):
+class RateLimits(Strict):
     """Each is unlimited where it is not given. Minutes slide; days and months are those of UTC."""
 
     requests_per_minute: Count | None = Field(default=None, description="Requests in any 60 seconds.")
@@ -20,10 +20,10 @@ class Limits(Strict):
     tokens_per_month: Count | None = Field(default=None, description="Token budget of a month.")
 
 
-class KeyLimits(Limits):
+class KeyLimits(RateLimits):
     """Of a key over all models, and of its use of single ones."""
 
-    models: dict[Name, Limits] = Field(default={}, description="Further limits of its use of a model.")
+    models: dict[Name, RateLimits] = Field(default={}, description="Further limits of its use of a model.")
 
 
 def _store_url(url: str) -> str:
@@ -62,8 +62,10 @@ class StoreConfig(Strict):
 
 
 class LimitsConfig(Strict):
-    default: Limits = Field(default=Limits(), description="Limits of a key that does not name them itself.")
-    models: dict[Name, Limits] = Field(
+    default: RateLimits = Field(
+        default=RateLimits(), description="Limits of a key that does not name them itself."
+    )
+    models: dict[Name, RateLimits] = Field(
         default={}, description="Limits of a key's use of a model, where the key does not name them itself."
     )
     tokens_without_cap: Count = Field(

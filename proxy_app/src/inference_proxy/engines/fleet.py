@@ -10,12 +10,13 @@ import msgspec
 
 from inference_proxy.api.errors import Unavailable
 from inference_proxy.api.numbers import MOST_CONTEXT_TOKENS, whole
-from inference_proxy.config import Config, EngineConfig
+from inference_proxy.config import EngineConfig
 from inference_proxy.engines.breaker import CLOSED, Breaker, Phase
 from inference_proxy.engines.gauges import Gauges
 from inference_proxy.engines.progress import Progress
+from inference_proxy.engines.rendezvous import seed_of
 from inference_proxy.request.guard import Guard, Reason
-from inference_proxy.scheduling.affinity import seed_of
+from inference_proxy.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -152,12 +153,22 @@ class Fleet:
         # Those whose last answers were not all complete, or of which one was a 5xx.
         self.failing: set[Engine] = set()
         self.now = clock
-        self.freed: Callable[[], None] = lambda: None  # to be called when an engine may have room again
+        self._listeners: list[Callable[[], None]] = []
         self._drained: frozenset[str] = frozenset()
         self._contexts: dict[str, int] = {}  # tokens, by model
 
-    def configure(self, config: Config) -> None:
-        """Take over new settings. Engines that stay keep their counts and what is known of them."""
+    def when_freed(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called whenever an engine may have room again."""
+        self._listeners.append(listener)
+
+    def freed(self) -> None:
+        """An engine may have room again."""
+        for listener in self._listeners:
+            listener()
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Engines that stay keep their counts and what is known of them."""
+        config = settings.config
         self.health = config.health
         known = {(engine.id, engine.url): engine for engine in self.engines}
         engines = []

@@ -6,6 +6,8 @@ from typing import Any
 
 import httptools
 
+from inference_proxy.http.message import frame
+
 # Unread body that stops the reading of more. One read of the event loop (256 KiB) may come on top.
 _UNREAD_LIMIT = 64 * 1024
 # Headers, interim answers, trailers and anything else that goes on without yielding a byte of body. One read
@@ -23,11 +25,6 @@ _SIZE_DIGITS = 8
 Take = Callable[[bytes, bytes], bool]
 # The same for the first piece, of which a whole answer is known by then but its end.
 Begin = Callable[["Answer", bytes], bool]
-
-
-def frame(piece: bytes) -> bytes:
-    """A piece of a body as a chunk of HTTP/1.1; an empty one would end the body."""
-    return b"%x\r\n%b\r\n" % (len(piece), piece)
 
 
 class EngineLost(Exception):

@@ -1,7 +1,7 @@
 """Heads of requests: a client's, looked up by name, and an engine's, where alone text becomes HTTP."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -14,14 +14,6 @@ _OWN = frozenset(
      "te", "trailer", "transfer-encoding", "upgrade", "user-agent"}
 )  # fmt: skip
 _BODILESS = frozenset({"GET", "HEAD"})
-
-
-Fields = Mapping[bytes, bytes]
-"""Header fields of a client's request by their names in lower case; of two of one name the first."""
-
-
-def fields_of(headers: Sequence[tuple[bytes, bytes]]) -> Fields:
-    return dict(reversed(headers))
 
 
 def request_head(

@@ -15,8 +15,7 @@ from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from inference_proxy.api.errors import Header, error_body
-from inference_proxy.http.answer import frame
+from inference_proxy.http.message import Header, frame
 
 _EXTENSION = "inference_proxy.client"
 # Of request line and headers while they are incomplete. One read of the event loop (256 KiB) may come on top.
@@ -26,14 +25,9 @@ _LAST_CHUNK = b"0\r\n\r\n"
 _LINGER_S = 10
 
 
-def _last_answer(status: int, code: str, message: str) -> bytes:
-    body = error_body(message, "invalid_request_error", None, code)
-    head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
-    return STATUS_LINE[status] + head % len(body) + body
-
-
-_TOO_LARGE = _last_answer(431, "head_too_large", f"Request line and headers exceed {_HEAD_LIMIT} bytes.")
-_MALFORMED = _last_answer(400, "malformed_request", "What was sent is not a valid request of HTTP/1.1.")
+# Status, code and message of answers to what is no request.
+_TOO_LARGE = (431, "head_too_large", f"Request line and headers exceed {_HEAD_LIMIT} bytes.")
+_MALFORMED = (400, "malformed_request", "What was sent is not a valid request of HTTP/1.1.")
 
 
 class Client:
@@ -232,11 +226,11 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._parse_without_upgrade(memoryview(data)[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._refuse(_MALFORMED)
+            self._refuse(*_MALFORMED)
         if self._head_size is not None:
             self._head_size += len(data)
             if self._head_size > _HEAD_LIMIT and not self.transport.is_closing():
-                self._refuse(_TOO_LARGE)
+                self._refuse(*_TOO_LARGE)
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
         """Read a head that asked for another protocol again, as if it had not: any server may ignore that
@@ -256,13 +250,17 @@ class Protocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 rest = rest[upgrade.args[0] :]
             except httptools.HttpParserError:
-                return self._refuse(_MALFORMED)
+                return self._refuse(*_MALFORMED)
 
     def _version(self) -> bytes:
         version: str = self.parser.get_http_version()
         return version.encode()
 
-    def _refuse(self, answer: bytes) -> None:
+    def error_body(self, code: str, message: str) -> bytes:
+        """The JSON body of an answer that this protocol gives itself, to what is no request."""
+        raise NotImplementedError
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
         """End the connection over bytes that cannot be read. A request that is complete gets its answer
         first: these bytes came after it, and an answer to them would land in the middle of its own."""
         cycle = self.cycle
@@ -276,7 +274,9 @@ class Protocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.logger.warning("Invalid HTTP request received.")
-        self.transport.write(answer)
+        body = self.error_body(code, message)
+        head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head % len(body) + body)
         _Lingering(self)
 
     def on_message_begin(self) -> None:

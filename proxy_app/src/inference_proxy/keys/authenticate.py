@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from inference_proxy.api.errors import ApiError
 from inference_proxy.config import IpNetwork, KeyConfig, KeyLimits
-from inference_proxy.http.request_head import Fields
+from inference_proxy.http.message import HeaderFields
 from inference_proxy.keys.client_address import client_address, within
 
 _UNLIMITED = KeyLimits()
@@ -94,7 +94,9 @@ def cache_salt(owner: str, hashes: Sequence[str]) -> str:
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
-def authenticate(fields: Fields, scope: Scope, keys: KeyRing, trusted_proxies: Sequence[IpNetwork]) -> Key:
+def authenticate(
+    fields: HeaderFields, scope: Scope, keys: KeyRing, trusted_proxies: Sequence[IpNetwork]
+) -> Key:
     """The key of a request: whichever of the headers in _HEADERS carries a valid one. Raises ApiError: 401
     where none does, 400 where two different ones are sent, 403 for a client outside of the key's networks."""
     headers = scope["headers"]

@@ -6,11 +6,10 @@ from urllib.parse import quote
 
 import msgspec
 
-from inference_proxy.account import Exchange
+from inference_proxy.accounting.exchange import Exchange
 from inference_proxy.api.errors import Unavailable
 from inference_proxy.api.numbers import MOST_TOKENS
-from inference_proxy.config import POOLING, UTILITY, LimitsConfig
-from inference_proxy.config import Limits as Rates
+from inference_proxy.config import POOLING, UTILITY, LimitsConfig, RateLimits
 from inference_proxy.keys.authenticate import Key
 from inference_proxy.limits.store import PERIOD, PLACES, WINDOW, Claim, Standing
 from inference_proxy.request.job import Job
@@ -19,7 +18,7 @@ _PREFIX = "inference-proxy"
 _DAY_S = 86_400
 # As request/estimate.py estimates a prompt.
 _BYTES_A_TOKEN = 4
-_NONE = Rates()
+_NONE = RateLimits()
 _TOLD = (b"limit-", b"remaining-", b"reset-")
 
 
@@ -105,7 +104,7 @@ def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator
         yield from _of(own or _NONE, general or _NONE, f"{base}:{quote(model, safe='')}", model, today)
 
 
-def _of(own: Rates, general: Rates, scope: str, model: str | None, today: date) -> Iterator[Limit]:
+def _of(own: RateLimits, general: RateLimits, scope: str, model: str | None, today: date) -> Iterator[Limit]:
     for field, kind in _FIELDS.items():
         if most := getattr(own, field) or getattr(general, field):
             period, ends_ms = "", 0

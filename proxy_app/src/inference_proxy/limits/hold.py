@@ -4,20 +4,22 @@ import asyncio
 import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
-from inference_proxy.account import Exchange
-from inference_proxy.api.errors import ApiError, Header, Unavailable
+from inference_proxy.accounting.exchange import Exchange
+from inference_proxy.api.errors import ApiError, Unavailable
 from inference_proxy.config import LimitsConfig, StoreConfig
+from inference_proxy.http.message import Header
 from inference_proxy.limits.claims import Plan, Plans, changes, reserved_tokens
 from inference_proxy.limits.local_store import LocalStore
 from inference_proxy.limits.shared_store import SharedStore
 from inference_proxy.limits.store import Claim, Store, StoreAway
 from inference_proxy.request.job import Job
+from inference_proxy.settings import Settings
 
 # Keys, each with a model, whose limits can be looked at.
 _MOST_SEEN = 100
@@ -26,8 +28,9 @@ _MOST_SEEN = 100
 class Limits:
     """The limits of one worker's requests, as `async with`: counted here, or in the configured store."""
 
-    def __init__(self, config: Callable[[], LimitsConfig]) -> None:
-        self._config = config
+    def __init__(self) -> None:
+        self._config = LimitsConfig()
+        self._entered = False
         self._plans = Plans()
         self._local = LocalStore()
         self._shared: SharedStore | None = None
@@ -36,7 +39,8 @@ class Limits:
         self._leases = itertools.count(1)
 
     async def __aenter__(self) -> "Limits":
-        self.follow()
+        self._entered = True
+        self._choose_store()
         if self._shared is not None:
             # So that the first requests are counted where all the others will be.
             await self._shared.ready()
@@ -54,10 +58,15 @@ class Limits:
         """Whether a store is configured and does not answer."""
         return self._shared is not None and self._shared.away
 
-    def follow(self) -> None:
+    def reconfigure(self, settings: Settings) -> None:
+        self._config = settings.config.limits
+        if self._entered:
+            self._choose_store()
+
+    def _choose_store(self) -> None:
         """Take over another store, if the configuration names one. What the old one still has to settle is
         lost: places there expire, and reservations stay as they are."""
-        config = self._config().store
+        config = self._config.store
         if config == self._follows:
             return
         if self._shared is not None:
@@ -71,7 +80,7 @@ class Limits:
         """Take what the request may use, until it is settled; None for a caller without limits. The answer
         gets headers that tell how the limits stand. Raises Refused; Unavailable when the store is away and
         the configuration does not let requests pass without it."""
-        config = self._config()
+        config = self._config
         plan = self._plans.of(job, config, time.time())
         if not plan.limits:
             return None

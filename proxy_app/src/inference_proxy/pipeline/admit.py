@@ -3,7 +3,7 @@
 import time
 from types import TracebackType
 
-from inference_proxy.account import Exchange
+from inference_proxy.accounting.exchange import Exchange
 from inference_proxy.config import Config
 from inference_proxy.faults import Faults
 from inference_proxy.limits import Limits, used_tokens

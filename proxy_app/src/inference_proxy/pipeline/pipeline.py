@@ -9,14 +9,14 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from inference_proxy.account import Exchange
+from inference_proxy.accounting.exchange import Exchange
 from inference_proxy.api.endpoints import Endpoint
 from inference_proxy.api.errors import ApiError, Unavailable, send_json
 from inference_proxy.config import UTILITY, ModelConfig
 from inference_proxy.engines.fleet import Engine
 from inference_proxy.http.answer import Answer, EngineLost
 from inference_proxy.http.client import ConnectTimeout, EngineClient, EngineUnreachable
-from inference_proxy.http.request_head import Fields
+from inference_proxy.http.message import HeaderFields
 from inference_proxy.http.server_protocol import take_client
 from inference_proxy.keys.authenticate import Key, authenticate
 from inference_proxy.pipeline.admit import Admission
@@ -25,7 +25,8 @@ from inference_proxy.request.catalogue import unknown_model
 from inference_proxy.request.clocks import Clocks, limit_s
 from inference_proxy.request.guard import Guard, Interrupted, Reason
 from inference_proxy.request.job import Job, prepare
-from inference_proxy.request.validate import Asked, ClientGone, body_at_once, read_body, validate
+from inference_proxy.request.read_body import ClientGone, body_at_once, read_body
+from inference_proxy.request.validate import Asked, validate
 from inference_proxy.scheduling.queues import Place
 from inference_proxy.state import State
 
@@ -60,7 +61,7 @@ class Pipeline:
         self,
         endpoint: Endpoint,
         exchange: Exchange,
-        headers: Fields,
+        headers: HeaderFields,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -92,7 +93,7 @@ class _Request:
         pipeline: Pipeline,
         endpoint: Endpoint,
         exchange: Exchange,
-        headers: Fields,
+        headers: HeaderFields,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -153,7 +154,8 @@ class _Request:
         exchange.key, exchange.owner = key.name, key.owner
         self._guard.key = key
         if tracing.on:
-            exchange.trace = tracing.begin(self._headers, self._endpoint.upstream_path, exchange.started)
+            operation = self._endpoint.operation or self._endpoint.upstream_path
+            exchange.trace = tracing.begin(self._headers, operation, exchange.started)
         return key
 
     def _validate(self, key: Key, body: bytes) -> Asked:

@@ -4,12 +4,12 @@ from typing import Any
 
 import msgspec
 
-from inference_proxy.api.errors import ApiError, Header
+from inference_proxy.api.errors import ApiError
 from inference_proxy.api.json_body import rewrite
 from inference_proxy.api.multipart import Form
 from inference_proxy.api.numbers import MOST_CONTEXT_TOKENS
 from inference_proxy.config import GENERATION, POOLING, Config, ModelConfig
-from inference_proxy.http.request_head import Fields as HeaderFields
+from inference_proxy.http.message import Header, HeaderFields
 from inference_proxy.request.stream_usage import ask
 from inference_proxy.request.validate import Asked
 

@@ -15,7 +15,6 @@ from inference_proxy.request.validate import Asked, flag_of, wrong
 MARK = b'"usage":'
 """No chunk without it has such an event. A model cannot write it: in a JSON string quotes are escaped."""
 
-_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 _OPTIONS, _FLAG = "stream_options", "include_usage"
 
 
@@ -27,7 +26,7 @@ def ask(asked: Asked, changes: Mapping[str, Any]) -> tuple[dict[str, Any], bool]
     """Further changes of the body, besides `changes`, and whether the client did not ask for usage itself.
     No changes where usage is told anyway, or in no stream. Raises ApiError 400 for what engines might read in
     another way, so that usage would be missed."""
-    if not asked.stream or asked.endpoint.upstream_path not in _PATHS:
+    if not asked.stream or not asked.endpoint.usage_option:
         return {}, False
     options = _options(asked, changes)
     if options is None or (wanted := options.get(_FLAG)) is True:

@@ -5,17 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from starlette.types import Receive
 
 from inference_proxy.api.dialects import MESSAGES, Dialect
 from inference_proxy.api.endpoints import JSON, MULTIPART, TABLE, Endpoint
 from inference_proxy.api.errors import ApiError
-from inference_proxy.api.json_body import NESTING, Fields, parse
+from inference_proxy.api.json_body import NESTING, JsonFields, parse
 from inference_proxy.api.multipart import Form
 from inference_proxy.api.numbers import MOST, MOST_CHOICES
 from inference_proxy.config import GENERATION
-from inference_proxy.http.request_head import Fields as HeaderFields
-from inference_proxy.http.server_protocol import Client
+from inference_proxy.http.message import HeaderFields
 from inference_proxy.keys.authenticate import Key
 from inference_proxy.request.estimate import estimate
 
@@ -45,10 +43,6 @@ class _Metadata(msgspec.Struct):
 _metadata = msgspec.json.Decoder(_Metadata).decode
 
 
-class ClientGone(Exception):
-    """The client left before its request was complete: there is nobody to answer."""
-
-
 class Asked(msgspec.Struct, frozen=True, eq=False):
     """What a request asks for: all that the later steps decide by.
 
@@ -67,40 +61,8 @@ class Asked(msgspec.Struct, frozen=True, eq=False):
     prompt_tokens: int
     session: str | None
     body: bytes
-    fields: Fields
+    fields: JsonFields
     form: Form | None = None
-
-
-def body_at_once(client: Client | None, limit: int) -> bytes | None:
-    """The whole body, if it came with its head and is at most `limit` bytes; None: it is for read_body().
-    Raises ApiError 413."""
-    body = None if client is None else client.body()
-    if body is not None and len(body) > limit:
-        raise _too_large(limit)
-    return body
-
-
-async def read_body(receive: Receive, declared: bytes | None, limit: int) -> bytes:
-    """The whole body, at most `limit` bytes. Raises ApiError 413, ClientGone.
-
-    The declared length is only a reason to refuse early: what counts is what arrives, so an upload in chunks
-    meets the same limit.
-    """
-    if declared is not None and declared.isdigit() and int(declared) > limit:
-        raise _too_large(limit)
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        part: bytes = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            raise _too_large(limit)
-        parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -> Asked:
@@ -151,7 +113,7 @@ def _is_form(headers: HeaderFields) -> bool:
     return headers.get(b"content-type", b"").lstrip()[:19].lower() == b"multipart/form-data"
 
 
-def _built(fields: Fields) -> dict[str, Any]:
+def _built(fields: JsonFields) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, raw in fields.items():
         if name in _ACTED_ON:
@@ -213,7 +175,7 @@ def _count(values: _Values, name: str, least: int, most: int) -> int | None:
     return value
 
 
-def _user(fields: Fields, values: _Values, dialect: Dialect) -> str | None:
+def _user(fields: JsonFields, values: _Values, dialect: Dialect) -> str | None:
     """What the API has for telling users apart."""
     if dialect is MESSAGES:
         try:
@@ -254,7 +216,3 @@ def _model(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise wrong("model", "invalid_type", "'model' must be a non-empty string.")
     return value
-
-
-def _too_large(limit: int) -> ApiError:
-    return ApiError(413, "body_too_large", f"The body is larger than the {limit} bytes that are allowed.")

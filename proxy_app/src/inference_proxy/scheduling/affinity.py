@@ -5,14 +5,10 @@ A request's key is a number; each engine's claim to it follows from the key and 
 talking, and an engine that comes or goes moves only the keys that it wins or held.
 """
 
-import hashlib
-import math
 from zlib import crc32
 
 from inference_proxy.config import GENERATION, Config
 from inference_proxy.request.validate import Asked
-
-_64_BITS = (1 << 64) - 1
 
 
 def key_of(asked: Asked, config: Config) -> int | None:
@@ -34,18 +30,6 @@ def key_of(asked: Asked, config: Config) -> int | None:
     # Tenants who share no cache in the engine need not meet there.
     salt = asked.key.cache_salt if config.isolate_prefix_cache else ""
     return crc32(text[:leading], crc32(salt.encode()))
-
-
-def seed_of(engine_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(engine_id.encode(), digest_size=8).digest())
-
-
-def claim(key: int, seed: int, weight: float) -> float:
-    """The engine with the largest claim has the key; each gets keys in proportion to its weight."""
-    mixed = (key * 0x9E3779B97F4A7C15 + seed) & _64_BITS
-    mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & _64_BITS
-    mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & _64_BITS
-    return -weight / math.log(((mixed ^ mixed >> 31) + 1) / (_64_BITS + 2))
 
 
 def _beginning(asked: Asked, size: int) -> bytes:

@@ -117,7 +117,7 @@ class Queues:
         self._fleet = fleet
         self._faults = faults
         self._lanes: dict[tuple[str, str | None], _Lane] = {}
-        fleet.freed = self.wake
+        fleet.when_freed(self.wake)
 
     async def enter(self, job: Job, config: Config) -> Place:
         """Wait for a place, which the caller has to leave(). A caller that is cancelled is out at once.

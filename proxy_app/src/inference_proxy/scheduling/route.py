@@ -7,8 +7,8 @@ from collections.abc import Sequence, Set
 from inference_proxy.api.numbers import MOST_TOKENS
 from inference_proxy.config import GENERATION, Config, Routing
 from inference_proxy.engines.fleet import Engine
+from inference_proxy.engines.rendezvous import claim
 from inference_proxy.request.job import Job
-from inference_proxy.scheduling.affinity import claim
 
 # Times the load of the engine in the middle, beyond which one is an exception.
 _UNEQUAL = 4

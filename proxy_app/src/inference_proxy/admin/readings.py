@@ -1,0 +1,71 @@
+"""What of a worker's state is read at each scrape, and shown on the status page."""
+
+from collections.abc import Callable
+from typing import Any
+
+from inference_proxy.accounting.metrics import Values
+from inference_proxy.state import State
+
+View = Callable[[], list[dict[str, Any]]]
+"""Rows for the admin API and the status page: flat, of JSON's values, all with the same names."""
+
+
+class Readings:
+    """Puts the state's numbers into its metrics. `views` has what is shown in rows, by its name in the API."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.views: dict[str, View] = {"queues": self._lines, "limits": state.limits.rows}
+        fleet = state.fleet
+        watch = state.metrics.watch
+        watch("ready", "1 where requests can be served.", (), lambda: [((), state.ready())])
+        watch(
+            "faults", "Errors in what requests share, since the start.", (), lambda: [((), state.faults.seen)]
+        )
+        watch(
+            "config_refused",
+            "1 while a file on disk cannot be used and an older one is.",
+            (),
+            lambda: [((), state.config_error is not None)],
+        )
+        watch(
+            "engine_requests_in_flight",
+            "Requests that an engine has from this worker.",
+            ("engine",),
+            lambda: [((engine.id,), engine.in_flight) for engine in fleet.engines],
+        )
+        watch(
+            "engine_state",
+            "1 for the state an engine is in.",
+            ("engine", "state"),
+            lambda: [((engine.id, engine.state), 1) for engine in fleet.engines],
+        )
+        watch(
+            "engine_breaker",
+            "1 for the state an engine's circuit breaker is in.",
+            ("engine", "state"),
+            lambda: [((engine.id, engine.breaker.phase.value), 1) for engine in fleet.engines],
+        )
+        watch(
+            "limits_store_away",
+            "1 while a store of limits is configured and does not answer.",
+            (),
+            lambda: [((), state.limits.store_away)],
+        )
+        watch("queue_waiting", "Requests in line.", ("model", "pool", "priority"), self._waiting)
+        watch("retry_budget", "Retries that may be made at once.", (), lambda: [((), state.retries.saved)])
+
+    def _waiting(self) -> Values:
+        for line in self._state.queues.snapshot(self._state.settings.config):
+            for priority, number in line.waiting.items():
+                yield (line.model, line.pool or "", priority), number
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """Lines in which somebody waits, with a column for each class."""
+        config = self._state.settings.config
+        return [
+            {"model": line.model, "pool": line.pool}
+            | {name: line.waiting.get(name, 0) for name in config.priorities}
+            | {"expected_wait_s": round(line.expected_wait_s, 1)}
+            for line in self._state.queues.snapshot(config)
+        ]

@@ -1,0 +1,46 @@
+"""The body of a request, read whole and within its limit."""
+
+from starlette.types import Receive
+
+from inference_proxy.api.errors import ApiError
+from inference_proxy.http.server_protocol import Client
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete: there is nobody to answer."""
+
+
+def body_at_once(client: Client | None, limit: int) -> bytes | None:
+    """The whole body, if it came with its head and is at most `limit` bytes; None: it is for read_body().
+    Raises ApiError 413."""
+    body = None if client is None else client.body()
+    if body is not None and len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+async def read_body(receive: Receive, declared: bytes | None, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes. Raises ApiError 413, ClientGone.
+
+    The declared length is only a reason to refuse early: what counts is what arrives, so an upload in chunks
+    meets the same limit.
+    """
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "body_too_large", f"The body is larger than the {limit} bytes that are allowed.")
