@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from engine import WAIT_S, Call, Engine, complete, stream, stream_body
 from harness import KEY, Files, Log, Proxy, running_proxy
+from inference_proxy import app
 from inference_proxy.http import server_protocol
 from inference_proxy.http.answer import Answer
 from inference_proxy.pipeline import pipeline
@@ -185,7 +186,7 @@ async def test_while_a_client_takes_its_time_no_engine_is_to_blame(
         await send(cycle, message)
 
     monkeypatch.setattr(pipeline, "Guard", Kept)
-    monkeypatch.setattr(pipeline, "take_client", lambda _: None)
+    monkeypatch.setattr(app, "take_client", lambda _: None)
     monkeypatch.setattr(RequestResponseCycle, "send", noting)
     engine.script = stream
     async with proxy.post(body=STREAM) as response:
@@ -208,7 +209,7 @@ async def test_a_stream_without_anything_in_it_is_no_answer(proxy: Proxy, engine
 async def test_a_server_without_the_short_way_will_do(
     proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "take_client", lambda _: None)
+    monkeypatch.setattr(app, "take_client", lambda _: None)
     engine.script = stream
     async with proxy.post(body=STREAM) as response:
         assert len(await events(response)) == 3
@@ -303,7 +304,7 @@ async def test_a_client_that_leaves_early_stops_the_engine(
 ) -> None:
     """A large body makes the server stop reading from its client, which must not hide that it left."""
     if not short_way:
-        monkeypatch.setattr(pipeline, "take_client", lambda _: None)
+        monkeypatch.setattr(app, "take_client", lambda _: None)
 
     async def think(call: Call) -> None:
         if streaming:

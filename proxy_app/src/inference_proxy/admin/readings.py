@@ -11,7 +11,7 @@ View = Callable[[], list[dict[str, Any]]]
 
 
 class Readings:
-    """Puts the state's numbers into its metrics. `views` has what is shown in rows, by its name in the API."""
+    """Puts the state's numbers into its metrics; `views` has what the admin API shows in rows, by name."""
 
     def __init__(self, state: State) -> None:
         self._state = state

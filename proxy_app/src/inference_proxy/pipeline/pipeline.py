@@ -1,369 +1,131 @@
-"""The steps of a request, in their order: authenticate, validate, admit, route, relay, account."""
+"""A request's steps, in their order: authenticate, validate, admit, route, relay, account."""
 
 import asyncio
 import logging
-import random
-import time
-from collections.abc import Coroutine
-from typing import Any
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
 from inference_proxy.accounting.exchange import Exchange
-from inference_proxy.api.endpoints import Endpoint
 from inference_proxy.api.errors import ApiError, Unavailable, send_json
-from inference_proxy.config import UTILITY, ModelConfig
-from inference_proxy.engines.fleet import Engine
-from inference_proxy.http.answer import Answer, EngineLost
-from inference_proxy.http.client import ConnectTimeout, EngineClient, EngineUnreachable
-from inference_proxy.http.message import HeaderFields
-from inference_proxy.http.server_protocol import take_client
+from inference_proxy.http.client import EngineClient
 from inference_proxy.keys.authenticate import Key, authenticate
-from inference_proxy.pipeline.admit import Admission
-from inference_proxy.pipeline.relay import Relay
-from inference_proxy.request.catalogue import unknown_model
-from inference_proxy.request.clocks import Clocks, limit_s
+from inference_proxy.pipeline.attempts import HUNG, Attempts
+from inference_proxy.request.clocks import limit_s
 from inference_proxy.request.guard import Guard, Interrupted, Reason
-from inference_proxy.request.job import Job, prepare
+from inference_proxy.request.incoming import Incoming
 from inference_proxy.request.read_body import ClientGone, body_at_once, read_body
 from inference_proxy.request.validate import Asked, validate
-from inference_proxy.scheduling.queues import Place
+from inference_proxy.settings import Settings
 from inference_proxy.state import State
 
 log = logging.getLogger(__name__)
 
 # nginx's number for a client that left before it was answered. It appears in the log only.
 _CLIENT_GONE = 499
-# However long an engine asks to be left alone: what it says is not checked, and it may have recovered.
-_LONGEST_REST_S = 60
-_HUNG = "The engine has stopped working."
-# Attempts that one request may break, over all engines and models: it may be what breaks them.
-_MOST_BREAKS = 2
 _CLOCKS = frozenset({Reason.FIRST_BYTE, Reason.BETWEEN_CHUNKS, Reason.TOTAL})
 
 
-# Callers' keys do not reach an engine: by these it refuses the proxy, and with it whoever asks.
-_REFUSES_US = frozenset({401, 403})
-
-
-class _EngineHung(EngineLost):
-    """It was given up before it answered."""
-
-
 class Pipeline:
-    """A plain ASGI callable: neither Starlette's router nor any middleware stands around it."""
+    """Neither Starlette's router nor any middleware stands around it."""
 
     def __init__(self, state: State, client: EngineClient) -> None:
-        self.state = state
-        self.client = client
-
-    def __call__(
-        self,
-        endpoint: Endpoint,
-        exchange: Exchange,
-        headers: HeaderFields,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> Coroutine[Any, Any, None]:
-        return _Request(self, endpoint, exchange, headers, scope, receive, send).run()
-
-
-class _Request:
-    __slots__ = (
-        "_breaks",
-        "_client",
-        "_endpoint",
-        "_engine",
-        "_engines",
-        "_exchange",
-        "_guard",
-        "_has_standin",
-        "_headers",
-        "_receive",
-        "_relay",
-        "_scope",
-        "_send",
-        "_settings",
-        "_state",
-    )
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        endpoint: Endpoint,
-        exchange: Exchange,
-        headers: HeaderFields,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        state = pipeline.state
         self._state = state
-        self._settings = state.settings
-        self._engines = pipeline.client
-        self._endpoint = endpoint
-        self._exchange = exchange
-        self._scope = scope
-        self._headers = headers
-        self._receive = receive
-        self._send = send
-        self._client = take_client(scope)
-        self._guard = Guard(state.guards, limit_s(endpoint.kind, state.settings.config.timeouts))
-        self._engine: Engine | None = None
-        self._relay: Relay | None = None
-        self._has_standin = False
-        self._breaks = 0
+        self._client = client
 
-    async def run(self) -> None:
-        accounts, limit = self._state.accounts, self._endpoint.body_limit_bytes
-        accounts.open(self._exchange)
+    async def serve(self, incoming: Incoming, exchange: Exchange) -> None:
+        """Answer a request. Admission, the choice of an engine and the relay are in its attempts."""
+        state, settings = self._state, self._state.settings
+        guard = Guard(state.guards, limit_s(incoming.endpoint.kind, settings.config.timeouts))
+        attempts = Attempts(state, settings, self._client, incoming, exchange, guard)
+        state.accounts.open(exchange)
         try:
-            with self._guard:
-                key = self._authenticate()
-                body = body_at_once(self._client, limit)
-                if body is None:
-                    body = await read_body(self._receive, self._headers.get(b"content-length"), limit)
-                await self._serve(self._validate(key, body))
+            with guard:
+                guard.key = key = self._authenticate(incoming, settings, exchange)
+                body = await _body(incoming)
+                asked = self._validate(incoming, settings, exchange, key, body)
+                # All that `receive` can still tell is that the client left.
+                guard.watch(incoming.receive, incoming.client)
+                await attempts.run(asked)
         except ClientGone:
-            self._note_client_gone()
+            _note_client_gone(exchange)
         except Interrupted as interrupted:
             if interrupted.reason is Reason.CLIENT_GONE:
-                self._note_client_gone()
+                _note_client_gone(exchange)
             else:
-                if self._engine is not None and interrupted.reason in _CLOCKS:
-                    self._engine.suspected = True
-                await self._end(self._why(interrupted.reason))
+                if attempts.engine is not None and interrupted.reason in _CLOCKS:
+                    attempts.engine.suspected = True
+                await _end(incoming, exchange, attempts, _why(interrupted.reason, exchange))
         except ApiError as error:
-            await self._end(error)
+            await _end(incoming, exchange, attempts, error)
         except asyncio.CancelledError:
-            self._exchange.outcome = "cancelled"
+            exchange.outcome = "cancelled"
             raise
         except Exception:
-            log.exception("request %s failed", self._exchange.request_id)
-            await self._end(ApiError(500, "internal_error", "The proxy failed to handle this request."))
+            log.exception("request %s failed", exchange.request_id)
+            failure = ApiError(500, "internal_error", "The proxy failed to handle this request.")
+            await _end(incoming, exchange, attempts, failure)
         else:
-            if self._relay is not None:
-                await self._relay.finish()
+            if attempts.relay is not None:
+                await attempts.relay.finish()
         finally:
-            accounts.close(self._exchange)
+            state.accounts.close(exchange)
 
-    def _authenticate(self) -> Key:
-        exchange, settings, tracing = self._exchange, self._settings, self._state.tracing
-        key = authenticate(self._headers, self._scope, settings.keys, settings.config.trusted_proxies)
+    def _authenticate(self, incoming: Incoming, settings: Settings, exchange: Exchange) -> Key:
+        headers, tracing = incoming.headers, self._state.tracing
+        key = authenticate(headers, incoming.scope, settings.keys, settings.config.trusted_proxies)
         exchange.key, exchange.owner = key.name, key.owner
-        self._guard.key = key
         if tracing.on:
-            operation = self._endpoint.operation or self._endpoint.upstream_path
-            exchange.trace = tracing.begin(self._headers, operation, exchange.started)
+            operation = incoming.endpoint.operation or incoming.endpoint.upstream_path
+            exchange.trace = tracing.begin(headers, operation, exchange.started)
         return key
 
-    def _validate(self, key: Key, body: bytes) -> Asked:
-        exchange = self._exchange
-        asked = validate(self._endpoint, key, self._headers, body)
+    def _validate(
+        self, incoming: Incoming, settings: Settings, exchange: Exchange, key: Key, body: bytes
+    ) -> Asked:
+        asked = validate(incoming.endpoint, key, incoming.headers, body)
         exchange.model, exchange.stream = asked.model, asked.stream
-        if self._settings.config.log_content:
+        if settings.config.log_content:
             exchange.keep_content(body)
-        # All that `receive` can still tell is that the client left.
-        self._guard.watch(self._receive, self._client)
         return asked
 
-    async def _serve(self, asked: Asked) -> None:
-        """By the model that was asked for, or else by the first that stands in for it and has room."""
-        settings, exchange = self._settings, self._exchange
-        limits, queues = self._state.limits, self._state.queues
-        named = settings.catalogue.resolve(asked.model, asked.key)
-        line = settings.catalogue.line(named.model, asked.key)
-        for model in line:
-            context_tokens = self._state.fleet.context_tokens(model.name)
-            job = prepare(asked, model, settings.config, self._headers, exchange.request_id, context_tokens)
-            exchange.notices = (*named.headers, *job.notices)
-            exchange.served, exchange.engine, self._engine = model.name, None, None
-            if exchange.trace is not None:
-                job.headers.update(exchange.trace.headers)
-            if model is not named.model:
-                exchange.notices += ((b"x-fallback-model", model.name.encode()),)
-            self._has_standin = model is not line[-1]
-            try:
-                async with Admission(
-                    limits, queues, self._state.faults, job, exchange, settings.config
-                ) as place:
-                    try:
-                        return await self._relay_from(place, job, model)
-                    except asyncio.CancelledError:
-                        exchange.client_left = self._guard.reason is Reason.CLIENT_GONE
-                        raise
-            except Unavailable:
-                if not self._has_standin:
-                    raise
 
-    def _check_key(self, model: ModelConfig) -> None:
-        """Once more, for a key may have been revoked, or have expired, while its request waited. Raises
-        ApiError 401, 403, 404."""
-        key, settings = self._guard.key, self._state.settings
-        if key is None or (settings is self._settings and (key.expires is None or time.time() < key.expires)):
-            return
-        key = authenticate(self._headers, self._scope, settings.keys, settings.config.trusted_proxies)
-        if not key.may_use(model.name):
-            raise unknown_model(model.name)
+async def _body(incoming: Incoming) -> bytes:
+    limit = incoming.endpoint.body_limit_bytes
+    body = body_at_once(incoming.client, limit)
+    if body is None:
+        body = await read_body(incoming.receive, incoming.headers.get(b"content-length"), limit)
+    return body
 
-    async def _relay_from(self, place: Place, job: Job, model: ModelConfig) -> None:
-        """At the engine of the place, or at another one as long as the client has seen nothing.
 
-        A request that reached the first engine may be computed twice; it changes nothing there.
-        """
-        retries = self._settings.config.retries
-        self._state.retries.earn(retries)
-        for left in range(retries.attempts - 1, -1, -1):
-            self._check_key(model)
-            engine = self._engine = place.engine
-            self._exchange.engine = engine.id
-            if not engine.guards:
-                engine.busy_since = self._state.fleet.now()
-            engine.guards.add(self._guard)
-            try:
-                other = await self._attempt(engine, job, model, left)
-            except EngineLost as lost:
-                other = self._after(lost, engine, job, left)
-            except asyncio.CancelledError:
-                if self._relay is None or self._relay.started or not self._guard.outlive():
-                    raise
-                other = self._after(_EngineHung("it is hung"), engine, job, left)
-            finally:
-                engine.guards.discard(self._guard)
-            if other is None:
-                return
-            self._exchange.retries += 1
-            place.move(other)
-            await asyncio.sleep(random.uniform(0, retries.backoff_s))
+def _why(reason: Reason, exchange: Exchange) -> ApiError:
+    if reason is Reason.SHUTDOWN:
+        return Unavailable(reason.value, "The service is restarting.", retry_after_s=1)
+    if reason is Reason.KEY_REVOKED:
+        return ApiError(401, reason.value, "The API key was revoked.")
+    if reason is Reason.ENGINE_HUNG:
+        return ApiError(502, reason.value, HUNG)
+    if exchange.model is None:
+        return ApiError(408, "request_timeout", "The request did not arrive in time.")
+    what = {
+        Reason.FIRST_BYTE: "The engine did not begin its answer in time.",
+        Reason.BETWEEN_CHUNKS: "The engine stopped in the middle of its answer.",
+        Reason.TOTAL: "The request took longer than the service allows.",
+    }
+    return ApiError(504, reason.value, what[reason])
 
-    async def _attempt(self, engine: Engine, job: Job, model: ModelConfig, left: int) -> Engine | None:
-        """Answer the client, or return the engine that has to be asked instead. Raises EngineLost."""
-        exchange, timeouts, fleet = self._exchange, self._settings.config.timeouts, self._state.fleet
-        waiting = 0 if engine.gauges is None else engine.gauges.waiting
-        clocks = Clocks.of(job, timeouts, model.size, waiting)
-        self._guard.start(clocks)
-        relay = self._relay = Relay(
-            exchange, self._guard, self._send, self._client, hides_usage=job.hides_usage
-        )
-        answer = await self._engines.request(
-            engine.url,
-            "POST",
-            self._endpoint.upstream_path,
-            job.headers,
-            job.body,
-            connect_s=clocks.connect_s,
-            begin=relay.begin,
-        )
-        try:
-            chunk = b"" if relay.started else await relay.first_chunk(answer)
-            self._guard.first_byte_came()
-            if answer.status == 503:
-                if (other := self._after_503(answer, engine, job, left)) is not None:
-                    return other
-            elif answer.status >= 500:
-                # vLLM answers so to some mistakes of clients, too: a probe tells.
-                fleet.suspect(engine)
-            elif answer.status in _REFUSES_US:
-                fleet.suspect(engine)
-            elif answer.status == 404:
-                fleet.may_lack(engine, job.model)
-            if not relay.started:
-                exchange.first_byte = time.perf_counter()
-            if answer.status < 300:
-                await relay.run(chunk)
-                if exchange.outcome == "ok":
-                    # What only counts tokens says nothing of an engine that is to generate them.
-                    if self._endpoint.kind is not UTILITY:
-                        fleet.succeeded(engine, exchange.key)
-                elif exchange.outcome == "engine_error":
-                    fleet.failed(engine, exchange.key)
-            elif answer.status < 400:
-                raise ApiError(502, "bad_gateway", f"The engine answered {answer.status}, a redirect.")
-            else:
-                await relay.refuse(chunk)
-            return None
-        finally:
-            answer.close()
 
-    def _after_503(self, answer: Answer, engine: Engine, job: Job, left: int) -> Engine | None:
-        """The engine is full. Another that has room, once; None: this answer is passed on. Raises Unavailable
-        where another model may answer."""
-        asked = (answer.header(b"retry-after") or b"")[:9]
-        if asked.isdigit():
-            engine.rests_until = self._state.fleet.now() + min(int(asked), _LONGEST_REST_S)
-        other = self._state.queues.elsewhere(job, self._settings.config, engine, room=True)
-        if left and other is not None and self._state.retries.spend():
-            return other
-        if self._has_standin:
-            raise Unavailable("model_saturated", f"The engines of '{job.model}' are full.", retry_after_s=1)
-        return None
+async def _end(incoming: Incoming, exchange: Exchange, attempts: Attempts, error: ApiError) -> None:
+    """Tell the client of an error, in the middle of its answer if that has begun."""
+    exchange.outcome = error.code or "error"
+    if attempts.relay is not None and attempts.relay.started:
+        return await attempts.relay.fail(error)
+    exchange.status = error.status
+    await refuse(incoming.send, error, exchange)
 
-    def _after(self, lost: EngineLost, engine: Engine, job: Job, left: int) -> Engine:
-        """Who is asked instead, the same engine if it is alone. Raises ApiError: nobody."""
-        fleet = self._state.fleet
-        log.warning("request %s: engine %s lost: %s", self._exchange.request_id, engine.id, lost)
-        if isinstance(lost, EngineUnreachable):
-            # Nobody listens there: others need not find out by themselves; the poller brings it back.
-            engine.reachable = False
-            self._breaks += lost.has_sent
-        else:
-            self._breaks += 1
-            if not isinstance(lost, _EngineHung) and not lost.reader_was_slow:
-                fleet.failed(engine, self._exchange.key)
-        if self._relay is not None and self._relay.started:
-            raise ApiError(502, "engine_lost", "The engine broke off in the middle of its answer.") from lost
-        if self._breaks >= _MOST_BREAKS:
-            raise self._lost_for_good(lost) from lost
-        other = self._state.queues.elsewhere(job, self._settings.config, engine, room=False)
-        if other is None and engine.serves and engine in fleet.engines:
-            other = engine
-        if left and other is not None and self._state.retries.spend():
-            return other
-        if self._has_standin:
-            raise Unavailable(
-                "model_unavailable", f"The engines of '{job.model}' are out.", retry_after_s=1
-            ) from lost
-        raise self._lost_for_good(lost) from lost
 
-    def _lost_for_good(self, lost: EngineLost) -> ApiError:
-        # A request that may be what breaks engines: clients' libraries would send it again.
-        headers = [(b"x-should-retry", b"false")] if self._breaks >= _MOST_BREAKS else []
-        if isinstance(lost, _EngineHung):
-            return ApiError(502, Reason.ENGINE_HUNG.value, _HUNG, headers=headers)
-        if isinstance(lost, ConnectTimeout):
-            return ApiError(
-                504, "connect_timeout", "The engine could not be reached in time.", headers=headers
-            )
-        return ApiError(502, "engine_unreachable", "The engine could not be reached.", headers=headers)
-
-    def _why(self, reason: Reason) -> ApiError:
-        if reason is Reason.SHUTDOWN:
-            return Unavailable(reason.value, "The service is restarting.", retry_after_s=1)
-        if reason is Reason.KEY_REVOKED:
-            return ApiError(401, reason.value, "The API key was revoked.")
-        if reason is Reason.ENGINE_HUNG:
-            return ApiError(502, reason.value, _HUNG)
-        if self._exchange.model is None:
-            return ApiError(408, "request_timeout", "The request did not arrive in time.")
-        what = {
-            Reason.FIRST_BYTE: "The engine did not begin its answer in time.",
-            Reason.BETWEEN_CHUNKS: "The engine stopped in the middle of its answer.",
-            Reason.TOTAL: "The request took longer than the service allows.",
-        }
-        return ApiError(504, reason.value, what[reason])
-
-    async def _end(self, error: ApiError) -> None:
-        exchange = self._exchange
-        exchange.outcome = error.code or "error"
-        if self._relay is not None and self._relay.started:
-            return await self._relay.fail(error)
-        exchange.status = error.status
-        await refuse(self._send, error, exchange)
-
-    def _note_client_gone(self) -> None:
-        self._exchange.outcome = "client_gone"
-        self._exchange.status = self._exchange.status or _CLIENT_GONE
+def _note_client_gone(exchange: Exchange) -> None:
+    exchange.outcome = "client_gone"
+    exchange.status = exchange.status or _CLIENT_GONE
 
 
 async def refuse(send: Send, error: ApiError, exchange: Exchange) -> None:

@@ -14,14 +14,10 @@ from inference_proxy.api.errors import ApiError, send_json
 from inference_proxy.http.answer import Answer, EngineLost, Take
 from inference_proxy.http.message import Header, frame
 from inference_proxy.http.server_protocol import Client
-from inference_proxy.http.sse import end_of_events
+from inference_proxy.pipeline.event_stream import EventStream
 from inference_proxy.request.guard import Guard
 from inference_proxy.request.stream_usage import MARK, split
 
-# An event that is longer than this is passed on in pieces rather than kept.
-_EVENT_LIMIT = 256 * 1024
-# The line that names an event, with which it begins, is not longer.
-_EVENT_NAME_BYTES = 64
 _ERROR_BODY_LIMIT = 64 * 1024
 # How long a client that was cut off may take to accept the reason.
 _FAREWELL_S = 5.0
@@ -39,7 +35,15 @@ log = logging.getLogger(__name__)
 
 
 class Relay:
-    """One answer of an engine on its way to the client.
+    """One answer of an engine on its way to the client, which it can take in five ways:
+
+        first chunk of a stream       begin()             at once, without a switch of tasks
+        its further chunks            _take()             the same
+        all that is not plain there,  run()               by the request's task
+        and long answers
+        the end of an answer,         finish()            when nothing is held for the request any more
+        and the whole of a short one
+        errors                        refuse(), fail()    in the client's dialect
 
     Nothing is sent before the engine's first byte, although its headers come earlier: until then a broken
     engine can be replaced by another, and a late one still answered with 504. Nor is the end, before nothing
@@ -49,16 +53,13 @@ class Relay:
     __slots__ = (
         "_answer",
         "_client",
+        "_events",
         "_exchange",
         "_guard",
-        "_held",
         "_hides_usage",
-        "_in_pieces",
         "_now",
-        "_opened",
         "_rest",
         "_send",
-        "is_events",
         "started",
     )
 
@@ -76,13 +77,10 @@ class Relay:
         self._send = send
         self._client = client
         self._hides_usage = hides_usage
-        self._held = b""
-        self._in_pieces = False  # an event that is too long to be kept is on its way
-        self._opened = b""  # the beginning of the last such event
+        self._events: EventStream | None = None  # None where the answer is no stream
         self._rest: bytes | None = None
         self._now = guard.now
         self.started = False
-        self.is_events = False
 
     def begin(self, answer: Answer, chunk: bytes) -> bool:
         """The short way of a stream's first chunk: as soon as it comes, without a switch of tasks. False: it
@@ -116,31 +114,30 @@ class Relay:
         The next chunk is read only when the server has taken the last one, so a client that does not read
         stops its own stream and fills no memory.
         """
-        exchange, guard = self._exchange, self._guard
-        if not self.is_events and self._answer.at_end:
+        exchange, guard, events = self._exchange, self._guard, self._events
+        if events is None and self._answer.at_end:
             if self._is_cut(chunk):
                 raise EngineLost(_CUT)
             if chunk and self._at_once(chunk):
                 return
-        take = self._take if self.is_events and self._client is not None else None
+        take = self._take if events is not None and self._client is not None else None
         if self.started and not chunk:
             chunk = await self._next(take)
         while chunk:
-            if self.is_events:
-                chunk = self._whole_events(chunk)
+            if events is None:
+                exchange.keep_part(chunk)
+            else:
+                chunk = events.whole(chunk)
                 if exchange.dialect.is_aborted(chunk):
                     raise EngineLost(_STOPPING)
                 if self._hides_usage and MARK in chunk:
                     chunk, hidden = split(chunk)
                     exchange.keep(hidden)
-            if self.is_events:
                 if chunk:
                     exchange.keep(chunk)
-            else:
-                exchange.keep_part(chunk)
-            if self._answer.at_end and self._is_complete():
+            if self._answer.at_end and (events is None or events.is_complete()):
                 # Together with the end of the body.
-                self._held = chunk + self._held
+                rest = chunk if events is None else chunk + events.held
                 break
             guard.reading_since = None
             exchange.bytes_out += len(chunk)
@@ -151,20 +148,21 @@ class Relay:
             guard.reading_since = guard.now()
             chunk = await self._next(take)
         else:
-            if not self._is_complete():
+            if events is not None and not events.is_complete():
                 raise EngineLost("its stream ended before its last event")
+            rest = b"" if events is None else events.held
         guard.reading_since = None
-        if self.is_events:
-            exchange.outcome = exchange.dialect.fault_in(self._end()) or exchange.outcome
+        if events is not None:
+            exchange.outcome = exchange.dialect.fault_in(events.end(rest)) or exchange.outcome
         elif self.started and self._is_cut(exchange.tail[-1], is_whole=False):
             raise EngineLost(_CUT)
-        exchange.bytes_out += len(self._held)
+        exchange.bytes_out += len(rest)
         if not self.started:
             await self._start(b"")
         if self._client is not None:
             # However slowly it reads, finish() need not wait.
             await self._client.drain()
-        self._rest = self._held
+        self._rest = rest
 
     async def finish(self) -> None:
         """Send what run() has left."""
@@ -181,7 +179,7 @@ class Relay:
         try:
             return await self._answer.read(take)
         except EngineLost:
-            if self.is_events and self._is_complete():
+            if self._events is not None and self._events.is_complete():
                 return b""
             raise
 
@@ -200,8 +198,8 @@ class Relay:
         """The short way of a chunk, from the engine's socket to the client's without a switch of tasks, while
         `run` waits for the next one. Whatever is out of the ordinary is left for `run`. `framed` is the same
         as it stands on the wire."""
-        exchange, client = self._exchange, self._client
-        if client is None or self._held or self._in_pieces or not self._is_plain(chunk):
+        exchange, client, events = self._exchange, self._client, self._events
+        if client is None or events is None or events.is_open or not self._is_plain(chunk):
             return False
         if not client.write(framed):
             return False
@@ -213,7 +211,7 @@ class Relay:
     def _is_plain(self, chunk: bytes) -> bool:
         """Whole events for the client, as they are."""
         return (
-            self.is_events
+            self._events is not None
             and chunk.endswith(b"\n\n")
             and not self._exchange.dialect.is_aborted(chunk)
             and not (self._hides_usage and chunk.find(MARK) >= 0)
@@ -240,7 +238,7 @@ class Relay:
     async def fail(self, error: ApiError) -> None:
         """Tell a client in mid-answer that this is not its end. A stream gets an event; any other answer is
         left incomplete, and the server then closes the connection, which no client takes for success."""
-        if not self.is_events:
+        if self._events is None:
             return
         event = self._exchange.dialect.error_event(error, self._exchange.request_id)
         try:
@@ -253,11 +251,15 @@ class Relay:
         """The head, and a first piece of the body if there is one."""
         status = self._answer.status
         # Events are of a length that nobody knows: they may be held back or added.
-        headers = self._headers(b"content-length") if self.is_events else self._headers()
+        headers = self._headers() if self._events is None else self._headers(b"content-length")
         self._exchange.status = status
         self.started = True
         framed = frame(chunk) if chunk else b""
-        if self.is_events and self._client is not None and self._client.begin(status, headers, framed):
+        if (
+            self._events is not None
+            and self._client is not None
+            and self._client.begin(status, headers, framed)
+        ):
             return
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         if chunk:
@@ -265,16 +267,8 @@ class Relay:
 
     def _adopt(self, answer: Answer) -> None:
         self._answer = answer
-        self.is_events = _is_events(answer.header(b"content-type") or b"")
-
-    def _is_complete(self) -> bool:
-        """Whether a stream has come to an end that the engine meant; any other answer says how long it is."""
-        if not self.is_events:
-            return True
-        return not self._in_pieces and self._exchange.dialect.is_complete(self._end())
-
-    def _end(self) -> bytes:
-        return b"".join((self._opened, *self._exchange.tail, self._held))
+        if self._events is None and _is_events(answer.header(b"content-type") or b""):
+            self._events = EventStream(self._exchange)
 
     def _is_cut(self, body: bytes, *, is_whole: bool = True) -> bool:
         """Whether JSON ends in its middle, although it is as long as it said. Few are parsed: those whose
@@ -299,35 +293,12 @@ class Relay:
         if connection := answer.header(b"connection"):
             unwanted |= {name.strip().lower() for name in connection.split(b",")}
         headers += [header for header in answer.headers if header[0] not in unwanted]
-        if self.is_events:
+        if self._events is not None:
             # Said in the answer itself, so that it holds for whatever stands in front of us.
             headers.append((b"x-accel-buffering", b"no"))
             if answer.header(b"cache-control") is None:
                 headers.append((b"cache-control", b"no-cache"))
         return headers
-
-    def _whole_events(self, chunk: bytes) -> bytes:
-        """Keep the beginning of an unfinished event for the next time. So an error event never lands in the
-        middle of another, where no client could read it. Engines write event by event: this is rare."""
-        data = self._held + chunk if self._held else chunk
-        self._held = b""
-        if data.endswith(b"\n\n") and not self._in_pieces:
-            return data
-        cut = end_of_events(data)
-        if self._in_pieces and not cut:
-            # The end of a line may be half of the event's end.
-            cut = len(data.rstrip(b"\r\n"))
-            self._exchange.find_usage(data[:cut])
-        elif len(data) - cut > _EVENT_LIMIT:
-            self._in_pieces = True
-            self._opened = data[cut : cut + _EVENT_NAME_BYTES]
-            cut = len(data)
-            self._exchange.find_usage(data)
-        elif self._in_pieces:
-            self._in_pieces = False
-            self._exchange.find_usage(data[:cut])
-        self._held = data[cut:]
-        return data[:cut]
 
 
 @functools.lru_cache(maxsize=64)
