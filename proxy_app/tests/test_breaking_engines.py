@@ -206,6 +206,64 @@ async def test_braces_that_a_model_wrote_cut_nothing_off(proxy: Proxy, engine: E
         )
 
 
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [
+        (('{"a":"x', '"}', "\n"), True),
+        (("[", "1,2", "]"), True),
+        (('"x', 'y"'), True),
+        (("12", "3"), True),
+        (('{"a":"x', '"'), False),
+        (('{"a":[1', "]"), False),
+        (("[{", "}"), False),
+        (('"x', "y"), False),
+    ],
+)
+async def test_json_in_parts_is_whole_where_it_ends_as_it_began(
+    proxy: Proxy, engine: Engine, parts: tuple[str, ...], whole: bool
+) -> None:
+    read = asyncio.Event()
+
+    async def write(call: Call) -> None:
+        await call.head(200, "content-type: application/json", "transfer-encoding: chunked")
+        for part in parts:
+            await call.chunk(part.encode())
+            await read.wait()
+        await call.end_stream()
+
+    engine.script = write
+    async with proxy.post() as response:
+        assert await response.content.readany() == parts[0].encode()
+        read.set()
+        if whole:
+            assert (await response.read()).decode() == "".join(parts[1:])
+        else:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+
+
+@pytest.mark.parametrize(
+    ("path", "event"),
+    [
+        (CHAT, 'data: { "error": {"code": 500}}\r\n\r\ndata: [DONE]\r\n\r\n'),
+        (RESPONSES, "event:response.failed\r\ndata: {}\r\n\r\n"),
+        (MESSAGES, "event: error\r\ndata: {}\r\n\r\n"),
+    ],
+)
+async def test_an_error_event_is_one_however_its_lines_end(
+    proxy: Proxy, engine: Engine, log: Log, path: str, event: str
+) -> None:
+    async def tell(call: Call) -> None:
+        await call.start_stream()
+        await call.chunk(event.encode())
+        await call.end_stream()
+
+    engine.script = tell
+    async with proxy.post(path, body={"stream": True}) as response:
+        assert await response.text() == event
+    assert (await log.last_request())["outcome"] == "engine_error"
+
+
 async def test_a_stream_that_tells_of_an_error_is_no_success_in_the_log(
     proxy: Proxy, engine: Engine, log: Log
 ) -> None:
