@@ -339,3 +339,12 @@ async def test_a_body_that_was_not_asked_for_is_no_request(proxy: Proxy, engine:
     assert statuses(await asyncio.wait_for(reader.read(), WAIT_S)) == []
     writer.close()
     assert not engine.calls
+
+
+async def test_a_client_of_http_1_0_gets_no_interim_answer(proxy: Proxy, engine: Engine) -> None:
+    head = POST.replace(b"1.1", b"1.0") + b"expect: 100-continue\r\ncontent-length: 15\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(head + BODY)
+    assert statuses(await asyncio.wait_for(reader.read(), WAIT_S)) == [200]
+    writer.close()
+    assert len(engine.calls) == 1

@@ -290,6 +290,9 @@ class Protocol(HttpToolsProtocol):
                 raise ValueError("CONNECT asks for a tunnel, and there is none here")
             self._upgrading = True
             return
+        if self.expect_100_continue and self._version() != b"1.1":
+            # A client of HTTP/1.0 would take an interim answer for its own (RFC 9110, 10.1.1).
+            self.expect_100_continue = False
         super().on_headers_complete()
         self.idle_since = None
         self.headers = _Trailers()
