@@ -325,6 +325,15 @@ async def test_a_client_gets_the_usage_that_it_asks_for(
     assert json.loads((await engine.next_call()).body)["stream_options"] == sent
 
 
+async def test_a_name_in_options_hides_no_usage(proxy: Proxy, engine: Engine) -> None:
+    """Python's own parser takes half of a surrogate pair, written as if it were a character."""
+    options = b'{"include_usage":false,"\xed\xa0\x80":1}'
+    data = b'{"model":"big","stream":true,"stream_options":' + options + b"}"
+    async with proxy.post(data=data) as response:
+        await expect_error(response, 400, "invalid_value", "stream_options")
+    assert not engine.calls
+
+
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "9" * 40, "9" * 900])
 async def test_numbers_in_options_hide_no_usage(proxy: Proxy, engine: Engine, number: str) -> None:
     """An engine takes them for infinity or a large number, of something that it does not know."""
