@@ -349,6 +349,7 @@ def test_the_end_of_an_answer_is_remembered_and_no_more() -> None:
         (Exchange("r", "POST", "/", engine="e"), asyncio.CancelledError(), 0),
         (Exchange("r", "POST", "/", engine="e"), ApiError(502, "engine_lost", ""), 0),
         (Exchange("r", "POST", "/", engine="e", status=400), None, 0),
+        (Exchange("r", "POST", "/", engine="e", status=200, outcome="engine_error"), None, 0),
         (Exchange("r", "POST", "/"), asyncio.CancelledError(), 0),
     ],
 )  # fmt: skip

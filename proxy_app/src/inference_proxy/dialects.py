@@ -77,6 +77,12 @@ class Dialect(enum.Enum):
             return None
         return "engine_refused" if _REFUSES.search(end, fault.end()) else "engine_error"
 
+    def fault_of(self, body: bytes) -> str | None:
+        """The same of an answer that is no stream, by its beginning."""
+        if _ERROR_BODY.match(body) is None:
+            return None
+        return "engine_refused" if _REFUSES.search(body) else "engine_error"
+
     def is_aborted(self, chunk: bytes) -> bool:
         """Whether a piece of an answer says that the engine dropped the request."""
         # By find(): `in` first tries bytes as a number, and fails with an exception.
@@ -133,4 +139,6 @@ _FAULTS = {
         Dialect.MESSAGES: rb"event: ?error[\r\n]",
     }.items()
 }
+# What engines write instead of an answer; a response that went well may begin with an error that is null.
+_ERROR_BODY = re.compile(rb'\s*\{\s*"(?:error"\s*:\s*[{"]|(?:object|type)"\s*:\s*"error")')
 _REFUSES = re.compile(rb'"code":\s*4\d\d\b|"type":\s*"(?:BadRequestError|invalid_request_error)"')

@@ -119,11 +119,13 @@ class Relay:
         stops its own stream and fills no memory.
         """
         exchange, guard = self._exchange, self._guard
-        if not self.is_events and self._answer.at_end:
-            if self._is_cut(chunk):
-                raise EngineLost(_CUT)
-            if chunk and self._at_once(chunk):
-                return
+        if not self.is_events:
+            exchange.outcome = exchange.dialect.fault_of(chunk) or exchange.outcome
+            if self._answer.at_end:
+                if self._is_cut(chunk):
+                    raise EngineLost(_CUT)
+                if chunk and self._at_once(chunk):
+                    return
         take = self._take if self.is_events and self._client is not None else None
         if self.started and not chunk:
             chunk = await self._next(take)

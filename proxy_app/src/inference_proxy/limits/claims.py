@@ -172,7 +172,8 @@ def used_tokens(job: Job, exchange: Exchange, error: BaseException | None) -> tu
 
 def _refused(exchange: Exchange, error: BaseException | None) -> bool:
     """Or ended before its first byte by anything but its client, for whom the engine may have worked."""
-    if exchange.status >= 400:
+    if exchange.status >= 400 or (not exchange.stream and exchange.outcome != "ok"):
+        # An error in a 200 that is no stream: all that there is of an answer.
         return True
     return error is not None and exchange.first_byte is None and not exchange.client_left
 
