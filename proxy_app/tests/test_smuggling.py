@@ -341,6 +341,27 @@ async def test_a_body_that_was_not_asked_for_is_no_request(proxy: Proxy, engine:
     assert not engine.calls
 
 
+async def test_requests_in_a_row_end_with_their_connection(
+    proxy: Proxy, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first of them as well, which is not the one that the connection has last heard of."""
+
+    async def hold(call: Call) -> None:
+        await call.client_gone.wait()
+
+    engine.script = hold
+    request = POST + b"content-length: 15\r\n\r\n" + BODY
+    for _ in range(3):
+        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(request * 3)
+        call = await engine.next_call()
+        writer.transport.abort()
+        await asyncio.wait_for(call.client_gone.wait(), WAIT_S)
+        await proxy.idle()
+    assert not caplog.records
+    assert len(engine.calls) == 3
+
+
 async def test_a_client_of_http_1_0_gets_no_interim_answer(proxy: Proxy, engine: Engine) -> None:
     head = POST.replace(b"1.1", b"1.0") + b"expect: 100-continue\r\ncontent-length: 15\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)

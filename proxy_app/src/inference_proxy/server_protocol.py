@@ -221,6 +221,8 @@ class Protocol(HttpToolsProtocol):
     gone: Callable[[], None] | None = None
     idle_since: float | None = None
     _head_size: int | None = None  # None between heads
+    # Of requests that came one after another without a wait, the one that is being answered.
+    _running: RequestResponseCycle | None = None
     _upgrading = False
     _deaf = False  # what comes is dropped: reading goes on only to see the client leave
 
@@ -295,6 +297,8 @@ class Protocol(HttpToolsProtocol):
             self.expect_100_continue = False
         super().on_headers_complete()
         self.idle_since = None
+        if not self.pipeline:
+            self._running = self.cycle
         self.headers = _Trailers()
         if self.expect_100_continue or not self.cycle.keep_alive:
             self._prepare_to_close(self.cycle)
@@ -331,11 +335,17 @@ class Protocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self._running, app = self.pipeline.pop()
+            self._start_asgi_task(self._running, app)
         else:
             self.idle_since = self.loop.time()
 
     def connection_lost(self, error: Exception | None) -> None:
+        running = self._running
+        if running is not None and running is not self.cycle and not running.response_complete:
+            # uvicorn tells the last one only, and this one would go on for nobody.
+            running.disconnected = True
+            running.message_event.set()
         super().connection_lost(error)
         if self.gone is not None:
             self.gone()
