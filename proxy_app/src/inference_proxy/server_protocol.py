@@ -22,6 +22,8 @@ _EXTENSION = "inference_proxy.client"
 # Of request line and headers while they are incomplete. One read of the event loop (256 KiB) may come on top.
 _HEAD_LIMIT = 64 * 1024
 _LAST_CHUNK = b"0\r\n\r\n"
+# Requests that came while another one runs and are kept for later: beyond them nothing is read.
+_MOST_IN_A_ROW = 8
 # How long the rest of an upload is read after its answer, before the connection is closed.
 _LINGER_S = 10
 
@@ -299,6 +301,9 @@ class Protocol(HttpToolsProtocol):
         self.idle_since = None
         if not self.pipeline:
             self._running = self.cycle
+        elif len(self.pipeline) < _MOST_IN_A_ROW:
+            # uvicorn has paused it, and then nobody would hear of the client's end.
+            self.flow.resume_reading()
         self.headers = _Trailers()
         if self.expect_100_continue or not self.cycle.keep_alive:
             self._prepare_to_close(self.cycle)
