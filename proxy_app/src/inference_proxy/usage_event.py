@@ -53,7 +53,7 @@ def _options(asked: Asked, changes: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         return _split_options(raw) or {}
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        if memoryview(raw)[:1] == b"{":
+        if bytes(raw).startswith(b"{"):
             # An object, with names that are not UTF-8, which an engine's parser may let pass.
             raise wrong(_OPTIONS, "invalid_value", f"'{_OPTIONS}' cannot be read: {error}.") from error
         return None
