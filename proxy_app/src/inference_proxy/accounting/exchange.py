@@ -8,13 +8,14 @@ from collections import deque
 import msgspec
 
 from inference_proxy.accounting.tracing import Trace
-from inference_proxy.api.dialects import CHAT, MESSAGES, Dialect
+from inference_proxy.api.dialects import CHAT, MESSAGES, RESPONSES, Dialect
 from inference_proxy.http.message import Header
 
 _USAGE = re.compile(rb'"usage":\s*\{')
 
 
 _USAGE_NAME = b'"usage":'
+_NO_USAGE = re.compile(rb'"usage":\s*null')
 
 
 _PROMPT = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
@@ -144,9 +145,15 @@ class Exchange(msgspec.Struct, eq=False):
             end = b"".join(self.tail)
             # A stream's last event has it, and an earlier one may say that there is none yet.
             for text in (end, self.found) if self.stream else (self.found, end):
-                if self.told == (None, None):
+                if self.told == (None, None) and not self._is_before_usage(text):
                     self.told = usage(text)
         return self.told
+
+    def _is_before_usage(self, text: bytes) -> bool:
+        """Whether a response that was left early has none yet. Before that null stand the client's own
+        tools, in which it may have written another."""
+        last = max(text.rfind(_USAGE_NAME), 0)
+        return self.dialect is RESPONSES and _NO_USAGE.match(text, last) is not None
 
 
 def usage(end: bytes) -> tuple[int | None, int | None]:
