@@ -171,6 +171,7 @@ def test_a_form_gives_its_fields_and_leaves_its_file() -> None:
         (BOUNDARY, form(('name="model"', b"a"), ('name="model"', b"b")), 400),
         (BOUNDARY, b"--xYz\r\ncontent-disposition: form-data; name=\"model\"", 400),
         (BOUNDARY, form(*[(f'name="f{number}"', b"") for number in range(200)]), 400),
+        (f"multipart/form-data; boundary={'x' * 300}", b"", 400),
     ],
 )  # fmt: skip
 def test_a_form_that_is_none(content_type: str, body: bytes, status: int) -> None:

@@ -88,6 +88,10 @@ async def say_nothing_in_200(call: Call) -> None:
     await call.answer(200, b"")
 
 
+async def answer_an_error(call: Call) -> None:
+    await call.answer(200, {"error": {"message": "EngineCore encountered an issue.", "code": 500}})
+
+
 async def respond(call: Call) -> None:
     await call.start_stream()
     await call.chunk(b'event: response.completed\ndata: {"type":"response.completed"}\n\n')
@@ -141,6 +145,7 @@ async def until_ejected(proxy: Proxy, path: str = CHAT, **body: Any) -> None:
         (end_in_the_middle_of_json, False, CHAT, complete),
         (end_in_the_middle_of_json_in_chunks, False, CHAT, complete),
         (say_nothing_in_200, False, CHAT, complete),
+        (answer_an_error, False, CHAT, complete),
     ],
 )
 async def test_an_engine_that_ends_no_answer_is_ejected_though_probes_go_well(
@@ -204,6 +209,87 @@ async def test_braces_that_a_model_wrote_cut_nothing_off(proxy: Proxy, engine: E
         assert await response.text() == (
             answer if isinstance(answer, str) else json.dumps(answer, separators=(",", ":"))
         )
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [
+        (('{"a":"x', '"}', "\n"), True),
+        (("[", "1,2", "]"), True),
+        (('"x', 'y"'), True),
+        (("12", "3"), True),
+        (('{"a":"x', '"'), False),
+        (('{"a":[1', "]"), False),
+        (("[{", "}"), False),
+        (('"x', "y"), False),
+    ],
+)
+async def test_json_in_parts_is_whole_where_it_ends_as_it_began(
+    proxy: Proxy, engine: Engine, parts: tuple[str, ...], whole: bool
+) -> None:
+    read = asyncio.Event()
+
+    async def write(call: Call) -> None:
+        await call.head(200, "content-type: application/json", "transfer-encoding: chunked")
+        for part in parts:
+            await call.chunk(part.encode())
+            await read.wait()
+        await call.end_stream()
+
+    engine.script = write
+    async with proxy.post() as response:
+        assert await response.content.readany() == parts[0].encode()
+        read.set()
+        if whole:
+            assert (await response.read()).decode() == "".join(parts[1:])
+        else:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        (b'{"error":{"message":"x","code":500}}', "engine_error"),
+        (b' { "error" : "x"}', "engine_error"),
+        (b'{"object":"error","message":"x","code":400}', "engine_refused"),
+        (b'{"type":"error","error":{"type":"invalid_request_error"}}', "engine_refused"),
+        (b'{"error":null,"output":[]}', "ok"),
+        (b'{"x":{"error":{}}}', "ok"),
+    ],
+)
+async def test_an_error_in_a_200_is_one_in_the_log(
+    proxy: Proxy, engine: Engine, log: Log, body: bytes, outcome: str
+) -> None:
+    async def tell(call: Call) -> None:
+        await call.answer(200, body)
+
+    engine.script = tell
+    async with proxy.post() as response:
+        assert await response.read() == body
+    assert (await log.last_request())["outcome"] == outcome
+
+
+@pytest.mark.parametrize(
+    ("path", "event"),
+    [
+        (CHAT, 'data: { "error": {"code": 500}}\r\n\r\ndata: [DONE]\r\n\r\n'),
+        (RESPONSES, "event:response.failed\r\ndata: {}\r\n\r\n"),
+        (MESSAGES, "event: error\r\ndata: {}\r\n\r\n"),
+    ],
+)
+async def test_an_error_event_is_one_however_its_lines_end(
+    proxy: Proxy, engine: Engine, log: Log, path: str, event: str
+) -> None:
+    async def tell(call: Call) -> None:
+        await call.start_stream()
+        await call.chunk(event.encode())
+        await call.end_stream()
+
+    engine.script = tell
+    async with proxy.post(path, body={"stream": True}) as response:
+        assert await response.text() == event
+    assert (await log.last_request())["outcome"] == "engine_error"
 
 
 async def test_a_stream_that_tells_of_an_error_is_no_success_in_the_log(

@@ -85,6 +85,10 @@ READ = {
         "/messages",
         {"messages": user({"type": "tool_use", "id": "t", "name": "n", "input": {"image_url": URL}})},
     ),
+    "a document's text": (
+        "/messages",
+        {"messages": user({"type": "document", "source": {"type": "text", "data": BLOB}})},
+    ),
     "a prompt": ("/completions", {"prompt": BLOB}),
     "no messages at all": ("/chat/completions", {"messages": {"a": BLOB}}),
 }

@@ -19,6 +19,7 @@ from store_server import running_valkey
 
 pytestmark = pytest.mark.anyio
 
+_MOST_CHARACTERS = 200_000
 PLACES = 3
 BUDGET = 2**50
 KEYS = [
@@ -61,12 +62,17 @@ def as_object(fields: dict[str, str]) -> str:
     return "{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}"
 
 
+def repeated(item: str, times: int) -> str:
+    """Up to a size: lists of lists of lists would fill the memory of the machine."""
+    return as_list([item] * min(times, 1 + _MOST_CHARACTERS // len(item)))
+
+
 values = st.recursive(
     scalars,
     lambda inner: st.one_of(
         st.lists(inner, max_size=3).map(as_list),
         st.dictionaries(st.sampled_from(NESTED), inner, max_size=3).map(as_object),
-        st.builds(lambda item, times: as_list([item] * times), inner, st.sampled_from([2, 300])),
+        st.builds(repeated, inner, st.sampled_from([2, 300])),
     ),
     max_leaves=4,
 )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from inference_proxy.account import Exchange, usage
 from inference_proxy.authenticate import KeyRing
 from inference_proxy.config import Config, EndpointClass, KeyConfig, LimitsConfig, ModelConfig
+from inference_proxy.dialects import RESPONSES
 from inference_proxy.endpoints import Endpoints
 from inference_proxy.errors import ApiError, Unavailable
 from inference_proxy.limits import scripts
@@ -348,11 +349,42 @@ def test_the_end_of_an_answer_is_remembered_and_no_more() -> None:
         (Exchange("r", "POST", "/", engine="e"), asyncio.CancelledError(), 0),
         (Exchange("r", "POST", "/", engine="e"), ApiError(502, "engine_lost", ""), 0),
         (Exchange("r", "POST", "/", engine="e", status=400), None, 0),
+        (Exchange("r", "POST", "/", engine="e", status=200, outcome="engine_error"), None, 0),
         (Exchange("r", "POST", "/"), asyncio.CancelledError(), 0),
     ],
 )  # fmt: skip
 def test_what_was_used(exchange: Exchange, error: BaseException | None, used: int) -> None:
     assert sum(used_tokens(job(), exchange, error)) == used
+
+
+TOOLS = b'data: {"response":{"tools":[{"sequence_number":9}],"usage":null},"sequence_number":0}\n\n'
+
+
+def response_event(number: int, text: bytes = b"x") -> bytes:
+    return b'event: x\ndata: {"delta":"%b","sequence_number":%d}\n\n' % (text, number)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "least", "most"),
+    [
+        # The whole text stands once more in the events before the last.
+        ([response_event(at) for at in range(500)] + [response_event(500, b"x" * 9000)] * 3, 500, 500),
+        # What the client wrote stands in the first.
+        ([TOOLS.replace(b"tools", b"t" * 9000), response_event(1)], 1, 1),
+        ([TOOLS], 0, 0),
+        ([response_event(10**8)], 1, 200),
+        # No other API numbers them so; nor do all engines.
+        ([EVENT] * 20, 20, 20),
+    ],
+)
+def test_a_response_that_is_left_early_counts_by_its_events(
+    chunks: list[bytes], least: int, most: int
+) -> None:
+    made = Exchange("r", "POST", "/", dialect=RESPONSES, stream=True, engine="e", first_byte=0.0)
+    for chunk in chunks:
+        made.keep(chunk)
+        made.bytes_out += len(chunk)
+    assert least <= used_tokens(job(), made, asyncio.CancelledError())[1] <= most
 
 
 def test_who_is_turned_away_for_our_sake_has_taken_nothing() -> None:

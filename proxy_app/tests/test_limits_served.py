@@ -325,7 +325,31 @@ async def test_a_client_gets_the_usage_that_it_asks_for(
     assert json.loads((await engine.next_call()).body)["stream_options"] == sent
 
 
-@pytest.mark.parametrize("options", [{"include_usage": "off"}, {"x": "x" * 2000}])
+async def test_a_name_in_options_hides_no_usage(proxy: Proxy, engine: Engine) -> None:
+    """Python's own parser takes half of a surrogate pair, written as if it were a character."""
+    options = b'{"include_usage":false,"\xed\xa0\x80":1}'
+    data = b'{"model":"big","stream":true,"stream_options":' + options + b"}"
+    async with proxy.post(data=data) as response:
+        await expect_error(response, 400, "invalid_value", "stream_options")
+    assert not engine.calls
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "9" * 40, "9" * 900])
+async def test_numbers_in_options_hide_no_usage(proxy: Proxy, engine: Engine, number: str) -> None:
+    """An engine takes them for infinity or a large number, of something that it does not know."""
+    engine.script = stream_of(EVENT, USAGE, DONE)
+    options = f'{{"include_usage":false,"x":{number}}}'
+    data = f'{{"model":"big","stream":true,"stream_options":{options}}}'
+    async with proxy.post(data=data) as response:
+        assert await response.read() == EVENT + DONE
+    sent = options.replace("false", "true")
+    assert f'"stream_options":{sent}' in (await engine.next_call()).body.decode()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"include_usage": "off"}, {"x": "x" * 2000}, {"include_usage": [1]}, {"include_usage": 10**400}],
+)
 async def test_options_by_which_usage_might_be_missed_are_refused(
     proxy: Proxy, engine: Engine, options: Any
 ) -> None:
@@ -608,3 +632,22 @@ async def test_the_usage_of_a_response_counts_however_much_stands_after_it(
         await proxy.idle()
         engine.script = complete
         assert await remaining(proxy, "tokens") == 10_000 - 70 - 2
+
+
+async def test_tools_of_a_client_that_leaves_early_are_no_usage(files: Files, engine: Engine) -> None:
+    """vLLM repeats them in the first event, in which its own usage is null."""
+    tools = [{"parameters": {"usage": {"input_tokens": 0, "output_tokens": 0}}}]
+    created = json.dumps({"response": {"tools": tools, "usage": None}}, separators=(",", ":"))
+
+    async def script(call: Call) -> None:
+        await call.start_stream()
+        await call.chunk(f"event: response.created\ndata: {created}\n\n".encode())
+        await call.client_gone.wait()
+
+    engine.script = script
+    async with limited(files, engine, tokens_per_day=100_000) as proxy:
+        async with proxy.post("/v1/responses", body={"stream": True, "input": "x" * 40_000}) as answer:
+            await answer.content.readuntil(b"\n\n")
+        await proxy.idle()
+        engine.script = complete
+        assert await remaining(proxy, "tokens") < 90_000

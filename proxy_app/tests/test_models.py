@@ -74,6 +74,13 @@ async def test_a_deprecated_name_is_answered_and_says_so(
             {"max_tokens": 1000, "max_completion_tokens": 1000},
             "1000",
         ),
+        (
+            # An engine may take 0 for no word at all, and go by the other one.
+            "/v1/chat/completions",
+            {"max_tokens": 5000, "max_completion_tokens": 0},
+            {"max_tokens": 0, "max_completion_tokens": 0},
+            None,
+        ),
         ("/v1/responses", {}, {"max_output_tokens": 100}, None),
         ("/v1/messages", {"max_tokens": 2000}, {"max_tokens": 1000}, "1000"),
         ("/v1/embeddings", {}, {}, None),

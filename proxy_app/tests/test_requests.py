@@ -101,7 +101,7 @@ async def test_options_that_cannot_be_read_are_the_engines_to_refuse(proxy: Prox
     body = b'{"model": "big", "stream": true, "stream_options": {"x": "\xff"}}'
     async with proxy.post(data=body) as response:
         assert response.status == 200
-    assert body[1:] in (await engine.next_call()).body
+    assert b'"stream_options":{"x":"\xff"' in (await engine.next_call()).body
 
 
 @pytest.mark.parametrize(

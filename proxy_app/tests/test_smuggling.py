@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from engine import WAIT_S, Call, Engine
+from engine import WAIT_S, Call, Engine, complete
 from expect import expect_error
 from harness import KEY, Files, Proxy, running_proxy
 
@@ -339,3 +339,77 @@ async def test_a_body_that_was_not_asked_for_is_no_request(proxy: Proxy, engine:
     assert statuses(await asyncio.wait_for(reader.read(), WAIT_S)) == []
     writer.close()
     assert not engine.calls
+
+
+async def test_requests_in_a_row_end_with_their_connection(
+    proxy: Proxy, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first of them as well, which is not the one that the connection has last heard of."""
+
+    async def hold(call: Call) -> None:
+        await call.client_gone.wait()
+
+    engine.script = hold
+    request = POST + b"content-length: 15\r\n\r\n" + BODY
+    for at_once, later in ((3, 0), (1, 1), (2, 3)):
+        _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(request * at_once)
+        call = await engine.next_call()
+        writer.write(request * later)
+        await writer.drain()
+        writer.close()
+        await asyncio.wait_for(call.client_gone.wait(), WAIT_S)
+        await proxy.idle()
+    assert not caplog.records
+    assert len(engine.calls) == 3
+
+
+async def test_many_requests_in_a_row_are_answered(proxy: Proxy, engine: Engine) -> None:
+    go_on = asyncio.Event()
+
+    async def hold(call: Call) -> None:
+        await go_on.wait()
+        await complete(call)
+
+    engine.script = hold
+    request = POST + b"content-length: 15\r\n\r\n" + BODY
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(request * 100)
+    await engine.next_call()
+    writer.write(request * 99 + request.replace(b"host: x", b"connection: close\r\nhost: x"))
+    go_on.set()
+    assert statuses(await asyncio.wait_for(reader.read(), WAIT_S)) == [200] * 200
+    writer.close()
+
+
+async def test_a_client_of_http_1_0_gets_no_interim_answer(proxy: Proxy, engine: Engine) -> None:
+    head = POST.replace(b"1.1", b"1.0") + b"expect: 100-continue\r\ncontent-length: 15\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(head + BODY)
+    assert statuses(await asyncio.wait_for(reader.read(), WAIT_S)) == [200]
+    writer.close()
+    assert len(engine.calls) == 1
+
+
+@pytest.mark.parametrize("before", [1, 3])
+async def test_a_body_that_cannot_be_read_spoils_no_answer_before_it(
+    proxy: Proxy, engine: Engine, before: int
+) -> None:
+    go_on = asyncio.Event()
+
+    async def hold(call: Call) -> None:
+        await go_on.wait()
+        await complete(call)
+
+    engine.script = hold
+    request = POST + b"content-length: 15\r\n\r\n" + BODY
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(request * before + POST + b"transfer-encoding: chunked\r\n\r\n")
+    await engine.next_call()
+    writer.write(b"no size\r\n")
+    await proxy.ready()
+    go_on.set()
+    assert statuses(await asyncio.wait_for(reader.read(), WAIT_S)) == [200] * before
+    writer.close()
+    await proxy.idle()
+    assert len(engine.calls) == before

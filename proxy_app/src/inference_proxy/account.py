@@ -11,7 +11,7 @@ from collections import Counter, deque
 
 import msgspec
 
-from .dialects import CHAT, MESSAGES, Dialect
+from .dialects import CHAT, MESSAGES, RESPONSES, Dialect
 from .errors import Header
 from .faults import Faults
 from .logs import stamp, write_lines
@@ -21,6 +21,7 @@ from .usage_store import UsageStore, Used
 
 _USAGE = re.compile(rb'"usage":\s*\{')
 _USAGE_NAME = b'"usage":'
+_NO_USAGE = re.compile(rb'"usage":\s*null')
 _PROMPT = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
 _COMPLETION = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
 _TOTAL = re.compile(rb'"total_tokens":\s*(\d+)')
@@ -137,9 +138,15 @@ class Exchange(msgspec.Struct, eq=False):
             end = b"".join(self.tail)
             # A stream's last event has it, and an earlier one may say that there is none yet.
             for text in (end, self.found) if self.stream else (self.found, end):
-                if self.told == (None, None):
+                if self.told == (None, None) and not self._is_before_usage(text):
                     self.told = usage(text)
         return self.told
+
+    def _is_before_usage(self, text: bytes) -> bool:
+        """Whether a response that was left early has none yet. Before that null stand the client's own
+        tools, in which it may have written another."""
+        last = max(text.rfind(_USAGE_NAME), 0)
+        return self.dialect is RESPONSES and _NO_USAGE.match(text, last) is not None
 
 
 def usage(end: bytes) -> tuple[int | None, int | None]:

@@ -69,11 +69,19 @@ class Dialect(enum.Enum):
     def fault_in(self, end: bytes) -> str | None:
         """What a complete stream says of itself in an error event near its end: `engine_error`, or
         `engine_refused` where the request was at fault. None: there is no such event."""
-        for mark in _FAULTS[self]:
-            at = end.find(mark)
-            if at == 0 or (at > 0 and end[at - 1] == _NEWLINE):
-                return "engine_refused" if _REFUSES.search(end, at) else "engine_error"
-        return None
+        # By find() first: hardly any has one.
+        if all(end.find(mark) < 0 for mark in _FAULT_MARKS):
+            return None
+        fault = _FAULTS[self].search(end)
+        if fault is None:
+            return None
+        return "engine_refused" if _REFUSES.search(end, fault.end()) else "engine_error"
+
+    def fault_of(self, body: bytes) -> str | None:
+        """The same of an answer that is no stream, by its beginning."""
+        if _ERROR_BODY.match(body) is None:
+            return None
+        return "engine_refused" if _REFUSES.search(body) else "engine_error"
 
     def is_aborted(self, chunk: bytes) -> bool:
         """Whether a piece of an answer says that the engine dropped the request."""
@@ -108,7 +116,7 @@ def _response_cancelled(document: Mapping[str, Any]) -> bool:
 
 
 # Looked at for each chunk, and before Python 3.12 finding an enum's member costs more than the rest.
-CHAT, MESSAGES = Dialect.CHAT, Dialect.MESSAGES
+CHAT, MESSAGES, RESPONSES = Dialect.CHAT, Dialect.MESSAGES, Dialect.RESPONSES
 
 # A whole line. A model cannot write one: in a JSON string a newline is escaped. An error event of the
 # engine's is an end as well: the client has been told.
@@ -120,11 +128,17 @@ _ENDS = {
         Dialect.MESSAGES: rb"event: ?(?:message_stop|error)",
     }.items()
 }
-# Error events of engines, which come in a 200 and before or instead of the last event.
+# Error events of engines, which come in a 200 and before or instead of the last event. Each has one of the
+# marks.
+_FAULT_MARKS = (b"error", b"failed")
 _FAULTS = {
-    Dialect.CHAT: (b'data: {"error"', b'data:{"error"'),
-    Dialect.RESPONSES: (b"event: error\n", b"event: response.failed\n"),
-    Dialect.MESSAGES: (b"event: error\n",),
+    dialect: re.compile(rb"(?:^|[\r\n])(?:" + line + rb")")
+    for dialect, line in {
+        Dialect.CHAT: rb'data: ?\{\s*(?="error")',
+        Dialect.RESPONSES: rb"event: ?(?:error|response\.failed)[\r\n]",
+        Dialect.MESSAGES: rb"event: ?error[\r\n]",
+    }.items()
 }
+# What engines write instead of an answer; a response that went well may begin with an error that is null.
+_ERROR_BODY = re.compile(rb'\s*\{\s*"(?:error"\s*:\s*[{"]|(?:object|type)"\s*:\s*"error")')
 _REFUSES = re.compile(rb'"code":\s*4\d\d\b|"type":\s*"(?:BadRequestError|invalid_request_error)"')
-_NEWLINE = ord("\n")

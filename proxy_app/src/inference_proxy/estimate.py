@@ -24,6 +24,8 @@ _MEDIA = frozenset({"image_url", "audio_url", "video_url", "image_embeds", "audi
 _HOLDERS = frozenset({"source", "input_audio", "image_url", "audio_url", "video_url", "file", "output"})
 _DATA = frozenset({"data", "url", "file_data", "image_url"})
 _LISTS = frozenset({"content", "output"})
+# A document's source can be plain text, too.
+_TEXT = b'"text"'
 _NOT_MESSAGES = "tools"
 # Beyond it all is text: nobody sends as many parts of messages, and looking at each would take its time.
 _MOST_PARTS = 20_000
@@ -173,8 +175,9 @@ def _in_part(part: _Object, depth: int) -> Iterator[msgspec.Raw]:
             yield raw
         elif name in _HOLDERS and kind == _OBJECT:
             held = _object(raw)
+            is_text = bytes(memoryview(held.get("type", raw))[:7]) == _TEXT
             for inner, value in held.items():
-                if inner in _DATA and _begins(value) == _STRING:
+                if inner in _DATA and _begins(value) == _STRING and not is_text:
                     yield value
                 elif inner in _LISTS:
                     yield from _in_parts(value, depth)

@@ -78,10 +78,13 @@ class _Reader:
 
     def __init__(self, boundary: bytes, body: bytes) -> None:
         self._body = body
+        self._boundary = boundary
         self._found: list[tuple[str, _Field]] = []
         self._complete = False
-        self._parser = MultipartParser(
-            boundary,
+
+    def _parser(self) -> MultipartParser:
+        return MultipartParser(
+            self._boundary,
             {
                 "on_part_begin": self._begin_part,
                 "on_header_field": self._header_name,
@@ -96,8 +99,10 @@ class _Reader:
     def read(self) -> list[tuple[str, _Field]]:
         """Each part's name and value, in their order. Raises ApiError 400."""
         try:
-            self._parser.write(self._body)
-            self._parser.finalize()
+            # It refuses boundaries, too.
+            parser = self._parser()
+            parser.write(self._body)
+            parser.finalize()
         except FormParserError as error:
             raise _broken(str(error)) from error
         if not self._complete or not self._found:

@@ -98,10 +98,11 @@ def _changes(asked: Asked, model: ModelConfig, max_tokens: int | None) -> dict[s
     changes = {name: value for name, value in defaults.items() if name not in asked.fields}
     if model.name != asked.model or "model" not in asked.fields:
         changes["model"] = model.name
-    if endpoint.cap and max_tokens != asked.max_tokens:
-        # A body may have both of chat's fields: each is set, so that neither says more.
-        caps = [name for name in endpoint.cap if name in asked.fields] or endpoint.cap[:1]
-        changes |= dict.fromkeys(caps, max_tokens)
+    caps = [name for name in endpoint.cap if name in asked.fields]
+    if endpoint.cap and (max_tokens != asked.max_tokens or len(caps) > 1):
+        # A body may have both of chat's fields: each is set, so that neither says more. An engine that takes
+        # 0 for none would go by the other one.
+        changes |= dict.fromkeys(caps or endpoint.cap[:1], max_tokens)
     return changes
 
 

@@ -32,6 +32,8 @@ _NOT_PASSED_ON = frozenset(
      b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id", b"request-id"}
 )  # fmt: skip
 
+# How JSON ends that begins so. A number, say, ends anywhere.
+_CLOSING = {b"{": b"}", b"[": b"]", b'"': b'"'}
 _CUT = "its JSON ends in the middle"
 _STOPPING = "it dropped the request because it is stopping"
 
@@ -117,14 +119,17 @@ class Relay:
         stops its own stream and fills no memory.
         """
         exchange, guard = self._exchange, self._guard
-        if not self.is_events and self._answer.at_end:
-            if self._is_cut(chunk):
-                raise EngineLost(_CUT)
-            if chunk and self._at_once(chunk):
-                return
+        if not self.is_events:
+            exchange.outcome = exchange.dialect.fault_of(chunk) or exchange.outcome
+            if self._answer.at_end:
+                if self._is_cut(chunk):
+                    raise EngineLost(_CUT)
+                if chunk and self._at_once(chunk):
+                    return
         take = self._take if self.is_events and self._client is not None else None
         if self.started and not chunk:
             chunk = await self._next(take)
+        beginning = b"" if self.is_events else chunk.lstrip()[:1]
         while chunk:
             if self.is_events:
                 chunk = self._whole_events(chunk)
@@ -156,7 +161,7 @@ class Relay:
         guard.reading_since = None
         if self.is_events:
             exchange.outcome = exchange.dialect.fault_in(self._end()) or exchange.outcome
-        elif self.started and self._is_cut(exchange.tail[-1], is_whole=False):
+        elif self.started and self._is_open(beginning):
             raise EngineLost(_CUT)
         exchange.bytes_out += len(self._held)
         if not self.started:
@@ -276,20 +281,26 @@ class Relay:
     def _end(self) -> bytes:
         return b"".join((self._opened, *self._exchange.tail, self._held))
 
-    def _is_cut(self, body: bytes, *, is_whole: bool = True) -> bool:
+    def _is_cut(self, body: bytes) -> bool:
         """Whether JSON ends in its middle, although it is as long as it said. Few are parsed: those whose
         braces are not balanced."""
-        if is_whole and body and body.count(b"{") == body.count(b"}"):
+        if body and body.count(b"{") == body.count(b"}"):
             return False
-        if not (self._answer.header(b"content-type") or b"").startswith(b"application/json"):
+        if not self._is_json():
             return False
-        if not is_whole:
-            return not body.rstrip().endswith((b"}", b"]"))
         try:
             json.loads(body)
         except (ValueError, RecursionError):
             return True
         return False
+
+    def _is_open(self, beginning: bytes) -> bool:
+        """The same of JSON that came in parts, of which there are only the first byte and the last parts."""
+        end = b"".join(self._exchange.tail).rstrip()
+        return bool(end) and self._is_json() and not end.endswith(_CLOSING.get(beginning, b""))
+
+    def _is_json(self) -> bool:
+        return (self._answer.header(b"content-type") or b"").startswith(b"application/json")
 
     def _headers(self, *more: bytes) -> list[Header]:
         """Ours and the engine's, without those of one connection and `more`."""

@@ -22,6 +22,8 @@ _EXTENSION = "inference_proxy.client"
 # Of request line and headers while they are incomplete. One read of the event loop (256 KiB) may come on top.
 _HEAD_LIMIT = 64 * 1024
 _LAST_CHUNK = b"0\r\n\r\n"
+# Requests that came while another one runs and are kept for later: beyond them nothing is read.
+_MOST_IN_A_ROW = 8
 # How long the rest of an upload is read after its answer, before the connection is closed.
 _LINGER_S = 10
 
@@ -221,6 +223,8 @@ class Protocol(HttpToolsProtocol):
     gone: Callable[[], None] | None = None
     idle_since: float | None = None
     _head_size: int | None = None  # None between heads
+    # Of requests that came one after another without a wait, the one that is being answered.
+    _running: RequestResponseCycle | None = None
     _upgrading = False
     _deaf = False  # what comes is dropped: reading goes on only to see the client leave
 
@@ -265,7 +269,11 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, answer: bytes) -> None:
         """End the connection over bytes that cannot be read. A request that is complete gets its answer
         first: these bytes came after it, and an answer to them would land in the middle of its own."""
-        cycle = self.cycle
+        cycle: RequestResponseCycle | None = self.cycle
+        if self.pipeline and self.cycle.more_body:
+            # It is the last one's body that cannot be read: those before it are complete.
+            self.pipeline.popleft()
+            cycle = self.pipeline[0][0] if self.pipeline else self._running
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             cycle.keep_alive = False
             self._deaf = True
@@ -290,8 +298,16 @@ class Protocol(HttpToolsProtocol):
                 raise ValueError("CONNECT asks for a tunnel, and there is none here")
             self._upgrading = True
             return
+        if self.expect_100_continue and self._version() != b"1.1":
+            # A client of HTTP/1.0 would take an interim answer for its own (RFC 9110, 10.1.1).
+            self.expect_100_continue = False
         super().on_headers_complete()
         self.idle_since = None
+        if not self.pipeline:
+            self._running = self.cycle
+        elif len(self.pipeline) < _MOST_IN_A_ROW:
+            # uvicorn has paused it, and then nobody would hear of the client's end.
+            self.flow.resume_reading()
         self.headers = _Trailers()
         if self.expect_100_continue or not self.cycle.keep_alive:
             self._prepare_to_close(self.cycle)
@@ -328,11 +344,17 @@ class Protocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self._running, app = self.pipeline.pop()
+            self._start_asgi_task(self._running, app)
         else:
             self.idle_since = self.loop.time()
 
     def connection_lost(self, error: Exception | None) -> None:
+        running = self._running
+        if running is not None and running is not self.cycle and not running.response_complete:
+            # uvicorn tells the last one only, and this one would go on for nobody.
+            running.disconnected = True
+            running.message_event.set()
         super().connection_lost(error)
         if self.gone is not None:
             self.gone()

@@ -17,6 +17,9 @@ MARK = b'"usage":'
 
 _PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 _OPTIONS, _FLAG = "stream_options", "include_usage"
+# What else is in them is not read: it may hold numbers that are too large for us, and not for an engine.
+_split_options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
+_scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
 
 
 # Two flags fill a tenth of it.
@@ -30,7 +33,7 @@ def ask(asked: Asked, changes: Mapping[str, Any]) -> tuple[dict[str, Any], bool]
     if not asked.stream or asked.endpoint.upstream_path not in _PATHS:
         return {}, False
     options = _options(asked, changes)
-    if options is None or (wanted := options.get(_FLAG)) is True:
+    if options is None or (wanted := _wanted(options)) is True:
         return {}, False
     asks = False if wanted is None else flag_of(wanted)
     if asks is None:
@@ -48,12 +51,23 @@ def _options(asked: Asked, changes: Mapping[str, Any]) -> dict[str, Any] | None:
     if len(raw) > _MOST_BYTES:
         raise wrong(_OPTIONS, "invalid_value", f"'{_OPTIONS}' is longer than {_MOST_BYTES} bytes.")
     try:
-        options = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _split_options(raw) or {}
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        if bytes(raw).startswith(b"{"):
+            # An object, with names that are not UTF-8, which an engine's parser may let pass.
+            raise wrong(_OPTIONS, "invalid_value", f"'{_OPTIONS}' cannot be read: {error}.") from error
         return None
-    if options is None:
-        return {}
-    return options if isinstance(options, dict) else None
+
+
+def _wanted(options: dict[str, Any]) -> Any:
+    """The flag's value, whatever it is; something that is no flag where it cannot be read."""
+    value = options.get(_FLAG)
+    if not isinstance(value, msgspec.Raw):
+        return value
+    try:
+        return _scalar(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _OPTIONS
 
 
 def split(chunk: bytes) -> tuple[bytes, bytes]:

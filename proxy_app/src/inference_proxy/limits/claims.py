@@ -1,5 +1,6 @@
 """What a request takes from which counters, and what it turned out to have used."""
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from urllib.parse import quote
@@ -10,6 +11,7 @@ from ..account import Exchange
 from ..authenticate import Key
 from ..config import POOLING, UTILITY, LimitsConfig
 from ..config import Limits as Rates
+from ..dialects import RESPONSES
 from ..errors import Unavailable
 from ..numbers import MOST_TOKENS
 from ..outgoing import Job
@@ -19,6 +21,8 @@ _PREFIX = "inference-proxy"
 _DAY_S = 86_400
 # As validate.py estimates a prompt.
 _BYTES_A_TOKEN = 4
+# Events of a response are numbered. A client's own tools may hold such a number, too, but before the event's.
+_EVENT_NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})\b')
 _NONE = Rates()
 _TOLD = (b"limit-", b"remaining-", b"reset-")
 
@@ -168,7 +172,8 @@ def used_tokens(job: Job, exchange: Exchange, error: BaseException | None) -> tu
 
 def _refused(exchange: Exchange, error: BaseException | None) -> bool:
     """Or ended before its first byte by anything but its client, for whom the engine may have worked."""
-    if exchange.status >= 400:
+    if exchange.status >= 400 or (not exchange.stream and exchange.outcome != "ok"):
+        # An error in a 200 that is no stream: all that there is of an answer.
         return True
     return error is not None and exchange.first_byte is None and not exchange.client_left
 
@@ -177,6 +182,10 @@ def relayed_tokens(exchange: Exchange) -> int:
     """An estimate: an event of a stream has about one token, and its last events are as long as the others;
     of any other body the bytes are divided as a prompt's are."""
     tail = b"".join(exchange.tail)
+    if exchange.stream and exchange.dialect is RESPONSES and (numbers := _EVENT_NUMBER.findall(tail)):
+        # The first events repeat what the client wrote, those near the end the whole text: lengths tell
+        # little.
+        return min(int(numbers[-1]), exchange.bytes_out)
     events = tail.count(b"\n\n") if exchange.stream else 0
     return exchange.bytes_out * events // len(tail) if events else exchange.bytes_out // _BYTES_A_TOKEN
 
