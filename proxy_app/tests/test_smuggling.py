@@ -389,3 +389,27 @@ async def test_a_client_of_http_1_0_gets_no_interim_answer(proxy: Proxy, engine:
     assert statuses(await asyncio.wait_for(reader.read(), WAIT_S)) == [200]
     writer.close()
     assert len(engine.calls) == 1
+
+
+@pytest.mark.parametrize("before", [1, 3])
+async def test_a_body_that_cannot_be_read_spoils_no_answer_before_it(
+    proxy: Proxy, engine: Engine, before: int
+) -> None:
+    go_on = asyncio.Event()
+
+    async def hold(call: Call) -> None:
+        await go_on.wait()
+        await complete(call)
+
+    engine.script = hold
+    request = POST + b"content-length: 15\r\n\r\n" + BODY
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(request * before + POST + b"transfer-encoding: chunked\r\n\r\n")
+    await engine.next_call()
+    writer.write(b"no size\r\n")
+    await proxy.ready()
+    go_on.set()
+    assert statuses(await asyncio.wait_for(reader.read(), WAIT_S)) == [200] * before
+    writer.close()
+    await proxy.idle()
+    assert len(engine.calls) == before

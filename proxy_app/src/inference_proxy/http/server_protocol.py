@@ -267,7 +267,11 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, status: int, code: str, message: str) -> None:
         """End the connection over bytes that cannot be read. A request that is complete gets its answer
         first: these bytes came after it, and an answer to them would land in the middle of its own."""
-        cycle = self.cycle
+        cycle: RequestResponseCycle | None = self.cycle
+        if self.pipeline and self.cycle.more_body:
+            # It is the last one's body that cannot be read: those before it are complete.
+            self.pipeline.popleft()
+            cycle = self.pipeline[0][0] if self.pipeline else self._running
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             cycle.keep_alive = False
             self._deaf = True
