@@ -332,7 +332,7 @@ EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
 def test_the_end_of_an_answer_is_remembered_and_no_more() -> None:
     made = exchange()
     for _ in range(10):
-        made.keep(EVENT * 10_000 + USAGE + b"\n\n")
+        made.note_chunk(EVENT * 10_000 + USAGE + b"\n\n")
     assert made.usage() == (3, 5)
     assert sum(map(len, made.tail)) <= 32 * 1024, "a client that does not read makes large chunks"
 
@@ -382,7 +382,7 @@ def test_a_response_that_is_left_early_counts_by_its_events(
 ) -> None:
     made = Exchange("r", "POST", "/", dialect=RESPONSES, stream=True, engine="e", first_byte=0.0)
     for chunk in chunks:
-        made.keep(chunk)
+        made.note_chunk(chunk)
         made.bytes_out += len(chunk)
     assert least <= used_tokens(job(), made, asyncio.CancelledError())[1] <= most
 

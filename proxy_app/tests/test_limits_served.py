@@ -13,7 +13,7 @@ import pytest
 from engine import WAIT_S, Call, Engine, Script, complete, stream
 from expect import expect_error
 from harness import KEY, SMALL_KEY, Files, Log, Proxy, running_proxy, sha256
-from inference_proxy.http.server_protocol import Client
+from inference_proxy.http.server_protocol import ClientConnection
 from inference_proxy.limits import shared_store
 from inference_proxy.limits.local_store import LocalStore
 from store_server import Valkey, running_valkey
@@ -169,8 +169,8 @@ async def test_a_place_is_free_before_the_client_reads_the_end(
         monkeypatch.setattr(owner, name, noting)
 
     noted(LocalStore, "settle", "free")
-    noted(Client, "answer", "end")
-    noted(Client, "end", "end")
+    noted(ClientConnection, "answer", "end")
+    noted(ClientConnection, "end", "end")
     engine.script = script
     async with limited(files, engine, concurrent_requests=1) as proxy:
         for _ in range(2):

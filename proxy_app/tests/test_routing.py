@@ -87,7 +87,7 @@ def test_claims_are_in_proportion_to_weights() -> None:
     seeds = {f"host{n}:e": rendezvous.seed_of(f"host{n}:e") for n in range(4)}
     weights = {"host0:e": 1.0, "host1:e": 1.0, "host2:e": 2.0, "host3:e": 4.0}
     wins = Counter(
-        max(seeds, key=lambda name: rendezvous.claim(key, seeds[name], weights[name])) for key in range(8000)
+        max(seeds, key=lambda name: rendezvous.score(key, seeds[name], weights[name])) for key in range(8000)
     )
     for name, weight in weights.items():
         assert wins[name] == pytest.approx(1000 * weight, rel=0.15)

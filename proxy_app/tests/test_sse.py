@@ -162,11 +162,11 @@ def answering(answer: dict[str, Any]) -> Any:
 def test_usage_is_found_however_the_answer_is_cut(cuts: list[int], case: int) -> None:
     path, answer, tokens = COUNTED[case]
     dialects = {"/v1/responses": Dialect.RESPONSES, "/v1/messages": Dialect.MESSAGES}
-    exchange = Exchange("id", "POST", path, dialects.get(path, Dialect.CHAT))
+    exchange = Exchange("id", "POST", path, dialect=dialects.get(path, Dialect.CHAT))
     body = compact(answer)
     edges = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
     for start, end in itertools.pairwise(edges):
-        exchange.keep_part(body[start:end])
+        exchange.note_part(body[start:end])
     prompt, completion = exchange.usage()
     assert (prompt or 0) + (completion or 0) == tokens
     assert sum(map(len, exchange.tail)) <= 4 * 8192

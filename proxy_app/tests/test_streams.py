@@ -95,14 +95,14 @@ async def test_a_chunk_needs_no_switch_of_tasks(
     """Also the alarm for a uvicorn in which the short way has vanished: all would work, only slower."""
     short: list[bytes] = []
 
-    write = server_protocol.Client.write
+    write = server_protocol.ClientConnection.write
 
-    def noting(client: server_protocol.Client, chunk: bytes) -> bool:
+    def noting(client: server_protocol.ClientConnection, chunk: bytes) -> bool:
         if written := write(client, chunk):
             short.append(chunk)
         return written
 
-    monkeypatch.setattr(server_protocol.Client, "write", noting)
+    monkeypatch.setattr(server_protocol.ClientConnection, "write", noting)
     seen = asyncio.Semaphore(0)
 
     async def step_by_step(call: Call) -> None:
@@ -186,7 +186,7 @@ async def test_while_a_client_takes_its_time_no_engine_is_to_blame(
         await send(cycle, message)
 
     monkeypatch.setattr(pipeline, "Guard", Kept)
-    monkeypatch.setattr(app, "take_client", lambda _: None)
+    monkeypatch.setattr(app, "take_connection", lambda _: None)
     monkeypatch.setattr(RequestResponseCycle, "send", noting)
     engine.script = stream
     async with proxy.post(body=STREAM) as response:
@@ -209,7 +209,7 @@ async def test_a_stream_without_anything_in_it_is_no_answer(proxy: Proxy, engine
 async def test_a_server_without_the_short_way_will_do(
     proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "take_client", lambda _: None)
+    monkeypatch.setattr(app, "take_connection", lambda _: None)
     engine.script = stream
     async with proxy.post(body=STREAM) as response:
         assert len(await events(response)) == 3
@@ -304,7 +304,7 @@ async def test_a_client_that_leaves_early_stops_the_engine(
 ) -> None:
     """A large body makes the server stop reading from its client, which must not hide that it left."""
     if not short_way:
-        monkeypatch.setattr(app, "take_client", lambda _: None)
+        monkeypatch.setattr(app, "take_connection", lambda _: None)
 
     async def think(call: Call) -> None:
         if streaming:

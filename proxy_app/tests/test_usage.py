@@ -207,10 +207,10 @@ async def test_content_is_logged_only_where_it_is_asked_for(
 
 def test_what_is_kept_to_be_logged_is_bounded() -> None:
     exchange = Exchange("id", "POST", "/v1/chat/completions")
-    exchange.keep_content(b"prompt")
+    exchange.log_content(b"prompt")
     piece = b"data: " + b"x" * 20_000 + b"\n\n"
     for number in range(500):
-        exchange.keep(piece + b"%d" % number)
+        exchange.note_chunk(piece + b"%d" % number)
     kept = b"".join(exchange.tail)
     assert kept.endswith(b"499")
     assert 32 * 1024 <= len(kept) < 32 * 1024 + len(piece) + 3

@@ -20,7 +20,7 @@ from inference_proxy.api.errors import ApiError
 from inference_proxy.config import CATALOGUE
 from inference_proxy.http.client import EngineClient
 from inference_proxy.http.message import HeaderFields, fields_of
-from inference_proxy.http.server_protocol import take_client
+from inference_proxy.http.server_protocol import take_connection
 from inference_proxy.local_endpoints import LocalEndpoints
 from inference_proxy.pipeline.pipeline import Pipeline, refuse
 from inference_proxy.poller import Poller
@@ -65,7 +65,7 @@ class Proxy:
         else:
             assert self._pipeline is not None, "requests come after the lifespan has started"
             exchange.dialect = endpoint.dialect
-            incoming = Incoming(endpoint, fields, scope, receive, send, take_client(scope))
+            incoming = Incoming(endpoint, fields, scope, receive, send, take_connection(scope))
             await self._pipeline.serve(incoming, exchange)
 
     def _not_found(self, path: str) -> ApiError:

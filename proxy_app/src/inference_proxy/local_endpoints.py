@@ -19,7 +19,7 @@ from inference_proxy.api.dialects import CHAT, MESSAGES
 from inference_proxy.api.endpoints import OPENAPI, Endpoint, model_of
 from inference_proxy.api.errors import ApiError
 from inference_proxy.api.numbers import whole
-from inference_proxy.config import Answer
+from inference_proxy.config import FixedAnswer
 from inference_proxy.engines.fleet import Fleet
 from inference_proxy.http.message import fields_of
 from inference_proxy.keys.authenticate import Key, authenticate
@@ -170,7 +170,7 @@ def _release() -> str:
     return os.environ.get("PROXY_RELEASE", "")
 
 
-def _fixed(answer: Answer) -> Response:
+def _fixed(answer: FixedAnswer) -> Response:
     if isinstance(answer.body, str):
         return PlainTextResponse(answer.body, answer.status)
     return JSONResponse(answer.body, answer.status)

@@ -12,80 +12,65 @@ from inference_proxy.api.dialects import CHAT, MESSAGES, RESPONSES, Dialect
 from inference_proxy.http.message import Header
 
 _USAGE = re.compile(rb'"usage":\s*\{')
-
-
 _USAGE_NAME = b'"usage":'
 _NO_USAGE = re.compile(rb'"usage":\s*null')
-
-
 _PROMPT = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d+)')
-
-
 _COMPLETION = re.compile(rb'"(?:completion|output)_tokens":\s*(\d+)')
-
-
 _TOTAL = re.compile(rb'"total_tokens":\s*(\d+)')
-
-
 # No usage object is longer.
 _USAGE_BYTES = 1024
-
-
 _MOST_DIGITS = 12
-
-
 _TAIL_CHUNKS = 4
-
-
 _TAIL_BYTES = 8192
-
-
 # Of a prompt and of a completion, each, where they are logged at all.
 CONTENT_BYTES = 32 * 1024
 
 
 class Exchange(msgspec.Struct, eq=False):
-    """What the steps find out about one request: for its answer, for settling and for the log.
+    """What the steps of one request find out, for its answer, its limits and the books.
 
-    `model` is the client's name of it, `served` the one that engines know; `notices` are headers that its
-    answer gets besides the engine's own; `queue_s` is how long it stood in line, None if it did not come to
-    that; `told` are the tokens that the engine has counted, where that is known already; `used` those that it
-    counts for, of prompt and answer, once it has ended.
+    The fields stand in the order of the steps that write them. Times are of time.perf_counter().
     """
 
+    # The application.
     request_id: str
     method: str
     path: str
+    started: float = msgspec.field(default_factory=time.perf_counter)
+    endpoint_class: str | None = None
     dialect: Dialect = Dialect.CHAT
-    notices: tuple[Header, ...] = ()
+    # Authenticate.
     key: str | None = None
     owner: str | None = None
-    endpoint_class: str | None = None
+    trace: Trace | None = None
+    # Validate: `model` is the client's name of it; `prompt` is kept where content is logged.
     model: str | None = None
-    served: str | None = None
-    engine: str | None = None
-    queue_s: float | None = None
-    retries: int = 0
-    told: tuple[int | None, int | None] = (None, None)
-    used: tuple[int, int] = (0, 0)
-    status: int = 0
     stream: bool = False
+    prompt: bytes | None = None
+    # Admit: `served` is the engines' name of the model, `notices` are further headers of the answer,
+    # `queue_s` is the time in line (None: it did not come to that).
+    served: str | None = None
+    notices: tuple[Header, ...] = ()
+    queue_s: float | None = None
+    # Route.
+    engine: str | None = None
+    retries: int = 0
+    # Relay. `tail` has the last chunks by reference: finding usage costs nothing until the end.
+    first_byte: float | None = None
+    status: int = 0
+    bytes_out: int = 0
+    tail: deque[bytes] = msgspec.field(default_factory=functools.partial(deque, (), _TAIL_CHUNKS))
+    kept: int = 0  # bytes in `tail`, counted where they are to be logged
+    part: bytes = b""  # the end of what has come of an answer in parts
+    found: bytes = b""  # usage that it told before that
+    # The end: tokens of prompt and completion as the engine counted them, and those that limits count.
     outcome: str = "ok"
     client_left: bool = False
-    bytes_out: int = 0
-    started: float = msgspec.field(default_factory=time.perf_counter)
-    first_byte: float | None = None
+    told: tuple[int | None, int | None] = (None, None)
+    used: tuple[int, int] = (0, 0)
     ended: float = 0.0
-    # The last chunks by reference: finding usage costs nothing until the end.
-    tail: deque[bytes] = msgspec.field(default_factory=functools.partial(deque, (), _TAIL_CHUNKS))
-    # The end of what has come of an answer in parts, and the usage that it told before that.
-    part: bytes = b""
-    found: bytes = b""
-    prompt: bytes | None = None
-    kept: int = 0  # bytes in `tail`, counted where they are to be logged
-    trace: Trace | None = None
 
-    def keep(self, chunk: bytes) -> None:
+    def note_chunk(self, chunk: bytes) -> None:
         """Remember the end of an answer. For a client that reads slowly chunks become large: of those it is
         the last event, which says that the stream is complete, and what is before it up to a bound."""
         most = _TAIL_BYTES if self.prompt is None else CONTENT_BYTES
@@ -96,7 +81,7 @@ class Exchange(msgspec.Struct, eq=False):
         if self.prompt is not None:
             self._forget(len(chunk))
 
-    def keep_part(self, part: bytes) -> None:
+    def note_part(self, part: bytes) -> None:
         """Remember of an answer that is no stream its end, and its usage wherever that stands."""
         if self.part or len(part) > _TAIL_BYTES:
             self.find_usage(part)
@@ -126,7 +111,7 @@ class Exchange(msgspec.Struct, eq=False):
         while self.kept - len(self.tail[0]) >= CONTENT_BYTES:
             self.kept -= len(self.tail.popleft())
 
-    def keep_content(self, prompt: bytes) -> None:
+    def log_content(self, prompt: bytes) -> None:
         """Have prompt and completion logged, the latter from its end backwards if it is long."""
         self.prompt = prompt[:CONTENT_BYTES]
         self.tail = deque()

@@ -80,19 +80,19 @@ class Tracing:
             self._tracer = self._provider.get_tracer("inference_proxy", __version__)
             self._propagator = TraceContextTextMapPropagator()
 
-    def begin(self, client: HeaderFields, operation: str, started: float) -> Trace:
+    def begin(self, client_headers: HeaderFields, operation: str, started: float) -> Trace:
         """A span below the one that the client's `traceparent` names, if it names one. `started` is a time of
         time.perf_counter()."""
-        if b"traceparent" not in client and random.random() >= self._ratio:
+        if b"traceparent" not in client_headers and random.random() >= self._ratio:
             # What OpenTelemetry would do with it, for a hundredth of the price.
             ids = f"{random.getrandbits(128):032x}-{random.getrandbits(64):016x}"
             return Trace(None, operation, {"traceparent": f"00-{ids}-00"})
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         named = {
-            name: client[name.encode()].decode("latin-1")
+            name: client_headers[name.encode()].decode("latin-1")
             for name in ("traceparent", "tracestate")
-            if name.encode() in client
+            if name.encode() in client_headers
         }
         span = self._tracer.start_span(
             operation,

@@ -26,7 +26,7 @@ from inference_proxy.accounting.usage_store import default_since, read_usage, to
 from inference_proxy.admin import status_page
 from inference_proxy.admin.readings import Readings
 from inference_proxy.api.errors import ApiError, error_body
-from inference_proxy.engines.drain_markers import NotOurs, drain, undrain, why_drained
+from inference_proxy.engines.drain_markers import NotOurs, mark_drained, unmark_drained, why_drained
 from inference_proxy.engines.fleet import Engine
 from inference_proxy.state import State
 
@@ -104,7 +104,7 @@ class Admin:
         engine, wait_s = self._engine(request), _wait_s(request)
         directory = self._state.settings.config.drained_dir
         with _said(f"{directory} cannot be written"):
-            drain(directory, engine.id, await _reason(request))
+            mark_drained(directory, engine.id, await _reason(request))
         self._state.look_for_drained()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
@@ -117,7 +117,7 @@ class Admin:
         directory = self._state.settings.config.drained_dir
         try:
             with _said(f"{directory} cannot be written"):
-                undrain(directory, engine.id)
+                unmark_drained(directory, engine.id)
         except NotOurs as other:
             where = directory / engine.id
             message = f"It was not drained here: {where} says '{other}'. Whoever wrote that removes it."

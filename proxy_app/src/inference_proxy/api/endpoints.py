@@ -6,7 +6,7 @@ from enum import Enum, auto
 from typing import Any
 
 from inference_proxy.api.dialects import Dialect
-from inference_proxy.config import Answer, Config, CustomEndpoint, EndpointClass
+from inference_proxy.config import Config, CustomEndpoint, EndpointClass, FixedAnswer
 
 
 class BodyKind(Enum):
@@ -46,7 +46,7 @@ class Endpoint:
     upstream_path: str = ""  # where the engine has it
     body_limit_bytes: int = 0  # from the configuration
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    answer: Answer | None = None
+    answer: FixedAnswer | None = None
 
 
 _GENERATION, _POOLING, _UTILITY = EndpointClass.GENERATION, EndpointClass.POOLING, EndpointClass.UTILITY

@@ -11,7 +11,7 @@ from inference_proxy.api.errors import ApiError
 
 
 class _Name(str):
-    """A key of a JSON object. A type of our own, so that the decoder tells of each that it meets."""
+    """A field's name. Of a type of our own, so that msgspec hands over each that it meets."""
 
     __slots__ = ()
 
@@ -21,6 +21,8 @@ class _TooManyError(Exception):
 
 
 class _Names:
+    """Counts the names of one object, as a decoder's `dec_hook`."""
+
     def __init__(self) -> None:
         self.seen = 0
 
@@ -31,8 +33,6 @@ class _Names:
         return _Name(name)
 
 
-_names = _Names()
-_count_names = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=_names).decode
 _split_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _split_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
@@ -97,8 +97,9 @@ def parse(body: bytes) -> JsonFields:
 
 def _check_names(body: bytes) -> None:
     """One by one: that none is there twice, nor too many of them."""
-    _names.seen = 0
-    if len(_count_names(body)) != _names.seen:
+    names = _Names()
+    fields = msgspec.json.decode(body, type=dict[_Name, msgspec.Raw], dec_hook=names)
+    if len(fields) != names.seen:
         raise ApiError(400, "duplicate_field", "The body names a field twice.")
 
 

@@ -14,9 +14,9 @@ from inference_proxy.config.paths import (
     GENERATION,
     POOLING,
     UTILITY,
-    Answer,
     CustomEndpoint,
     EndpointClass,
+    FixedAnswer,
 )
 from inference_proxy.config.priorities import PriorityClass
 from inference_proxy.config.queue import Queue
@@ -31,13 +31,13 @@ __all__ = [
     "POOLING",
     "UTILITY",
     "AdminConfig",
-    "Answer",
     "Config",
     "ConfigError",
     "CustomEndpoint",
     "DeprecatedName",
     "EndpointClass",
     "EngineConfig",
+    "FixedAnswer",
     "Health",
     "IpAddress",
     "IpNetwork",

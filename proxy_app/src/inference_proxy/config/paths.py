@@ -30,7 +30,7 @@ Path = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$", max_length=256)]
 FORMS = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
 
 
-class Answer(Strict):
+class FixedAnswer(Strict):
     status: int = Field(default=200, ge=200, le=599, description="Status of the fixed answer.")
     body: Any = Field(description="What to answer: a text as it is, anything else as JSON.")
 
@@ -52,7 +52,9 @@ class CustomEndpoint(Strict):
     body_limit_bytes: PositiveInt | None = Field(
         default=None, description="A tighter limit than the general one."
     )
-    answer: Answer | None = Field(default=None, description="A fixed answer, for which no engine is asked.")
+    answer: FixedAnswer | None = Field(
+        default=None, description="A fixed answer, for which no engine is asked."
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> "CustomEndpoint":

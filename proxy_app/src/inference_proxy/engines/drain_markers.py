@@ -21,7 +21,7 @@ def why_drained(directory: Path, engine: str) -> str | None:
         return ""
 
 
-def drain(directory: Path, engine: str, reason: str) -> None:
+def mark_drained(directory: Path, engine: str, reason: str) -> None:
     """Take it out. A marker that is there already stays as it is. Raises OSError."""
     try:
         with (directory / engine).open("x") as marker:
@@ -30,7 +30,7 @@ def drain(directory: Path, engine: str, reason: str) -> None:
         pass
 
 
-def undrain(directory: Path, engine: str) -> None:
+def unmark_drained(directory: Path, engine: str) -> None:
     """Put it back, if `drain` took it out; one that is not drained is left alone. Raises NotOurs, OSError."""
     reason = why_drained(directory, engine)
     if reason is None:

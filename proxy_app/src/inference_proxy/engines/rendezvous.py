@@ -10,7 +10,7 @@ def seed_of(engine_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(engine_id.encode(), digest_size=8).digest())
 
 
-def claim(key: int, seed: int, weight: float) -> float:
+def score(key: int, seed: int, weight: float) -> float:
     """The engine with the largest claim has the key; each gets keys in proportion to its weight."""
     mixed = (key * 0x9E3779B97F4A7C15 + seed) & _64_BITS
     mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & _64_BITS

@@ -150,7 +150,7 @@ class EngineClient:
                 # That of one request: the others are sent all the same.
                 connection.fail(error)
 
-    def keep(self, connection: "_Connection") -> None:
+    def give_back(self, connection: "_Connection") -> None:
         self._idle.setdefault(connection.origin, {})[connection] = self._loop.time()
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(_IDLE_S, self._sweep)
@@ -231,7 +231,7 @@ class _Connection(asyncio.Protocol):
         # An answer that came before the request was sent in full has left a rest of it here.
         sent = not self.transport.is_closing() and not self.transport.get_write_buffer_size()
         if reusable and sent and not self._last:
-            self._client.keep(self)
+            self._client.give_back(self)
         else:
             self.transport.abort()
 

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from inference_proxy.http.message import Header, frame
 
-_EXTENSION = "inference_proxy.client"
+_EXTENSION = "inference_proxy.connection"
 # Of request line and headers while they are incomplete. One read of the event loop (256 KiB) may come on top.
 _HEAD_LIMIT = 64 * 1024
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -32,7 +32,7 @@ _TOO_LARGE = (431, "head_too_large", f"Request line and headers exceed {_HEAD_LI
 _MALFORMED = (400, "malformed_request", "What was sent is not a valid request of HTTP/1.1.")
 
 
-class Client:
+class ClientConnection:
     """The connection on which a request came, for as long as that request lasts."""
 
     __slots__ = ("_cycle", "_flow", "_protocol")
@@ -90,7 +90,7 @@ class Client:
         self._complete(frame(chunk) + _LAST_CHUNK if chunk else _LAST_CHUNK)
         return True
 
-    async def drain(self) -> None:
+    async def wait_until_read(self) -> None:
         """Wait until it has read enough, or has left, so that nothing else needs to wait for it."""
         if self._flow.write_paused:
             await self._flow.drain()
@@ -312,7 +312,7 @@ class Protocol(HttpToolsProtocol):
         if self.expect_100_continue or not self.cycle.keep_alive:
             self._prepare_to_close(self.cycle)
         # The task that runs the application begins later, so it finds this in its scope.
-        self.scope["extensions"] = {_EXTENSION: {"client": Client(self)}}
+        self.scope["extensions"] = {_EXTENSION: {"connection": ClientConnection(self)}}
 
     def _prepare_to_close(self, cycle: RequestResponseCycle) -> None:
         # A client that was answered without having been told to go on may send its body or leave it out.
@@ -369,9 +369,9 @@ def close_idle(connections: Iterable[object], now: float, idle_s: float) -> None
                 connection.transport.close()
 
 
-def take_client(scope: Scope) -> Client | None:
+def take_connection(scope: Scope) -> ClientConnection | None:
     """None under a server that does not run this protocol. It is in the scope no longer: client, uvicorn's
     cycle and scope would hold each other, and each request would be left for the garbage collector."""
     extension = scope.get("extensions", {}).pop(_EXTENSION, None)
-    client: Client | None = extension and extension["client"]
-    return client
+    connection: ClientConnection | None = extension and extension["connection"]
+    return connection

@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
             self._timer = self._loop.call_at(due, self._look_at_clock)
 
 
-class Client:
+class RedisClient:
     """Keeps a connection on which `scripts` are loaded; without one, commands fail at once."""
 
     def __init__(self, config: StoreConfig, scripts: Sequence[str], trial: Sequence[Argument]) -> None:

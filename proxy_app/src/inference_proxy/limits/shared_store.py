@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from inference_proxy.config import StoreConfig
-from inference_proxy.limits.redis import Argument, Client, Reply
+from inference_proxy.limits.redis import Argument, RedisClient, Reply
 from inference_proxy.limits.scripts import RENEW, RESERVE, SETTLE
 from inference_proxy.limits.store import PLACES, WINDOW, Claim, Decision, Standing, StoreAway
 
@@ -26,7 +26,7 @@ class SharedStore:
     """A Store for many workers. To be closed."""
 
     def __init__(self, config: StoreConfig) -> None:
-        self._client = Client(config, (RESERVE, SETTLE, RENEW), _TRIAL)
+        self._client = RedisClient(config, (RESERVE, SETTLE, RENEW), _TRIAL)
         self._name = f"{socket.gethostname()}-{os.getpid()}-"
         self._leases: dict[str, list[str]] = {}
         self._renewing = asyncio.create_task(self._renew())

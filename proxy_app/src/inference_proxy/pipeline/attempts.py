@@ -143,7 +143,7 @@ class Attempts:
         clocks = Clocks.of(job, timeouts, model.size, waiting)
         self._guard.start(clocks)
         relay = self.relay = Relay(
-            exchange, self._guard, self._incoming.send, self._incoming.client, hides_usage=job.hides_usage
+            exchange, self._guard, self._incoming.send, self._incoming.connection, hides_usage=job.hides_usage
         )
         answer = await self._client.request(
             engine.url,

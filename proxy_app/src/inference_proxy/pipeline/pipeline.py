@@ -44,7 +44,7 @@ class Pipeline:
                 body = await _body(incoming)
                 asked = self._validate(incoming, settings, exchange, key, body)
                 # All that `receive` can still tell is that the client left.
-                guard.watch(incoming.receive, incoming.client)
+                guard.watch(incoming.receive, incoming.connection)
                 await attempts.run(asked)
         except ClientGone:
             _note_client_gone(exchange)
@@ -85,13 +85,13 @@ class Pipeline:
         asked = validate(incoming.endpoint, key, incoming.headers, body)
         exchange.model, exchange.stream = asked.model, asked.stream
         if settings.config.log_content:
-            exchange.keep_content(body)
+            exchange.log_content(body)
         return asked
 
 
 async def _body(incoming: Incoming) -> bytes:
     limit = incoming.endpoint.body_limit_bytes
-    body = body_at_once(incoming.client, limit)
+    body = body_at_once(incoming.connection, limit)
     if body is None:
         body = await read_body(incoming.receive, incoming.headers.get(b"content-length"), limit)
     return body

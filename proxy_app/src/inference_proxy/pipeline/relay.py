@@ -13,7 +13,7 @@ from inference_proxy.api.engine_errors import read_error
 from inference_proxy.api.errors import ApiError, send_json
 from inference_proxy.http.answer import Answer, EngineLost, Take
 from inference_proxy.http.message import Header, frame
-from inference_proxy.http.server_protocol import Client
+from inference_proxy.http.server_protocol import ClientConnection
 from inference_proxy.pipeline.event_stream import EventStream
 from inference_proxy.request.guard import Guard
 from inference_proxy.request.stream_usage import MARK, split
@@ -54,7 +54,7 @@ class Relay:
 
     __slots__ = (
         "_answer",
-        "_client",
+        "_connection",
         "_events",
         "_exchange",
         "_guard",
@@ -70,14 +70,14 @@ class Relay:
         exchange: Exchange,
         guard: Guard,
         send: Send,
-        client: Client | None,
+        connection: ClientConnection | None,
         *,
         hides_usage: bool,
     ) -> None:
         self._exchange = exchange
         self._guard = guard
         self._send = send
-        self._client = client
+        self._connection = connection
         self._hides_usage = hides_usage
         self._events: EventStream | None = None  # None where the answer is no stream
         self._rest: bytes | None = None
@@ -90,13 +90,15 @@ class Relay:
         self._adopt(answer)
         if answer.status >= 300 or not self._is_plain(chunk):
             return False
-        exchange, client = self._exchange, self._client
-        if client is None or not client.begin(answer.status, self._headers(b"content-length"), frame(chunk)):
+        exchange, connection = self._exchange, self._connection
+        if connection is None or not connection.begin(
+            answer.status, self._headers(b"content-length"), frame(chunk)
+        ):
             return False
         self.started = True
         exchange.status = answer.status
         exchange.first_byte = time.perf_counter()
-        exchange.keep(chunk)
+        exchange.note_chunk(chunk)
         exchange.bytes_out = len(chunk)
         self._guard.reading_since = self._now()
         return True
@@ -124,22 +126,22 @@ class Relay:
                     raise EngineLost(_CUT)
                 if chunk and self._at_once(chunk):
                     return
-        take = self._take if events is not None and self._client is not None else None
+        take = self._take if events is not None and self._connection is not None else None
         if self.started and not chunk:
             chunk = await self._next(take)
         beginning = chunk.lstrip()[:1] if events is None else b""
         while chunk:
             if events is None:
-                exchange.keep_part(chunk)
+                exchange.note_part(chunk)
             else:
                 chunk = events.whole(chunk)
                 if exchange.dialect.is_aborted(chunk):
                     raise EngineLost(_STOPPING)
                 if self._hides_usage and MARK in chunk:
                     chunk, hidden = split(chunk)
-                    exchange.keep(hidden)
+                    exchange.note_chunk(hidden)
                 if chunk:
-                    exchange.keep(chunk)
+                    exchange.note_chunk(chunk)
             if self._answer.at_end and (events is None or events.is_complete()):
                 # Together with the end of the body.
                 rest = chunk if events is None else chunk + events.held
@@ -164,19 +166,19 @@ class Relay:
         exchange.bytes_out += len(rest)
         if not self.started:
             await self._start(b"")
-        if self._client is not None:
+        if self._connection is not None:
             # However slowly it reads, finish() need not wait.
-            await self._client.drain()
+            await self._connection.wait_until_read()
         self._rest = rest
 
     async def finish(self) -> None:
         """Send what run() has left."""
-        rest, client = self._rest, self._client
+        rest, connection = self._rest, self._connection
         if rest is None:
             return
-        if not self.started and client is not None:
-            self.started = client.answer(self._answer.status, self._headers(b"content-length"), rest)
-        elif client is None or not client.end(rest):
+        if not self.started and connection is not None:
+            self.started = connection.answer(self._answer.status, self._headers(b"content-length"), rest)
+        elif connection is None or not connection.end(rest):
             await self._send({"type": "http.response.body", "body": rest})
 
     async def _next(self, take: Take | None) -> bytes:
@@ -190,11 +192,11 @@ class Relay:
 
     def _at_once(self, body: bytes) -> bool:
         """The short way of an answer that is all there. False: it has to take the other."""
-        if self._client is None or not self._client.may_start:
+        if self._connection is None or not self._connection.may_start:
             return False
         exchange = self._exchange
         exchange.status = self._answer.status
-        exchange.keep_part(body)
+        exchange.note_part(body)
         exchange.bytes_out = len(body)
         self._rest = body
         return True
@@ -203,12 +205,12 @@ class Relay:
         """The short way of a chunk, from the engine's socket to the client's without a switch of tasks, while
         `run` waits for the next one. Whatever is out of the ordinary is left for `run`. `framed` is the same
         as it stands on the wire."""
-        exchange, client, events = self._exchange, self._client, self._events
-        if client is None or events is None or events.is_open or not self._is_plain(chunk):
+        exchange, connection, events = self._exchange, self._connection, self._events
+        if connection is None or events is None or events.is_open or not self._is_plain(chunk):
             return False
-        if not client.write(framed):
+        if not connection.write(framed):
             return False
-        exchange.keep(chunk)
+        exchange.note_chunk(chunk)
         exchange.bytes_out += len(chunk)
         self._guard.reading_since = self._now()
         return True
@@ -262,8 +264,8 @@ class Relay:
         framed = frame(chunk) if chunk else b""
         if (
             self._events is not None
-            and self._client is not None
-            and self._client.begin(status, headers, framed)
+            and self._connection is not None
+            and self._connection.begin(status, headers, framed)
         ):
             return
         await self._send({"type": "http.response.start", "status": status, "headers": headers})

@@ -9,7 +9,7 @@ from types import TracebackType
 from starlette.types import Receive
 
 from inference_proxy.faults import Faults
-from inference_proxy.http.server_protocol import Client
+from inference_proxy.http.server_protocol import ClientConnection
 from inference_proxy.keys.authenticate import Key
 from inference_proxy.request.clocks import Clocks
 
@@ -118,7 +118,7 @@ class Guard:
 
     __slots__ = (
         "_between_s",
-        "_client",
+        "_connection",
         "_first_byte_at",
         "_guards",
         "_loop",
@@ -143,7 +143,7 @@ class Guard:
         self.reason: Reason | None = None
         self._task: asyncio.Task[object] | None = None
         self._slot = 0
-        self._client: Client | None = None
+        self._connection: ClientConnection | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.reading_since: float | None = None
         self.key: Key | None = None
@@ -158,8 +158,8 @@ class Guard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._guards.leave(self, self._slot)
-        if self._client is not None:
-            self._client.unwatch()
+        if self._connection is not None:
+            self._connection.unwatch()
         if self._watcher is not None:
             self._watcher.cancel()
         task, self._task = self._task, None
@@ -169,15 +169,15 @@ class Guard:
             if kind is asyncio.CancelledError and not others:
                 raise Interrupted(self.reason) from None
 
-    def watch(self, receive: Receive, client: Client | None) -> None:
+    def watch(self, receive: Receive, connection: ClientConnection | None) -> None:
         """From here on (the body has been read) all that `receive` can still tell is that the client left.
 
         Without it nobody notices: the server drops what is sent to a closed connection in silence. `client`
         tells the same without a task that waits for it.
         """
-        if client is not None:
-            self._client = client
-            return client.watch(functools.partial(self.interrupt, _CLIENT_GONE))
+        if connection is not None:
+            self._connection = connection
+            return connection.watch(functools.partial(self.interrupt, _CLIENT_GONE))
         self._watcher = self._loop.create_task(self._until_gone(receive))
 
     def start(self, clocks: Clocks) -> None:

@@ -5,7 +5,7 @@ from starlette.types import Receive, Scope, Send
 
 from inference_proxy.api.endpoints import Endpoint
 from inference_proxy.http.message import HeaderFields
-from inference_proxy.http.server_protocol import Client
+from inference_proxy.http.server_protocol import ClientConnection
 
 
 class Incoming(msgspec.Struct, frozen=True, eq=False):
@@ -16,4 +16,4 @@ class Incoming(msgspec.Struct, frozen=True, eq=False):
     scope: Scope
     receive: Receive
     send: Send
-    client: Client | None
+    connection: ClientConnection | None

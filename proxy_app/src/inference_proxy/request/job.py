@@ -48,20 +48,20 @@ def prepare(
     asked: Asked,
     model: ModelConfig,
     config: Config,
-    client: HeaderFields,
+    client_headers: HeaderFields,
     request_id: str,
     context_tokens: int = MOST_CONTEXT_TOKENS,
 ) -> Job:
     """Raises ApiError 400 for a form with fields that are the proxy's own: its bytes are not taken apart."""
     headers = {"x-request-id": request_id}
     for field, name in _FORWARDED:
-        if field in client:
-            headers[name] = client[field].decode("latin-1")
+        if field in client_headers:
+            headers[name] = client_headers[field].decode("latin-1")
     priority = config.priorities[asked.key.priority].engine_priority
     if priority:
         headers["x-vllm-priority"] = str(priority)
     if asked.form is not None:
-        headers["content-type"] = client[b"content-type"].decode("latin-1")
+        headers["content-type"] = client_headers[b"content-type"].decode("latin-1")
         return Job(asked, model.name, None, context_tokens, _form(asked, asked.form, model), headers, ())
     headers["content-type"] = "application/json"
     max_tokens = _max_tokens(asked, model)

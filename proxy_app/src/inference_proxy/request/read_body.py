@@ -3,17 +3,17 @@
 from starlette.types import Receive
 
 from inference_proxy.api.errors import ApiError
-from inference_proxy.http.server_protocol import Client
+from inference_proxy.http.server_protocol import ClientConnection
 
 
 class ClientGone(Exception):
     """The client left before its request was complete: there is nobody to answer."""
 
 
-def body_at_once(client: Client | None, limit: int) -> bytes | None:
+def body_at_once(connection: ClientConnection | None, limit: int) -> bytes | None:
     """The whole body, if it came with its head and is at most `limit` bytes; None: it is for read_body().
     Raises ApiError 413."""
-    body = None if client is None else client.body()
+    body = None if connection is None else connection.body()
     if body is not None and len(body) > limit:
         raise _too_large(limit)
     return body

@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from inference_proxy.api.numbers import MOST_TOKENS
 from inference_proxy.config import GENERATION, Config, Routing
 from inference_proxy.engines.fleet import Engine
-from inference_proxy.engines.rendezvous import claim
+from inference_proxy.engines.rendezvous import score
 from inference_proxy.request.job import Job
 
 # Times the load of the engine in the middle, beyond which one is an exception.
@@ -63,7 +63,7 @@ def choose(
             weight = engine.weight
             if load > most * weight or engine in failing:
                 continue
-            if (claimed := claim(key, engine.seed, weight)) > largest:
+            if (claimed := score(key, engine.seed, weight)) > largest:
                 near, largest = engine, claimed
         if near is not None:
             return near
