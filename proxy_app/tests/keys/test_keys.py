@@ -20,7 +20,7 @@ from harness import KEY, KEYS, Files, Proxy, running_proxy, sha256
 from inference_proxy.config import IpNetwork, KeyConfig
 from inference_proxy.keys.authenticate import KeyRing
 from inference_proxy.keys.client_address import client_address
-from test_process import running_process
+from process import running_process
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,8 @@ from harness import KEY, SMALL_KEY, Files, Log, Proxy, running_proxy, sha256
 from inference_proxy.http.server_protocol import ClientConnection
 from inference_proxy.limits import shared_store
 from inference_proxy.limits.local_store import LocalStore
+from process import running_process
 from store_server import Valkey, running_valkey
-from test_process import running_process
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from inference_proxy.config import Timeouts, TotalLimits
 from inference_proxy.request.clocks import Clocks
 from jobs import a_job
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def clocks(timeouts: Timeouts | None = None, size: str = "medium", waiting: int = 0, **asked: Any) -> Clocks:

@@ -51,7 +51,7 @@ OVERFLOW = {
 
 @pytest.mark.parametrize("number", COMPLAINTS, ids=COMPLAINTS.values())
 def test_a_test_is_there_for(number: int) -> None:
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
     assert re.search(rf"^@pytest\.mark\.complaint\({number}\)$", tests, re.MULTILINE)
 
 
