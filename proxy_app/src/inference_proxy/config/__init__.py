@@ -5,7 +5,15 @@ from inference_proxy.config.engines import EngineConfig
 from inference_proxy.config.files import Config, list_drained, load_config, load_keys
 from inference_proxy.config.health import Health, Retries
 from inference_proxy.config.keys import KeyConfig
-from inference_proxy.config.limits import KeyLimits, LimitsConfig, RateLimits, StoreConfig
+from inference_proxy.config.limits import (
+    Counted,
+    KeyLimits,
+    LimitsConfig,
+    RateLimits,
+    Span,
+    StoreConfig,
+    rate_limits,
+)
 from inference_proxy.config.networks import IpAddress, IpNetwork
 from inference_proxy.config.observing import AdminConfig, TracesConfig, UsageConfig
 from inference_proxy.config.paths import (
@@ -33,6 +41,7 @@ __all__ = [
     "AdminConfig",
     "Config",
     "ConfigError",
+    "Counted",
     "CustomEndpoint",
     "DeprecatedName",
     "EndpointClass",
@@ -51,6 +60,7 @@ __all__ = [
     "RateLimits",
     "Retries",
     "Routing",
+    "Span",
     "StoreConfig",
     "Timeouts",
     "TotalLimits",
@@ -59,4 +69,5 @@ __all__ = [
     "list_drained",
     "load_config",
     "load_keys",
+    "rate_limits",
 ]

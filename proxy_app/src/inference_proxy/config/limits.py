@@ -1,6 +1,7 @@
 """Limits of a key, as keys.yml writes them, and section `limits` of config.yml: what holds for all keys."""
 
-from typing import Annotated
+import enum
+from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
@@ -8,16 +9,54 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from inference_proxy.config.types import AbsolutePath, Count, Name, Strict, check_port
 
 
-class RateLimits(Strict):
-    """Each is unlimited where it is not given. Minutes slide; days and months are those of UTC."""
+class Span(enum.Enum):
+    """The time over which a limit counts. Minutes slide; days and months are those of UTC."""
 
-    requests_per_minute: Count | None = Field(default=None, description="Requests in any 60 seconds.")
-    tokens_per_minute: Count | None = Field(
+    MOMENT = enum.auto()
+    MINUTE = enum.auto()
+    DAY = enum.auto()
+    MONTH = enum.auto()
+
+
+class Counted(NamedTuple):
+    """What a limit counts: tokens, of prompts and answers, or requests."""
+
+    tokens: bool
+    span: Span
+
+
+_REQUESTS, _TOKENS = False, True
+
+
+class RateLimits(Strict):
+    """Each is unlimited where it is not given. If several are exceeded, the first is named.
+    A field here is all that a limit needs."""
+
+    requests_per_minute: Annotated[Count | None, Counted(_REQUESTS, Span.MINUTE)] = Field(
+        default=None, description="Requests in any 60 seconds."
+    )
+    concurrent_requests: Annotated[Count | None, Counted(_REQUESTS, Span.MOMENT)] = Field(
+        default=None, description="Requests that wait or run at once."
+    )
+    tokens_per_minute: Annotated[Count | None, Counted(_TOKENS, Span.MINUTE)] = Field(
         default=None, description="Tokens, of prompts and answers, in any 60 seconds."
     )
-    concurrent_requests: Count | None = Field(default=None, description="Requests that wait or run at once.")
-    tokens_per_day: Count | None = Field(default=None, description="Token budget of a day.")
-    tokens_per_month: Count | None = Field(default=None, description="Token budget of a month.")
+    tokens_per_day: Annotated[Count | None, Counted(_TOKENS, Span.DAY)] = Field(
+        default=None, description="Token budget of a day."
+    )
+    tokens_per_month: Annotated[Count | None, Counted(_TOKENS, Span.MONTH)] = Field(
+        default=None, description="Token budget of a month."
+    )
+
+
+def rate_limits() -> dict[str, Counted]:
+    """All limits, by their names in the configuration."""
+    return {
+        name: kind
+        for name, field in RateLimits.model_fields.items()
+        for kind in field.metadata
+        if isinstance(kind, Counted)
+    }
 
 
 class KeyLimits(RateLimits):

@@ -11,7 +11,7 @@ from inference_proxy.accounting.exchange import Exchange
 from inference_proxy.api.dialects import RESPONSES
 from inference_proxy.api.errors import Unavailable
 from inference_proxy.api.numbers import MOST_TOKENS
-from inference_proxy.config import POOLING, UTILITY, LimitsConfig, RateLimits
+from inference_proxy.config import POOLING, UTILITY, LimitsConfig, RateLimits, Span, rate_limits
 from inference_proxy.keys.authenticate import Key
 from inference_proxy.limits.store import PERIOD, PLACES, WINDOW, Claim, Standing
 from inference_proxy.request.job import Job
@@ -109,31 +109,29 @@ def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator
 
 
 def _of(own: RateLimits, general: RateLimits, scope: str, model: str | None, today: date) -> Iterator[Limit]:
-    for field, kind in _FIELDS.items():
+    for field, counted in _LIMITS.items():
         if most := getattr(own, field) or getattr(general, field):
-            period, ends_ms = "", 0
-            if kind is PERIOD:
-                period, ends_ms = (_day if field == "tokens_per_day" else _month)(today)
-                period = f":{period}"
-            claim = Claim(f"{scope}:{field}{period}", kind, most, 1, ends_ms)
-            yield Limit(claim, field, model, field.startswith("tokens"))
+            period, ends_ms = _PERIODS.get(counted.span, _no_period)(today)
+            claim = Claim(f"{scope}:{field}{period}", _KINDS[counted.span], most, 1, ends_ms)
+            yield Limit(claim, field, model, counted.tokens)
 
 
-_FIELDS = {
-    "requests_per_minute": WINDOW,
-    "concurrent_requests": PLACES,
-    "tokens_per_minute": WINDOW,
-    "tokens_per_day": PERIOD,
-    "tokens_per_month": PERIOD,
-}
+def _no_period(_: date) -> tuple[str, int]:
+    return "", 0
 
 
 def _day(day: date) -> tuple[str, int]:
-    return f"{day:%Y-%m-%d}", _start_ms(day + timedelta(days=1))
+    return f":{day:%Y-%m-%d}", _start_ms(day + timedelta(days=1))
 
 
 def _month(day: date) -> tuple[str, int]:
-    return f"{day:%Y-%m}", _start_ms((day.replace(day=1) + timedelta(days=31)).replace(day=1))
+    return f":{day:%Y-%m}", _start_ms((day.replace(day=1) + timedelta(days=31)).replace(day=1))
+
+
+_LIMITS = rate_limits()
+_KINDS = {Span.MOMENT: PLACES, Span.MINUTE: WINDOW, Span.DAY: PERIOD, Span.MONTH: PERIOD}
+# The end of a counter's name, and when it ends, in milliseconds since 1970.
+_PERIODS = {Span.DAY: _day, Span.MONTH: _month}
 
 
 def _start_ms(day: date) -> int:

@@ -10,20 +10,17 @@ _EVENT_NAME_BYTES = 64
 
 
 class EventStream:
-    """`held` is the beginning of an event whose end has not come."""
+    """`held` is the beginning of an event whose end has not come; `is_open` says that an event has begun, of
+    which what comes next is a part."""
 
-    __slots__ = ("_exchange", "_in_pieces", "_opened", "held")
+    __slots__ = ("_exchange", "_in_pieces", "_opened", "held", "is_open")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._in_pieces = False  # an event that is too long to be kept is on its way
         self._opened = b""  # the beginning of the last such event
         self.held = b""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether what comes next is a part of an event that has begun."""
-        return bool(self.held) or self._in_pieces
+        self.is_open = False
 
     def is_complete(self) -> bool:
         """Whether the stream has come to an end that the engine meant."""
@@ -40,6 +37,7 @@ class EventStream:
         data = self.held + chunk if self.held else chunk
         self.held = b""
         if data.endswith(b"\n\n") and not self._in_pieces:
+            self.is_open = False
             return data
         cut = end_of_events(data)
         if self._in_pieces and not cut:
@@ -55,4 +53,5 @@ class EventStream:
             self._in_pieces = False
             self._exchange.find_usage(data[:cut])
         self.held = data[cut:]
+        self.is_open = self._in_pieces or bool(self.held)
         return data[:cut]
