@@ -228,6 +228,16 @@ async def test_a_budget_that_is_spent(files: Files, engine: Engine) -> None:
         assert await status(proxy, {"max_tokens": 3}) == 200
 
 
+async def test_requests_of_a_day(files: Files, engine: Engine) -> None:
+    async with limited(files, engine, requests_per_day=1) as proxy:
+        async with proxy.post() as response:
+            assert response.headers["x-ratelimit-remaining-requests"] == "0"
+            await response.read()
+        async with proxy.post() as response:
+            await expect_error(response, 429, "requests_per_day_exceeded")
+            assert int(response.headers["retry-after"]) > 0
+
+
 async def test_what_an_engine_refuses_costs_a_request_and_no_tokens(files: Files, engine: Engine) -> None:
     async def refuse(call: Call) -> None:
         await call.answer(400, {"error": {"message": "too long", "code": "context_length_exceeded"}})

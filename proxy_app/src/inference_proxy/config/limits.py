@@ -41,6 +41,9 @@ class RateLimits(Strict):
     tokens_per_minute: Annotated[Count | None, Counted(_TOKENS, Span.MINUTE)] = Field(
         default=None, description="Tokens, of prompts and answers, in any 60 seconds."
     )
+    requests_per_day: Annotated[Count | None, Counted(_REQUESTS, Span.DAY)] = Field(
+        default=None, description="Requests of a day."
+    )
     tokens_per_day: Annotated[Count | None, Counted(_TOKENS, Span.DAY)] = Field(
         default=None, description="Token budget of a day."
     )
