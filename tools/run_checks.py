@@ -42,6 +42,9 @@ FAST = [
     ),
     Step("yamllint", "yamllint --strict .", 60),
     Step("variables", "python tools/variables.py --check", 30),
+    Step(
+        "changelog", "antsibull-changelog lint && antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml", 30
+    ),
     Step("unit", "python -m pytest", 600),
     Step("proxy", "cd proxy_app && python -m pytest", 600),
 ]
