@@ -6,7 +6,7 @@ export PYTHON
 # Container images set it. Without what Python keeps of a compilation, each of hundreds of processes compiles Ansible again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: browser demo demo-down test test-fast molecule bench soak docs lock check-machine venv help
+.PHONY: browser changelog demo demo-down test test-fast molecule bench soak docs lock check-machine venv help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -45,6 +45,9 @@ soak: venv ## one proxy worker under everything at once, for 20 minutes: make so
 
 docs: venv ## write the variable tables from the argument specs
 	@$(VENV)/bin/python tools/variables.py
+
+changelog: venv ## take the fragments into the changelog: a step of a release, see docs/releasing.md
+	@PATH=$(CURDIR)/$(VENV)/bin:$$PATH antsibull-changelog release --update-existing
 
 lock: venv ## pin the newest versions again
 	@tools/lock
