@@ -4,7 +4,7 @@ import json
 
 import httpx2
 import pytest
-from stack import CLIENT, MODEL
+from helpers.stack import CLIENT, MODEL
 
 testinfra_hosts = ["ssh://api1"]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from load import Load
-from stack import PROJECT, openai_client, playbook, ssh
+from helpers.load import Load
+from helpers.stack import PROJECT, openai_client, playbook, ssh
 
 testinfra_hosts = ["ssh://web1"]
 ENGINES, PROXIES = ("engine1", "engine2"), ("api1", "api2")

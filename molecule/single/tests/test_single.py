@@ -6,8 +6,8 @@ import subprocess
 import time
 
 import openai
-from service import ServiceTests
-from stack import CLIENT, MODEL, openai_client, ssh
+from helpers.service import ServiceTests
+from helpers.stack import CLIENT, MODEL, openai_client, ssh
 
 testinfra_hosts = ["ssh://all1"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from stack import MODEL, openai_client, ssh
+from helpers.stack import MODEL, openai_client, ssh
 
 testinfra_hosts = ["ssh://engine1"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import ansible_runner
 import pytest
 import yaml
-from service import ServiceTests
-from stack import CLIENT, MODEL, PROJECT, SETTINGS, openai_client, playbook, ssh
+from helpers.service import ServiceTests
+from helpers.stack import CLIENT, MODEL, PROJECT, SETTINGS, openai_client, playbook, ssh
 
 testinfra_hosts = ["ssh://web1"]
 

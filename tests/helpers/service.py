@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import openai
 import pytest
-from stack import MODEL, anthropic_client, engine_url, http_client, openai_client, ssh
+
+from helpers.stack import CLIENT, MODEL, anthropic_client, engine_url, http_client, openai_client, ssh
 
 # Several seconds of generation, and within the model's context of 2,048 tokens.
 LONG = {"max_tokens": 1900, "extra_body": {"ignore_eos": True}}
@@ -121,10 +123,6 @@ class ServiceTests:
 
 def hang_up_and_watch(stream: object, host: str, watch: str) -> str:
     """Close `stream` once the watcher on `host` is ready, and return what the watcher printed."""
-    import subprocess
-
-    from stack import CLIENT
-
     with subprocess.Popen(
         ["ssh", "-F", str(CLIENT / "ssh_config"), host, watch], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as watcher:

@@ -9,7 +9,8 @@ from types import TracebackType
 
 import httpx2
 from openai import OpenAI
-from stack import MODEL, openai_client
+
+from helpers.stack import MODEL, openai_client
 
 # As many tokens as take the lab's engine about a second: a restart without a drain would cut a stream.
 STREAM_TOKENS, JSON_TOKENS = 80, 20
