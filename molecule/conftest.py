@@ -1,9 +1,5 @@
-"""The scenarios' tests share tests/lib; its asserts explain themselves like those of test files."""
-
-import sys
-from pathlib import Path
+"""Failed asserts of the shared helpers show their values, like those of test files."""
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "lib"))
-pytest.register_assert_rewrite("load", "service", "stack")
+pytest.register_assert_rewrite("helpers")

@@ -1,7 +1,7 @@
 """Everything that CI runs, as a table of named steps: `run_checks.py fast`, `run_checks.py all`, or steps by name.
 
-A line a step with its seconds; a step's output is in .build/checks/NAME.log, and its end is shown when it fails.
-All steps run even when one fails: one run tells the whole truth.
+Prints one line per step with its seconds. A step's output is in .build/checks/NAME.log; its end is shown when the step fails.
+All steps run even when one fails, so that one run shows every failure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TAIL_LINES = 60
 
 @dataclass(frozen=True)
 class Step:
-    """A command with a bound."""
+    """A command with its time limit."""
 
     name: str
     command: str
@@ -42,6 +42,9 @@ FAST = [
     ),
     Step("yamllint", "yamllint --strict .", 60),
     Step("variables", "python tools/variables.py --check", 30),
+    Step(
+        "changelog", "antsibull-changelog lint && antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml", 30
+    ),
     Step("unit", "python -m pytest", 600),
     Step("proxy", "cd proxy_app && python -m pytest", 600),
 ]
@@ -49,7 +52,7 @@ PACKAGING = [
     Step("package", "tools/package", 600),
     Step("images", "lab/lab image bookworm && lab/lab image trixie && lab/lab image engine", 900),
 ]
-# The longest first, so that two at a time end together.
+# The longest first, so that both of two parallel runs end at about the same time.
 SCENARIOS = [
     Step("vllm", "lab/molecule vllm", 1800),
     Step("rolling", "lab/molecule rolling", 1800),
@@ -61,12 +64,12 @@ SCENARIOS = [
     Step("matrix", "tools/matrix", 900),
 ]
 SETS = {"fast": FAST, "all": [*FAST, *PACKAGING, *SCENARIOS]}
-# As many steps run at a time: there are two cores.
+# Steps that run at the same time.
 SIDE_BY_SIDE = 2
 
 
 class Runner:
-    """Runs steps in their order, some side by side, and keeps what failed."""
+    """Runs steps in order, several at a time, and records which failed."""
 
     def __init__(self) -> None:
         self.failed: list[Step] = []
@@ -76,13 +79,13 @@ class Runner:
         self._stopped = False
 
     def run(self, steps: list[Step]) -> None:
-        """Run all steps; returns when the last is done."""
+        """Run all steps and wait for them."""
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
             for done in [pool.submit(self._step, step) for step in steps]:
                 done.result()
 
     def stop(self) -> None:
-        """End what runs, with everything it started."""
+        """Terminate the running steps with all their processes."""
         with self._lock:
             self._stopped = True
             for process in self._running:
@@ -129,7 +132,7 @@ class Runner:
 
 
 def main(words: list[str]) -> int:
-    """Run the steps that `words` name; 0 when all passed."""
+    """Run the named steps. Returns 0 if all passed."""
     known = {step.name: step for step in SETS["all"]}
     unknown = [word for word in words if word not in SETS and word not in known]
     if unknown or not words:
@@ -140,9 +143,7 @@ def main(words: list[str]) -> int:
     runner = Runner()
 
     def interrupted(*_: object) -> None:
-        print(
-            "interrupted: ending what runs; the same command starts over, and cleans up what is left", file=sys.stderr
-        )
+        print("interrupted: stopping the running steps; the same command starts again and cleans up", file=sys.stderr)
         runner.stop()
 
     signal.signal(signal.SIGINT, interrupted)

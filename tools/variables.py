@@ -1,7 +1,7 @@
-"""Write what is derived: the tables of role variables, in the roles' READMEs and docs/variables.md, from the
-argument specs; the schema of the proxy's configuration, by which preflight checks variables, from the proxy.
+"""Generate the tables of role variables (the roles' READMEs and docs/variables.md) from the argument specs, and the
+schema by which preflight checks variables from the proxy's configuration classes.
 
-With --check nothing is written, and the exit status says whether something would be.
+With --check nothing is written; the exit status is 1 if a file is out of date.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def options(role: str) -> dict[str, Any]:
 
 
 def table(role: str) -> str:
-    """A Markdown table: a row a variable."""
+    """A Markdown table with one row per variable."""
     rows = ["| Variable | Type | Default | Description |", "|---|---|---|---|"]
     for name, spec in options(role).items():
         words = spec["description"]
@@ -40,7 +40,7 @@ def table(role: str) -> str:
     return "\n".join(rows)
 
 
-# The proxy's own sections, by the variables that they are rendered from.
+# Variables and the section of the proxy's configuration that is rendered from each.
 PROXY_SECTIONS = {
     "proxy_api_versions": "api_versions",
     "proxy_custom_endpoints": "custom_endpoints",
@@ -56,13 +56,13 @@ PROXY_SECTIONS = {
 
 
 def proxy_schema() -> str:
-    """The schema of each variable that becomes a section of the proxy's files, and their definitions."""
+    """The schemas of all variables that are rendered into the proxy's files, with the definitions that they use."""
     sys.path.insert(0, str(ROOT / "proxy_app" / "src"))
     config = importlib.import_module("inference_proxy.config")
     whole, keys = config.Config.model_json_schema(), config.KeyConfig.model_json_schema()
     definitions = {**whole["$defs"], **keys.pop("$defs")}
     variables = {name: whole["properties"][section] for name, section in PROXY_SECTIONS.items()}
-    # An operator may write the key itself, of which the role renders the hash; the role has the store.
+    # An operator may write the key itself: the role renders its hash. The store has variables of its own.
     keys["properties"]["key"] = {"type": "string"}
     keys["required"] = ["name"]
     variables["proxy_keys"] = {"type": "array", "items": keys}
@@ -71,7 +71,7 @@ def proxy_schema() -> str:
 
 
 def _bare(schema: Any) -> Any:
-    """Without what is for people, and without defaults, which are the application's."""
+    """The schema without titles, descriptions and defaults, none of which preflight uses."""
     if isinstance(schema, list):
         return [_bare(item) for item in schema]
     if not isinstance(schema, dict):
@@ -93,7 +93,7 @@ def _cell(text: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Every generated page with what it should hold."""
+    """Every generated file with its contents."""
     found = {}
     reference = ["# Variables", "", "Written by `make docs` from the roles' argument specs; edit those.", ""]
     for role in ROLES:
@@ -109,7 +109,7 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write the pages, or with --check name those that are out of date."""
+    """Write the files, or with --check name those that are out of date."""
     stale = [(path, text) for path, text in pages().items() if not path.exists() or path.read_text() != text]
     for path, text in stale:
         if "--check" in sys.argv[1:]:

@@ -1,1 +1,1 @@
-"""An EC2 look-alike on one Linux machine: real hosts, a bridge, an EC2 API and an ACME certificate authority."""
+"""A stand-in for EC2 on one Linux machine: real hosts, a bridge, an EC2 API and an ACME certificate authority."""

@@ -21,13 +21,13 @@ from ec2lab.report import LabError, run, step
 COMMANDS = {
     "up": "make a lab, or bring it back up",
     "down": "remove every trace of a lab",
-    "env": "print the environment in which boto3 and the dynamic inventory meet its EC2 API",
+    "env": "print the environment with which boto3 and the dynamic inventory use its EC2 API",
     "ssh": "log in to a host",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 when it did its work, 1 with a message when it could not."""
+    """Run one command. Returns 0, or 1 after printing what went wrong."""
     parser = argparse.ArgumentParser(prog="lab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
@@ -95,7 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def prepare_machine() -> None:
-    """Check the machine, then install the lab's own tools where they are missing."""
+    """Check the machine, then install the packages that the lab needs and the machine lacks."""
     machine.check(HOME)
     missing = machine.missing_packages()
     if missing:
@@ -104,7 +104,7 @@ def prepare_machine() -> None:
 
 
 def up(lab: Lab, topology: Topology, *, quiet: bool = False) -> None:
-    """Bring the lab to what `topology` says; what is already so is left alone."""
+    """Make the lab match `topology`. Idempotent."""
     prepare_machine()
     lower = {name: images.layers(name, bake_layer) for name in sorted({host.image for host in topology.hosts})}
     with locked(f"lab-{lab.name}"), step(f"lab {lab.name}: {', '.join(host.name for host in topology.hosts)}"):
@@ -132,9 +132,9 @@ def up(lab: Lab, topology: Topology, *, quiet: bool = False) -> None:
 
 
 def down(lab: Lab) -> None:
-    """Remove the lab: hosts, mounts, bridge, NAT rule, names, processes, files. What is not there is no error."""
+    """Remove the lab: hosts, mounts, bridge, NAT rule, names, processes, files. Idempotent."""
     if os.geteuid() != 0:
-        raise LabError("run it as root: the lab's hosts, mounts and bridge are root's")
+        raise LabError("run it as root: the lab's hosts, mounts and bridge belong to root")
     with locked(f"lab-{lab.name}"):
         services.stop(lab)
         directory = lab.directory / "hosts"
@@ -147,9 +147,9 @@ def down(lab: Lab) -> None:
 
 
 def write_inventory(lab: Lab, topology: Topology) -> None:
-    """Write the inventory that goes beside inventory/aws_ec2.yml: variables that an operator could set as well.
+    """Write the inventory that is used beside inventory/aws_ec2.yml: variables that an operator could set as well.
 
-    How the lab differs from production is data, in lab/group_vars; what only this lab knows is written beside it.
+    What all labs set is in lab/group_vars. What differs from lab to lab, such as its domain, is written here.
     """
     directory = lab.client / "inventory"
     known = directory / "group_vars" / "all" / "lab.yml"
@@ -169,7 +169,7 @@ def write_inventory(lab: Lab, topology: Topology) -> None:
         "lab_index_environment": machine.package_index_environment(),
     }
     _write_secret(known, "# Written by the lab; lost when the lab is removed.\n" + yaml.safe_dump(variables))
-    # After lab.yml in the alphabet, so that a scenario's own choice wins over what every lab shares.
+    # Loaded after lab.yml, by the alphabet, so that a scenario's variables win over those of all labs.
     (known.parent / "scenario.yml").write_text(yaml.safe_dump(topology.vars) if topology.vars else "{}\n")
     for source in sorted((PROJECT / "lab" / "group_vars").iterdir()):
         link = (
@@ -181,7 +181,7 @@ def write_inventory(lab: Lab, topology: Topology) -> None:
 
 
 def write_client(lab: Lab) -> None:
-    """Write client.env and the trust it names: what any OpenAI client needs to call the lab."""
+    """Write client.env, with which any OpenAI client can call the lab."""
     lines = {
         "OPENAI_BASE_URL": f"https://llm.{lab.domain}/v1",
         "OPENAI_API_KEY": (lab.client / "api-key").read_text(),

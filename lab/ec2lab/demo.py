@@ -1,4 +1,4 @@
-"""`make demo`: site.yml against the lab, as an operator would run it, and one chat completion through all three tiers."""
+"""`make demo`: run site.yml against the lab, as an operator would, then stream one chat completion through all three tiers."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def run_site(lab: Lab) -> None:
 
 
 def show(lab: Lab) -> None:
-    """Stream one answer over HTTPS, with the certificate verified, and say how to ask oneself."""
+    """Stream one answer over HTTPS, with the certificate verified, and print the commands that do the same."""
     CLIENT_ENV.unlink(missing_ok=True)
     CLIENT_ENV.symlink_to(lab.client / "client.env")
     settings = dict(line.split("=", 1) for line in CLIENT_ENV.read_text().splitlines())
     os.environ.update(settings)
-    from openai import OpenAI  # after SSL_CERT_FILE is set: its HTTP client reads it once
+    from openai import OpenAI  # imported after SSL_CERT_FILE is set: its HTTP client reads the variable once
 
     print(f"\n  {QUESTION}\n  ", end="", flush=True)
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Lab hosts: an overlay over an image, booted by systemd-nspawn, reached by SSH at an address of its own."""
+"""Lab hosts: an overlay over an image, booted by systemd-nspawn, with its own address and SSH server."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ec2lab.report import LabError, run
 BOOT_TIMEOUT_S = 90
 # Where a host sees the machine's directory of Python wheels.
 FIND_LINKS = "/srv/find-links"
-# What their Python has compiled from Ansible's zips; see the module.
+# Compiled modules that all hosts share; see ec2lab_compiled.
 COMPILED = HOME / "compiled"
-# nspawn ends with status 133 when its host reboots, and leaves the next boot to whoever started it. Its end of the network cable may
-# outlive it for a moment, and no other can then have its name.
+# nspawn exits with status 133 when its host reboots, and its caller has to boot the host again. The host's network interface may
+# exist for a moment longer, and until it is gone its name is taken.
 BOOT_AGAIN = """
 cable=$1
 shift
@@ -31,22 +31,22 @@ KEEP_COMPILED = PROJECT / "lab" / "host" / "ec2lab_compiled.py"
 
 
 def directory(lab: Lab, host: Host) -> Path:
-    """Where the host's overlay lies."""
+    """The directory of the host's overlay."""
     return lab.directory / "hosts" / host.name
 
 
 def root(lab: Lab, host: Host) -> Path:
-    """The host's root file system, as the machine sees it."""
+    """The host's root file system, as a path on the machine."""
     return directory(lab, host) / "root"
 
 
 def device(lab: Lab, name: str) -> str:
-    """The name under which the host's overlay is mounted, which no other host of this machine has."""
+    """The name under which the host's overlay is mounted; unique on this machine."""
     return f"{lab.bridge}-{name}"
 
 
 def prepare(lab: Lab, host: Host, lower: list[Path], topology: Topology) -> None:
-    """Mount the host's root and give it a name, an address, keys and names; what is there stays."""
+    """Mount the host's root and write its name, address, keys and the names of other hosts. Idempotent."""
     top = directory(lab, host)
     for part in ("upper", "work", "root"):
         (top / part).mkdir(parents=True, exist_ok=True)
@@ -54,14 +54,14 @@ def prepare(lab: Lab, host: Host, lower: list[Path], topology: Topology) -> None
     if not recorded.exists():
         recorded.write_text(":".join(map(str, lower)))
     if not os.path.ismount(top / "root"):
-        # The layers it was made on, even where the image has a newer version by now.
+        # The layers that the host was made from, even if the image has a newer version now.
         options = f"lowerdir={recorded.read_text()},upperdir={top / 'upper'},workdir={top / 'work'}"
         run(["mount", "-t", "overlay", device(lab, host.name), "-o", options, top / "root"])
     _seed(lab, host, topology)
 
 
 def boot(lab: Lab, host: Host) -> None:
-    """Start the host's systemd, if it does not run yet, and again whenever it reboots; see wait_ready."""
+    """Boot the host unless it runs, and again whenever it reboots. Does not wait; see wait_ready."""
     record = directory(lab, host) / "nspawn.pid"
     if process.running(record) is not None:
         return
@@ -122,7 +122,7 @@ def wait_ready(lab: Lab, host: Host) -> None:
 
 
 def poweroff(lab: Lab, host: Host) -> None:
-    """Shut the host down in order, so that its files are whole."""
+    """Shut the host down cleanly, so that its files are complete."""
     subprocess.run([*ssh(lab, host), "sudo", "systemctl", "poweroff"], capture_output=True, check=False)
     pid = process.running(directory(lab, host) / "nspawn.pid")
     if pid is not None and not process.wait_gone(pid, 30):
@@ -130,9 +130,9 @@ def poweroff(lab: Lab, host: Host) -> None:
 
 
 def destroy(lab: Lab, name: str) -> None:
-    """Stop the host at once and remove everything of it."""
+    """Kill the host and remove all its files."""
     top = lab.directory / "hosts" / name
-    # First the loop that would boot the host again, and nspawn with it; then what runs inside.
+    # First the loop that would boot the host again, with nspawn; then the processes inside the host.
     process.stop(top / "nspawn.pid", grace_s=0)
     process.kill(process.inside(device(lab, name)))
     while os.path.ismount(top / "root"):
@@ -146,7 +146,7 @@ def ssh(lab: Lab, host: Host) -> list[str]:
 
 
 def make_client_key(lab: Lab) -> None:
-    """The key that opens every host of the lab."""
+    """Make the SSH key for all hosts of the lab."""
     lab.client.mkdir(parents=True, exist_ok=True)
     key = lab.client / "id_ed25519"
     if not key.exists():
@@ -154,7 +154,7 @@ def make_client_key(lab: Lab) -> None:
 
 
 def write_ssh_config(lab: Lab, topology: Topology) -> None:
-    """An ssh_config that reaches every host, with the hosts' own keys known: nothing is trusted on first use."""
+    """Write an ssh_config for all hosts, with their host keys: no key is trusted on first use."""
     known = []
     for host in topology.hosts:
         kind, key = (root(lab, host) / "etc/ssh/ssh_host_ed25519_key.pub").read_text().split()[:2]

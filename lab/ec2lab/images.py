@@ -1,6 +1,6 @@
 """Root file systems that hosts start from: Debian bases, and layers with a role already run on them (the lab's AMIs).
 
-Each is kept under a key of everything that went into it, and appears under its key only when it is complete.
+Each is cached under a hash of its inputs, and appears there only once it is complete.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ rm -f /etc/ssh/ssh_host_*
 
 
 def layers(name: str, bake: Callable[[str, str, str, Path], None]) -> list[Path]:
-    """The overlay's lower directories of image `name`, top first; whatever is missing is built.
+    """Return the overlay's lower directories for image `name`, top first. Builds what is missing.
 
     `bake(name, base, playbook, layer)` makes a derived layer by running a playbook on a host of the base image.
     """
@@ -81,7 +81,7 @@ def _bootstrap(spec: dict[str, Any], target: Path) -> None:
     command = [
         "mmdebstrap",
         "--variant=minbase",
-        # Cloud images come with package lists; a first `--check` on a host needs them.
+        # As in cloud images; a first `--check` on a host needs the package lists.
         "--skip=cleanup/apt/lists",
         f"--include={','.join(spec['packages'])}",
         f'--customize-hook=chroot "$1" sh -c {shlex.quote(CUSTOMIZE)}',
@@ -98,7 +98,7 @@ def _bootstrap(spec: dict[str, Any], target: Path) -> None:
 
 
 def _trust_machine_authorities(root: Path) -> None:
-    """Authorities of the machine that Debian does not know become local ones of the host (a TLS-inspecting proxy's, say)."""
+    """Install the machine's extra certificate authorities on the host, such as that of a TLS-inspecting proxy."""
     known = set(PEM.findall((root / "etc/ssl/certs/ca-certificates.crt").read_text()))
     for number, certificate in enumerate(PEM.findall(machine.ca_bundle().read_text())):
         if certificate not in known:
@@ -107,7 +107,7 @@ def _trust_machine_authorities(root: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory tree; refuses one that something is mounted in."""
+    """Remove a directory tree. Refuses one with a mount in it."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     inside = [mount for mount in mounts if mount == str(path) or mount.startswith(f"{path}/")]
     if inside:
@@ -117,7 +117,7 @@ def remove_tree(path: Path) -> None:
 
 
 def _prune(name: str) -> None:
-    """Forget the older versions of an image, unless a mounted host stands on them."""
+    """Remove older versions of an image that no mounted host uses."""
     mounted = Path("/proc/self/mountinfo").read_text()
     versions = sorted(CACHE.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
     versions = [path for path in versions if path.name.rpartition("-")[0] == name]

@@ -1,6 +1,6 @@
 """What the lab takes from the machine it runs on: packages, Debian mirrors, resolver, certificate authorities, wheels.
 
-Nothing here is named in the repository: a mirror, a proxy's authority or a directory of wheels is the machine's own business.
+The repository names no mirror, proxy, authority or directory of wheels: all come from the machine's own configuration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ec2lab.report import LabError, run
 
-# command -> Debian/Ubuntu package that brings it
+# command -> the Debian/Ubuntu package that has it
 COMMANDS = {
     "mmdebstrap": "mmdebstrap",
     "systemd-nspawn": "systemd-container",
@@ -27,17 +27,17 @@ COMMANDS = {
 }
 EXTRA_PACKAGES = ["debian-archive-keyring", "ca-certificates"]
 
-# Where images and labs are kept; here, because the first check runs before any package is there.
+# Where images and labs are kept. Defined here because the first check runs before any package is installed.
 HOME = Path(os.environ.get("LAB_HOME", "/var/lib/ec2-inference-lab"))
 
 DISK_NEEDED_GB = 12
 MEMORY_NEEDED_GB = 6
-# The default bundle of Debian and Ubuntu; SSL_CERT_FILE says where another one is.
+# Debian's and Ubuntu's bundle; SSL_CERT_FILE may name another one.
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def check(home: Path) -> None:
-    """Raise LabError naming everything this machine lacks for a lab; change nothing."""
+    """Raise LabError with everything that this machine lacks for a lab. Changes nothing."""
     problems = []
     if os.geteuid() != 0:
         problems.append("run it as root: the lab makes a bridge, mounts and containers")
@@ -60,7 +60,7 @@ def check(home: Path) -> None:
 
 
 def missing_packages() -> list[str]:
-    """The packages that a lab needs and this machine lacks."""
+    """The packages that a lab needs and this machine does not have."""
     missing = {package for command, package in COMMANDS.items() if shutil.which(command) is None}
     for package in EXTRA_PACKAGES:
         if subprocess.run(["dpkg", "-s", package], capture_output=True, check=False).returncode != 0:
@@ -78,7 +78,7 @@ def install_packages(packages: list[str], log: Path) -> None:
 def debian_sources(suite: str) -> str:
     """The sources.list of a lab host of `suite`, on the mirrors this machine's apt uses.
 
-    Empty where the machine has no Debian source of its own and LAB_MIRROR is unset: mmdebstrap's default serves.
+    Empty if the machine has no Debian source and LAB_MIRROR is unset: mmdebstrap then uses its default.
     """
     mirror, security = os.environ.get("LAB_MIRROR"), os.environ.get("LAB_SECURITY_MIRROR")
     if mirror is None:
@@ -94,7 +94,7 @@ def debian_sources(suite: str) -> str:
 
 
 def nameservers() -> list[str]:
-    """Resolvers that a lab host can reach: the machine's own, a local stub replaced by what is behind it."""
+    """Resolvers that a lab host can reach: the machine's, with a local stub replaced by its upstream servers."""
     for path in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):
         if path.exists():
             found = re.findall(r"^nameserver\s+(\S+)", path.read_text(), re.MULTILINE)
@@ -110,7 +110,7 @@ def ca_bundle() -> Path:
 
 
 def find_links() -> Path | None:
-    """A directory of wheels that this machine's pip is pointed at, if it is one."""
+    """The directory of wheels in this machine's pip settings, if there is one."""
     for name in ("UV_FIND_LINKS", "PIP_FIND_LINKS"):
         for word in os.environ.get(name, "").replace(",", " ").split():
             if Path(word).is_dir():
@@ -136,7 +136,7 @@ def _memory_gb() -> float:
 
 
 def main() -> int:
-    """Check the machine before anything is installed: runs on the system's own Python, without third-party packages."""
+    """Check the machine before anything is installed. Runs on the system's Python, without third-party packages."""
     try:
         check(HOME)
     except LabError as error:

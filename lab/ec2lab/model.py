@@ -1,4 +1,4 @@
-"""A lab's names, directories and topology: everything that is known before anything runs."""
+"""A lab's names, directories and topology."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DNS_PORT, DNS_MANAGEMENT_PORT = 8053, 8055
 
 @dataclass(frozen=True)
 class Host:
-    """One host of a topology: its image, its tiers, and what of the machine it sees."""
+    """One host of a topology."""
 
     name: str
     image: str
@@ -38,7 +38,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Topology:
-    """What a `lab.yml` asks for: hosts, public names with the hosts they lead to, and variables for the inventory."""
+    """The contents of a `lab.yml`: hosts, public names with the hosts they resolve to, and variables for the inventory."""
 
     hosts: tuple[Host, ...]
     names: dict[str, list[str]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Topology:
 
     @classmethod
     def load(cls, path: Path) -> Topology:
-        """Read `path`; raises LabError naming every fault in it."""
+        """Read `path`. Raises LabError with every error in it."""
         data = yaml.safe_load(path.read_text()) or {}
         problems = [
             f"unknown key {key!r}: use hosts, names, vars" for key in sorted(set(data) - {"hosts", "names", "vars"})
@@ -78,7 +78,7 @@ class Lab:
 
     @classmethod
     def of(cls, short: str, project: Path = PROJECT) -> Lab:
-        """The lab `short` of the checkout `project`; two checkouts never share one. A scenario's `_` has no place in host names."""
+        """The lab `short` of the checkout `project`; no two checkouts share one. `_`, which host names must not have, becomes `-`."""
         return cls(f"{short.replace('_', '-')}-{hashlib.sha256(str(project).encode()).hexdigest()[:6]}")
 
     @property
@@ -88,7 +88,7 @@ class Lab:
 
     @property
     def directory(self) -> Path:
-        """Where hosts, logs and process records lie."""
+        """The directory of hosts, logs and process records."""
         return HOME / "labs" / self.name
 
     @property
@@ -98,12 +98,12 @@ class Lab:
 
     @property
     def domain(self) -> str:
-        """The domain all the lab's public names are in; `.test` is reserved for this (RFC 6761)."""
+        """The domain of the lab's public names; `.test` is reserved for testing (RFC 6761)."""
         return f"{self.name}.test"
 
     @property
     def ec2_url(self) -> str:
-        """The EC2 API, by a name that is known before the lab has an address."""
+        """The EC2 API's URL, with a name, because the lab's address is not known yet."""
         return f"http://ec2.{self.domain}:{EC2_PORT}"
 
     @property
@@ -113,11 +113,11 @@ class Lab:
 
     @property
     def client(self) -> Path:
-        """What the checkout sees of the lab: ssh key, inventory, certificates, client.env."""
+        """The lab's files in the checkout: ssh key, inventory, certificates, client.env."""
         return PROJECT / ".lab" / self.name
 
     def environment(self) -> dict[str, str]:
-        """The environment in which boto3 and the dynamic inventory meet this lab's EC2 API, and `ansible-playbook` costs less."""
+        """The environment with which boto3 and the dynamic inventory use this lab's EC2 API, and `ansible-playbook` takes less CPU."""
         return {
             "AWS_ENDPOINT_URL": self.ec2_url,
             "AWS_ACCESS_KEY_ID": "lab",
@@ -125,14 +125,14 @@ class Lab:
             "AWS_REGION": "us-east-1",
             "LAB_NAME": self.name,
             "LAB_CLIENT": str(self.client),
-            # Ansible names a kept connection after the host, and every lab may have an engine1.
+            # Ansible names the sockets of kept connections after hosts, and every lab may have an engine1.
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.directory / "ssh"),
             "ANSIBLE_CALLBACK_PLUGINS": str(PROJECT / "lab" / "callback_plugins"),
             "ANSIBLE_CALLBACKS_ENABLED": "kept_modules",
         }
 
     def load(self) -> dict[str, Any]:
-        """The recorded state; empty for a lab that is not there."""
+        """The recorded state; empty if the lab does not exist."""
         try:
             state: dict[str, Any] = json.loads((self.directory / "lab.json").read_text())
         except FileNotFoundError:
@@ -140,7 +140,7 @@ class Lab:
         return state
 
     def save(self, state: dict[str, Any]) -> None:
-        """Record the state, all or nothing."""
+        """Record the state atomically."""
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = self.directory / "lab.json.new"
         temporary.write_text(json.dumps(state, indent=1))
@@ -154,7 +154,7 @@ class Lab:
         return IPv4Network(state["subnet"])
 
     def address(self, host: Host | None = None) -> str:
-        """A host's address on the lab's subnet; without a host the machine's own."""
+        """A host's address on the lab's subnet; without a host, the machine's."""
         return str(self.network()[1 if host is None else 10 + host.index])
 
 

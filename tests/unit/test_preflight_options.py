@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from datetime import date
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 import yaml
 from test_stack_preflight import GOOD, OPTIONS, ROOT, problems
 
-sys.path.insert(0, str(ROOT / "proxy_app" / "src"))
 config = pytest.importorskip("inference_proxy.config")
 
 KEY = {"name": "alice", "key": "0123456789abcdef" * 2}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from stack import CLIENT, PROJECT, SETTINGS, playbook, ssh
+from helpers.stack import CLIENT, PROJECT, SETTINGS, playbook, ssh
 
 DOMAIN = f"llm.{os.environ['LAB_NAME']}.test"
 SECOND = f"chat.{os.environ['LAB_NAME']}.test"

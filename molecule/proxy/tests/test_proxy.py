@@ -1,14 +1,14 @@
-"""Two workers on one host, after changes of settings and releases, one of which was taken back."""
+"""Two workers on one host, after changes of settings, a new release and a release that was rolled back."""
 
 import json
 
 import httpx2
 import pytest
-from stack import CLIENT, MODEL
+from helpers.stack import CLIENT, MODEL
 
 testinfra_hosts = ["ssh://api1"]
 
-# WatchdogSec= and a start, on a busy machine.
+# More than WatchdogSec= and a start take, on a busy machine.
 RESTARTED_S = 120
 
 
@@ -32,7 +32,7 @@ def address(api):
 
 
 def call(api, port, path, key=None, body=None):
-    """Status and JSON body, asked from here: on the host, sudo would log a command with a key in it."""
+    """Status and JSON body. Asked from the machine: on the host, sudo would log a command with a key in it."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     url = f"http://{address(api)}:{port}{path}"
     answer = httpx2.request("POST" if body else "GET", url, headers=headers, json=body, timeout=60)
@@ -53,7 +53,7 @@ def test_both_workers_run_the_release_that_was_kept(api, port):
 
 
 def test_releases_share_what_they_need(api):
-    # 0.3.0 came after releases were pruned, which took an old one and an environment that nothing needed.
+    # Pruning removed the old release and the unused environment; 0.3.0 was installed afterwards.
     assert {name.split("-")[0] for name in api.check_output("ls /opt/proxy/releases").split()} == {
         "0.1.0",
         "0.2.0",
@@ -124,7 +124,7 @@ def test_runs_as_its_own_user(api, port):
 def test_no_key_in_clear_is_on_the_host(api, key):
     keys = api.file("/etc/proxy/keys.yml")
     assert (keys.user, keys.group, keys.mode) == ("root", "ec2-inference-proxy", 0o640)
-    # A part of it, written so that this very command, which sudo logs, is not what is found.
+    # A part of the key, written so that the pattern does not match this command in sudo's log.
     found = api.run(
         f"grep --recursive --files-with-matches '{key[7:19]}[{key[19]}]' /etc /opt /run/systemd /var/log || true"
     )
@@ -149,7 +149,7 @@ def test_a_frozen_worker_is_started_again(api):
     show = "systemctl show --property MainPID --value proxy@9001"
     before = api.check_output(show)
     api.check_output(f"kill -s STOP {before}")
-    # Its connections end when it is killed; curl then asks again until the next one listens.
+    # The worker's connections end when it is killed; curl then retries until the next one listens.
     url = f"http://{address(api)}:9001/health/ready"
     waits = f"--retry 1000 --retry-all-errors --retry-delay 1 --max-time {RESTARTED_S} --retry-max-time {RESTARTED_S}"
     answered = api.run(f"curl --silent --show-error --fail --output /dev/null {waits} {url}")

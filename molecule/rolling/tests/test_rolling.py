@@ -1,4 +1,4 @@
-"""Each tier is changed under load: no request fails, no stream is cut, and a bad release goes no further than one host."""
+"""Each tier is changed under load: no request fails, no stream ends early, and a bad release reaches one host only."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from load import Load
-from stack import PROJECT, openai_client, playbook, ssh
+from helpers.load import Load
+from helpers.stack import PROJECT, openai_client, playbook, ssh
 
 testinfra_hosts = ["ssh://web1"]
 ENGINES, PROXIES = ("engine1", "engine2"), ("api1", "api2")
-# What a roll writes into its markers: who, in which play, since when.
+# What a roll writes into its markers: who runs it, in which play, since when.
 MARKER = r"rolling update; by \S+@\S+ \(Roll the API tier, one host at a time\); since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
 
@@ -26,19 +26,19 @@ def load() -> Iterator[Load]:
 
 
 def main_pids(host: str, pattern: str) -> dict[str, str]:
-    """The running units of a host that match, with their main process."""
+    """The running units of a host that match `pattern`, with their main process."""
     units = ssh(host, f"systemctl list-units --plain --no-legend --state=active '{pattern}' | cut -d' ' -f1").split()
     return {unit: ssh(host, f"systemctl show -p MainPID --value {unit}").strip() for unit in units}
 
 
 def ready(host: str, port: int) -> dict:
-    """A proxy worker's own account of itself."""
+    """What a proxy worker reports of itself."""
     address = ssh(host, f"ss -Hltn 'sport = :{port}' | awk '{{print $4}}'").strip()
     return json.loads(ssh(host, f"curl -s http://{address}/health/ready"))
 
 
 def upstream(host: str) -> dict[str, bool]:
-    """The web tier's proxy instances, and whether each is marked down."""
+    """The proxy workers in nginx's upstream, and whether each is marked down."""
     lines = ssh("web1", "cat /etc/nginx/ec2-inference/upstream.conf").splitlines()
     found = {}
     for line in lines:
@@ -51,7 +51,7 @@ def upstream(host: str) -> dict[str, bool]:
 
 
 def release(tmp_path: Path, version: str, *, broken: bool = False) -> Path:
-    """A copy of the proxy with another version; a broken one dies when it starts."""
+    """A copy of the proxy with another version. A broken one fails at its start."""
     target = tmp_path / f"proxy_app-{version}"
     shutil.copytree(PROJECT / "proxy_app", target, ignore=shutil.ignore_patterns("__pycache__", ".*_cache", "tests"))
     init = target / "src" / "inference_proxy" / "__init__.py"
@@ -60,7 +60,7 @@ def release(tmp_path: Path, version: str, *, broken: bool = False) -> Path:
     assert "\n".join(lines) != text.rstrip("\n")
     init.write_text("\n".join(lines) + "\n")
     if broken:
-        # Past `check-config`, by which a release that cannot even be imported is refused before any drain.
+        # It fails after `check-config`, which refuses a release that cannot be imported before anything is drained.
         server = target / "src" / "inference_proxy" / "worker.py"
         head, sign, body = server.read_text().partition("    state = State(")
         assert sign, "make_server has changed: break it elsewhere"

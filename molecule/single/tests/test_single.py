@@ -6,8 +6,8 @@ import subprocess
 import time
 
 import openai
-from service import ServiceTests
-from stack import CLIENT, MODEL, openai_client, ssh
+from helpers.service import ServiceTests
+from helpers.stack import CLIENT, MODEL, openai_client, ssh
 
 testinfra_hosts = ["ssh://all1"]
 
@@ -17,7 +17,7 @@ class TestService(ServiceTests):
 
 
 def boot_id() -> str | None:
-    """Which boot the host is in, or None while it cannot be reached."""
+    """The id of the host's current boot, or None while it cannot be reached."""
     command = [
         "ssh",
         "-F",
@@ -35,14 +35,14 @@ def generates() -> bool:
     try:
         answer = openai_client().completions.create(model=MODEL, prompt="Hello", max_tokens=1)
     except (openai.APIConnectionError, openai.InternalServerError):
-        return False  # its tiers come up one after the other
+        return False  # the tiers start one after the other
     return bool(answer.choices)
 
 
 def test_everything_serves_again_after_a_reboot() -> None:
     before = boot_id()
     assert before is not None
-    # The connection ends with the host, so its exit status tells nothing.
+    # The reboot ends the connection, so the exit status means nothing.
     subprocess.run(["ssh", "-F", str(CLIENT / "ssh_config"), "all1", "sudo systemctl reboot"], check=False, timeout=60)
     deadline = time.monotonic() + 300
     while boot_id() in (None, before) or not generates():

@@ -1,4 +1,4 @@
-"""Every way of sampling that a client can ask for, through all three tiers; the engine lives afterwards."""
+"""Every sampling option that a client can use, through all three tiers. The engine survives each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from stack import MODEL, openai_client, ssh
+from helpers.stack import MODEL, openai_client, ssh
 
 testinfra_hosts = ["ssh://engine1"]
 
@@ -24,7 +24,7 @@ RUN = "systemctl show vllm@tiny --property InvocationID --property NRestarts"
 
 @pytest.fixture
 def client() -> Iterator[openai.OpenAI]:
-    """A client; when the test is over, the same run of the engine still generates."""
+    """A client. After the test the engine still generates and was not restarted."""
     before = ssh("engine1", RUN)
     client = openai_client()
     yield client
@@ -109,7 +109,7 @@ def test_penalties_and_filters(client: openai.OpenAI) -> None:
 def test_structured_output(client: openai.OpenAI, options: dict[str, Any]) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=200, temperature=0, **options)
     content = answer.choices[0].message.content or ""
-    # A model of random weights may fill its answer with the blanks that JSON allows.
+    # With random weights, the model may fill its answer with white space, which JSON allows.
     if answer.choices[0].finish_reason == "length":
         assert content.lstrip().startswith("{")
     else:

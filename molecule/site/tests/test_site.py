@@ -1,4 +1,4 @@
-"""Three hosts, one a tier: the service as a client sees it, preflight, and AWX's way of running site.yml."""
+"""Three hosts, one per tier: the service as a client sees it, preflight, and site.yml as AWX runs it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import ansible_runner
 import pytest
 import yaml
-from service import ServiceTests
-from stack import CLIENT, MODEL, PROJECT, SETTINGS, openai_client, playbook, ssh
+from helpers.service import ServiceTests
+from helpers.stack import CLIENT, MODEL, PROJECT, SETTINGS, openai_client, playbook, ssh
 
 testinfra_hosts = ["ssh://web1"]
 
@@ -130,7 +130,7 @@ def test_one_id_leads_through_all_tiers_and_no_log_has_the_clients_words() -> No
     assert f"request {request_id}: POST /v1/chat/completions" in lines["engine1"][0]
     assert f"request {request_id}: 200 after" in lines["engine1"][1]
     for host in logs:
-        # The pattern is written so that the command, which sudo logs, does not match it.
+        # sudo logs the command: written this way, the pattern does not match itself.
         assert (
             ssh(
                 host,
@@ -149,7 +149,7 @@ def test_our_units_are_hardened(host: str, unit: str) -> None:
 
 @pytest.mark.parametrize("host", ["web1", "api1", "engine1"])
 def test_no_key_lies_in_clear_on_any_host(host: str) -> None:
-    # The needle travels by standard input's file, not in argv, where the search would find itself.
+    # Written in two parts, so that the search does not find its own command line in a log.
     needle = SETTINGS["OPENAI_API_KEY"]
     half = len(needle) // 2
     pattern = f"{needle[:half]}''{needle[half:]}"

@@ -1,4 +1,4 @@
-"""Engines that are killed or frozen, in each of their processes: they serve again within three minutes, and nobody helps."""
+"""An engine of which any process is killed or frozen serves again within three minutes, without help."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from test_vllm import ENGINES
 testinfra_hosts = ["ssh://engine1"]
 
 SERVES_AGAIN_S = 180
-# As patterns: a NUL stands between the words of a command line.
+# Patterns, because NUL separates the words of /proc/PID/cmdline.
 PROCESSES = {"server": "vllm.serve", "core": "VLLM::EngineCore", "worker": "VLLM::Worker"}
 
 
@@ -23,7 +23,7 @@ def pid_of(host, engine, process):
 
 
 def generate(host, engine, *options):
-    """Have the engine generate a token; how curl fared."""
+    """Have the engine generate a token. Returns curl's result."""
     address = host.interface("host0").addresses[0]
     body = f'{{"model": "tiny-{engine}", "prompt": "Hi", "max_tokens": 1}}'
     url = f"http://{address}:{ENGINES[engine]}/v1/completions"
@@ -31,7 +31,7 @@ def generate(host, engine, *options):
 
 
 def wait_for_next_run(host, engine, before):
-    """Until another run of the engine than `before` generates. curl waits: a frozen engine's connections end when it is killed."""
+    """Wait until the engine generates in another run than `before`. curl waits: a frozen engine's connections end when it is killed."""
     answered = generate(
         host,
         engine,
@@ -64,7 +64,7 @@ def test_long_work_is_not_taken_for_a_hang(host):
     before = run_of(host, "local")
     address = host.interface("host0").addresses[0]
     body = '{"model": "tiny-local", "prompt": "Hi", "max_tokens": 1000, "ignore_eos": true}'
-    # More than one can work on at once, for longer than the watchdog waits (vllm_watchdog_timeout in vars/main.yml).
+    # More requests than the engine runs at once, for longer than the watchdog waits (vllm_watchdog_timeout in vars/main.yml).
     host.check_output(
         f"end=$(($(date +%s) + 45)); for n in 1 2 3 4 5 6 7 8 9 10 11 12; do (while [ $(date +%s) -lt $end ]; do "
         f"curl --silent --fail --output /dev/null --json '{body}' http://{address}:{ENGINES['local']}/v1/completions || exit; done) & done; wait"
@@ -75,7 +75,7 @@ def test_long_work_is_not_taken_for_a_hang(host):
 def test_what_an_operator_stops_stays_stopped(host):
     before = run_of(host, "bucket")
     host.check_output("systemctl stop vllm@bucket")
-    # One that waits for its restart would be "auto-restart" here.
+    # A unit that waits for its restart would be "auto-restart".
     assert host.check_output("systemctl show vllm@bucket --property SubState --value") == "dead"
     host.check_output("systemctl start vllm@bucket")
     wait_for_next_run(host, "bucket", before)

@@ -1,4 +1,4 @@
-"""Two engines on one host, after changes, a refused one and a rollback."""
+"""Two engines on one host, after a change, a refused change and a rollback."""
 
 import json
 

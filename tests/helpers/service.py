@@ -1,14 +1,16 @@
-"""What a client sees of the service, whatever hosts carry it: imported by each scenario that has all three tiers."""
+"""Tests of the service as clients see it, for each scenario with all three tiers."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import openai
 import pytest
-from stack import MODEL, anthropic_client, engine_url, http_client, openai_client, ssh
 
-# Several seconds of generation, and within the model's context of 2,048 tokens.
+from helpers.stack import CLIENT, MODEL, anthropic_client, engine_url, http_client, openai_client, ssh
+
+# Several seconds of generation, within the model's context of 2,048 tokens.
 LONG = {"max_tokens": 1900, "extra_body": {"ignore_eos": True}}
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -20,7 +22,7 @@ class ServiceTests:
 
     @pytest.fixture(autouse=True)
     def _look_up_the_engine(self) -> None:
-        engine_url(self.engine_host)  # once, so that it takes no time while a generation runs
+        engine_url(self.engine_host)  # cached here, so that the tests do not do it during a generation
 
     @pytest.fixture
     def client(self) -> Iterator[openai.OpenAI]:
@@ -28,7 +30,7 @@ class ServiceTests:
             yield client
 
     def running(self) -> float:
-        """How many requests the engine works on, by its own gauge."""
+        """How many requests the engine runs, by its own metric."""
         text = ssh(self.engine_host, f"curl -s http://{engine_url(self.engine_host)}/metrics")
         return sum(
             float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:num_requests_running")
@@ -57,17 +59,17 @@ class ServiceTests:
         stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **LONG)
         chunks = iter(stream)
         next(chunks)
-        # The engine still works on what we already read the beginning of: nothing in between collects the answer.
+        # The engine still generates after the first chunk arrived, so no tier collects the answer first.
         assert self.running() == 1
         rest = list(chunks)
         assert rest[-1].choices[0].finish_reason == "length"
 
     def test_a_client_that_hangs_up_stops_the_engine(self, client: openai.OpenAI) -> None:
         stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True, **LONG)
-        chunks = iter(stream)  # kept: a stream whose iterator is dropped is closed
+        chunks = iter(stream)  # kept in a variable: a stream is closed when its iterator is garbage
         next(chunks)
         assert self.running() == 1
-        # Watched on the engine's host, so that no connection is set up within the second that is measured.
+        # Watched from the engine's host, so that setting up a connection takes nothing of the second that is measured.
         watch = (
             f"read -r go; for i in $(seq 100); do "
             f"n=$(curl -s http://{engine_url(self.engine_host)}/metrics | sed -n 's/^vllm:num_requests_running.* //p'); "
@@ -75,7 +77,7 @@ class ServiceTests:
         )
         polls = hang_up_and_watch(stream, self.engine_host, watch)
         assert polls != "never"
-        # A poll takes at least 50 ms: twenty are the second that is promised.
+        # A poll takes at least 50 ms, so twenty polls are the promised second.
         assert int(polls) <= 20
 
     def test_a_wrong_key_is_refused(self) -> None:
@@ -121,10 +123,6 @@ class ServiceTests:
 
 def hang_up_and_watch(stream: object, host: str, watch: str) -> str:
     """Close `stream` once the watcher on `host` is ready, and return what the watcher printed."""
-    import subprocess
-
-    from stack import CLIENT
-
     with subprocess.Popen(
         ["ssh", "-F", str(CLIENT / "ssh_config"), host, watch], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as watcher:

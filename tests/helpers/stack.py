@@ -1,4 +1,4 @@
-"""What the scenarios' tests share: clients of the service under test, and a look into its engines.
+"""Clients of the service under test, and commands on its hosts.
 
 The environment comes from lab/molecule: LAB_CLIENT is where the lab keeps keys and trust, LAB_PROJECT the checkout.
 """
@@ -18,13 +18,13 @@ CLIENT = Path(os.environ["LAB_CLIENT"])
 PROJECT = Path(os.environ["LAB_PROJECT"])
 MODEL = "tiny-qwen3"
 SETTINGS = dict(line.split("=", 1) for line in (CLIENT / "client.env").read_text().splitlines())
-# Both are read when the first TLS context is made.
+# Read when the first TLS context is made.
 os.environ["SSL_CERT_FILE"] = SETTINGS["SSL_CERT_FILE"]
 TIMEOUT_S = 120
 
 
 def openai_client(**options: object) -> OpenAI:
-    """An OpenAI client of the stack that never retries: a failure is a failure."""
+    """An OpenAI client of the stack, without retries, so that no failure is hidden."""
     defaults = {
         "base_url": SETTINGS["OPENAI_BASE_URL"],
         "api_key": SETTINGS["OPENAI_API_KEY"],
@@ -35,7 +35,7 @@ def openai_client(**options: object) -> OpenAI:
 
 
 def anthropic_client() -> Anthropic:
-    """The same for the client of Anthropic's API, which adds the version to the path by itself."""
+    """An Anthropic client of the stack, without retries. It adds the version to the path itself."""
     return Anthropic(
         base_url=SETTINGS["OPENAI_BASE_URL"].removesuffix("/v1"),
         api_key=SETTINGS["OPENAI_API_KEY"],
@@ -45,7 +45,7 @@ def anthropic_client() -> Anthropic:
 
 
 def http_client() -> httpx2.Client:
-    """A plain HTTPS client of the stack's root."""
+    """An HTTPS client for any path of the stack."""
     root = SETTINGS["OPENAI_BASE_URL"].removesuffix("/v1")
     return httpx2.Client(
         base_url=root, headers={"Authorization": f"Bearer {SETTINGS['OPENAI_API_KEY']}"}, timeout=TIMEOUT_S
@@ -53,7 +53,7 @@ def http_client() -> httpx2.Client:
 
 
 def ssh(host: str, command: str) -> str:
-    """What `command` prints on a lab host, run as root."""
+    """Run `command` as root on a lab host and return its output."""
     done = subprocess.run(
         ["ssh", "-F", str(CLIENT / "ssh_config"), host, f"sudo sh -c {_quoted(command)}"],
         capture_output=True,
@@ -67,14 +67,14 @@ def ssh(host: str, command: str) -> str:
 
 @functools.cache
 def engine_url(host: str) -> str:
-    """Where the host's first engine listens, as seen from the host itself."""
+    """Address and port of the host's first engine."""
     return ssh(
         host, "sed -n 's/^host: *//p; s/^port: *//p' /opt/vllm/current/engines/tiny.yml | tr -d '\"' | paste -sd: -"
     ).strip()
 
 
 def playbook(name: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run one of the operator's playbooks against the lab; its output is the assertion's message."""
+    """Run one of the operator's playbooks against the lab. A failure shows its output."""
     done = subprocess.run(
         [
             "ansible-playbook",

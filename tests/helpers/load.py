@@ -1,4 +1,4 @@
-"""A modest, continuous load that notices every failed request and every stream that was cut."""
+"""A small, continuous load that records every failed request and every stream that ended early."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from types import TracebackType
 
 import httpx2
 from openai import OpenAI
-from stack import MODEL, openai_client
 
-# As many tokens as take the lab's engine about a second: a restart without a drain would cut a stream.
+from helpers.stack import MODEL, openai_client
+
+# The lab's engine takes about a second for these, so a restart without a drain would end a stream early.
 STREAM_TOKENS, JSON_TOKENS = 80, 20
-# Between two requests of one client. An engine that generates fills a core and a half, and spins for a second afterwards; two cores
-# are all that the load and the roll, which is what is watched, have.
+# Between two requests of one client. An engine that generates takes one and a half cores, and a second longer than its request; the load and
+# the roll under test share two cores.
 PAUSE_S = 6.0
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 @dataclass
 class Tally:
-    """What the load has seen; `failures` holds a line each, with when and what."""
+    """Counts of the load's requests; `failures` has one line per failure, with the time and the error."""
 
     streams: int = 0
     answers: int = 0
@@ -52,14 +53,14 @@ class Load:
         assert not [thread for thread in self._threads if thread.is_alive()], "a request of the load never ended"
 
     def assert_unharmed(self) -> None:
-        """Fail with every failure seen, or when the load was none."""
+        """Fail with all failures, or if there were no requests."""
         assert self.tally.failures == [], "\n".join(self.tally.failures)
         assert self.tally.streams > 0
         assert self.tally.answers > 0
 
     def _work(self, one: object) -> None:
-        # A connection a request: nginx closes idle kept-alive connections when it reloads, and a client that
-        # sends just then must retry, as RFC 9112 section 9.3.1 has it. That race is the client's own.
+        # One connection per request: nginx closes idle connections when it reloads, and a client that sends on one at that
+        # moment must retry (RFC 9112, section 9.3.1). Clients have to handle that, so it is not counted here.
         client = openai_client(
             http_client=httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), timeout=120)
         )
@@ -86,7 +87,7 @@ class Load:
         ):
             reason = chunk.choices[0].finish_reason or reason if chunk.choices else reason
             tokens = chunk.usage.completion_tokens if chunk.usage else tokens
-        # An engine that is stopped ends its streams as if all were well, with another reason: count what came.
+        # A stopped engine ends its streams normally, with another finish_reason, so count the tokens.
         assert (tokens, reason) == (STREAM_TOKENS, "length"), f"stream cut: {tokens} tokens, finish_reason {reason}"
         self.tally.streams += 1
 

@@ -1,0 +1,1 @@
+"""What the scenarios' tests share. pytest finds the package by `pythonpath` in pyproject.toml."""
