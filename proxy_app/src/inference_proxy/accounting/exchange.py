@@ -137,8 +137,9 @@ class Exchange(msgspec.Struct, eq=False):
     def _is_before_usage(self, text: bytes) -> bool:
         """Whether a response that was left early has none yet. Before that null stand the client's own
         tools, in which it may have written another."""
-        last = max(text.rfind(_USAGE_NAME), 0)
-        return self.dialect is RESPONSES and _NO_USAGE.match(text, last) is not None
+        if self.dialect is not RESPONSES:
+            return False
+        return _NO_USAGE.match(text, max(text.rfind(_USAGE_NAME), 0)) is not None
 
 
 def usage(end: bytes) -> tuple[int | None, int | None]:
