@@ -103,7 +103,7 @@ def pages() -> dict[Path, str]:
         _, _, after = rest.partition(END)
         found[path] = f"{before}{BEGIN}\n{table(role)}\n{END}{after}"
         reference += [f"## {role}", "", table(role), ""]
-    found[ROOT / "plugins" / "plugin_utils" / "proxy_schema.json"] = proxy_schema()
+    found[ROOT / "plugins" / "plugin_utils" / "preflight" / "proxy_schema.json"] = proxy_schema()
     found[ROOT / "docs" / "variables.md"] = "\n".join(reference)
     return found
 

@@ -144,3 +144,14 @@ def test_a_good_inventory_passes_with_and_without_a_limit(inventory: Path) -> No
     for options in ([], ["--limit", "engine1"]):
         status, output = run(inventory, "playbooks/check_inventory.yml", *options)
         assert status == 0, output
+
+
+def test_a_doubled_key_in_a_file_of_variables_stops_the_run_without_being_shown(inventory: Path) -> None:
+    (inventory.parent / "group_vars").mkdir()
+    doubled = "proxy_keys:\n  - name: a\n    key: s3cret-one\n    key: s3cret-two\n"
+    (inventory.parent / "group_vars" / "proxy.yml").write_text(doubled)
+    status, output = run(inventory, "playbooks/check_inventory.yml")
+    assert status != 0
+    assert "proxy.yml" in output
+    assert "duplicate mapping key 'key'" in output
+    assert "s3cret" not in output

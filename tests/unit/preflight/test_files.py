@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import stack_preflight as preflight
-from test_preflight_options import found
-from test_stack_preflight import GOOD, OPTIONS, ROOT
+from preflight_inventory import GOOD, ROOT, found, seen
+from stack_preflight import load
 
-files = preflight.files
+files = load("subjects.files")
 
 EMAIL = "nginx_certbot_email: ops@example.com\n"
 SECRET = "$ANSIBLE_VAULT;1.1;AES256\n6162\n"
@@ -117,9 +116,8 @@ def test_files_beside_each_source_of_the_inventory_are_looked_at(tmp_path: Path)
         (tmp_path / name / "group_vars").mkdir(parents=True)
         (tmp_path / name / "group_vars" / "ngnix.yml").write_text(EMAIL)
         (tmp_path / name / "hosts.yml").touch()
-    sources = [str(tmp_path / "one"), str(tmp_path / "two" / "hosts.yml"), "localhost,"]
-    inventory = preflight.Inventory(GOOD["groups"], GOOD["hostvars"], {}, sources)
-    lines = list(files.check_files(inventory, OPTIONS))
+    sources = (str(tmp_path / "one"), str(tmp_path / "two" / "hosts.yml"), "localhost,")
+    lines = list(files.check_files(seen(GOOD, sources)))
     assert [line.partition("/group_vars")[0] for line in lines] == [str(tmp_path / "one"), str(tmp_path / "two")]
 
 

@@ -1,4 +1,4 @@
-"""Files of variables: what somebody wrote and Ansible does not read, and secrets in clear."""
+"""Files of variables: those that Ansible does not read, and secrets that are not encrypted."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 from ansible.parsing.dataloader import DataLoader
 
+from ..inventory import Inventory
+
 _EXTENSIONS = (".yml", ".yaml", ".json")
-# What files are called by those who meant one of them: not .bak or .md, which nobody expects to be read.
+# How similar an extension and its misspelling are at least. Nobody expects .bak or .md to be read.
 _ALIKE = 0.6
 _SECRET = re.compile(r"^vault_|(^|_)(key|passphrase|password|secret|token)s?$", re.IGNORECASE)
-# So similar are a name and its misspelling at least, without their numbers.
+# How similar a name and its misspelling are at least, without their numbers.
 _SAME = 0.75
-# Groups that each inventory has, and those that it may lack only while another check says so.
+# Groups that each inventory has, or whose absence another check reports.
 _ALWAYS = {"all", "ungrouped", "vllm", "proxy", "nginx"}
 
 
-def check_files(inventory: Any, options: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Ansible says nothing of a file whose name is no group's or host's, ends otherwise, or comes second."""
-    known = {name for variables in options.values() for name in variables}
+def check_files(inventory: Inventory) -> Iterator[str]:
+    """Ansible silently ignores a file with another extension, with a name of no group or host, or with the same name as another."""
+    known = {name for variables in inventory.options.values() for name in variables}
     loader = DataLoader()
-    # The controller is a host even where no inventory names it.
+    # The controller is a host even if no inventory names it.
     names = {"group_vars": set(inventory.groups) | _ALWAYS, "host_vars": inventory.everyone() | {"localhost"}}
     for root, kind in sorted(_roots(inventory).items()):
         read = {Path(found) for name in names[kind] for found in loader.find_vars_files(str(root), name)}
@@ -36,7 +37,7 @@ def check_files(inventory: Any, options: Mapping[str, Mapping[str, Any]]) -> Ite
 
 
 def _why_unread(root: Path, kind: str, path: Path, names: Mapping[str, set[str]], known: set[str]) -> str:
-    """ "" where nobody can have meant it to be read."""
+    """Why a file is not read, as the rest of a sentence; "" if it was probably not meant to be read."""
     inside = path.relative_to(root).parts
     base, extension = os.path.splitext(path.name)
     whose = inside[0] if len(inside) > 1 else base
@@ -56,7 +57,7 @@ def _why_unread(root: Path, kind: str, path: Path, names: Mapping[str, set[str]]
     elif meant := _meant(whose, names[kind]):
         hint = f"did you mean {meant}?"
     else:
-        # Of a host that is stopped, or of a group that has none today: both come back.
+        # It may belong to a host that is stopped, or to a group without hosts today.
         return ""
     if not (variables := _sets(path, known)):
         return ""
@@ -64,7 +65,7 @@ def _why_unread(root: Path, kind: str, path: Path, names: Mapping[str, set[str]]
 
 
 def _meant(name: str, known: set[str]) -> str:
-    """The name that was probably meant; "" for one of its own: engine3 is not engine2, but web01 is web1."""
+    """The known name that was probably meant; "" if none: web01 may mean web1, but engine3 does not mean engine2."""
     letters, numbers = _apart(name)
     for other in sorted(known):
         theirs = _apart(other)
@@ -79,13 +80,13 @@ def _apart(name: str) -> tuple[str, list[int]]:
 
 
 def _sets(path: Path, known: set[str]) -> list[str]:
-    """The collection's variables that a file sets. Of an encrypted one nothing is known."""
+    """The collection's variables that a file sets; none of an encrypted one."""
     keys = _keys(path.read_text(errors="replace"))
     return [key for key in keys if key in known or key.startswith("stack_")]
 
 
 def _keys(text: str) -> list[str]:
-    """The names of the variables in a text; none in one that is no dictionary in YAML."""
+    """The names of the variables in a text; none if it is no dictionary in YAML."""
     try:
         node = yaml.compose(text)
     except yaml.YAMLError:
@@ -93,7 +94,7 @@ def _keys(text: str) -> list[str]:
     return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
 
 
-def check_vaults(inventory: Any, _: Any) -> Iterator[str]:
+def check_vaults(inventory: Inventory) -> Iterator[str]:
     """Files that hold secrets are encrypted."""
     for root in sorted(_roots(inventory)):
         for path in _files(root):
@@ -101,21 +102,21 @@ def check_vaults(inventory: Any, _: Any) -> Iterator[str]:
             if not any("vault" in name for name in names):
                 continue
             text = path.read_text(errors="replace")
-            # One such as hashicorp_vault.yml may be about a vault rather than be one.
+            # A file such as hashicorp_vault.yml may have settings of a vault, and no secrets.
             secret = "vault" in names or any(_SECRET.search(key) for key in _keys(text))
             if secret and text.strip() and not text.startswith("$ANSIBLE_VAULT") and "!vault" not in text:
                 yield f"{path} is not encrypted: run ansible-vault encrypt {path}"
 
 
-def _roots(inventory: Any) -> dict[Path, str]:
-    """Where files of variables are, beside the inventory and beside the playbook: each once, though links lead to it."""
+def _roots(inventory: Inventory) -> dict[Path, str]:
+    """The directories of variables beside the inventory and the playbook, with links resolved."""
     parents = {
         Path(str(found))
         for host in inventory.hosts()
         for found in (inventory.get(host, "inventory_dir"), inventory.get(host, "playbook_dir"))
         if found
     }
-    # Hosts know only the source that named them first.
+    # A host's inventory_dir is only that of the source that named it first.
     parents |= {path if path.is_dir() else path.parent for path in map(Path, inventory.sources) if path.exists()}
     return {
         (parent / kind).resolve(): kind
@@ -126,7 +127,7 @@ def _roots(inventory: Any) -> dict[Path, str]:
 
 
 def _files(root: Path) -> list[Path]:
-    """Of the directory at any depth, without hidden ones, backups of editors, and examples."""
+    """All files of a directory at any depth, except hidden ones, backups of editors, and examples."""
     return [
         path
         for path in sorted(root.rglob("*"))

@@ -1,0 +1,90 @@
+"""All checks, in the order in which their problems are reported."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .inventory import Inventory
+from .messages import printable
+from .subjects import (
+    addresses,
+    alike,
+    domain,
+    endpoints,
+    engines,
+    files,
+    gpus,
+    groups,
+    keys,
+    limits,
+    models,
+    names,
+    pools,
+    ports,
+    priorities,
+    readable,
+    tiers,
+    values,
+)
+
+Check = Callable[[Inventory], Iterator[str]]
+
+# Of the form of groups and variables.
+FORM: list[Check] = [
+    groups.check_groups,
+    groups.check_strays,
+    names.check_variable_names,
+    names.check_places,
+    values.check_types,
+    values.check_options,
+]
+# Of what the variables mean. These read only values of the right form.
+CHECKS: list[Check] = [
+    engines.check_engines,
+    engines.check_engine_args,
+    engines.check_engine_ids,
+    ports.check_ports,
+    pools.check_pools,
+    pools.check_engines_pools,
+    keys.check_keys,
+    keys.check_priorities_of_keys,
+    keys.check_models_of_keys,
+    limits.check_limits,
+    limits.check_models_of_limits,
+    models.check_models,
+    models.check_models_are_served,
+    priorities.check_priorities,
+    endpoints.check_endpoints,
+    addresses.check_addresses,
+    alike.check_alike,
+    tiers.check_tiers,
+    gpus.check_gpus,
+    files.check_files,
+    files.check_vaults,
+    domain.check_domain,
+    # The last one, because the others find what cannot be read.
+    readable.check_readable,
+]
+
+
+def all_problems(inventory: Inventory) -> list[str]:
+    """The problems that all checks find, each once."""
+    found = [problem for check in FORM for problem in _problems_of(check, inventory)]
+    inventory.leave_out_misfits()
+    found += [problem for check in CHECKS for problem in _problems_of(check, inventory)]
+    return list(dict.fromkeys(map(printable, found)))
+
+
+def _problems_of(check: Check, inventory: Inventory) -> list[str]:
+    """The problems that one check finds. If the check itself fails, the others are still made."""
+    found: list[str] = []
+    try:
+        found.extend(check(inventory))
+    except Exception as error:
+        # The error's own words may hold a key.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        found.append(f"{check.__name__} could not be made: {type(error).__name__} in {where}. Please report it.")
+    return found

@@ -1,0 +1,52 @@
+"""The roles of the tiers, and the variables that they have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import rules, schema
+
+ROLES_DIRECTORY = Path(__file__).resolve().parents[3] / "roles"
+TIERS = {"vllm": "vllm", "proxy": "proxy", "nginx": "nginx_certbot"}  # group: role
+ROLES = [*TIERS.values(), "nvidia_drivers"]
+READERS = {role: group for group, role in TIERS.items()} | {"nvidia_drivers": "vllm"}  # role: group
+# By the role, its public variables with their argument specs.
+Options = Mapping[str, Mapping[str, Any]]
+
+
+def role_options() -> dict[str, dict[str, Any]]:
+    """Each role's public variables, from its argument specs."""
+    specs = {}
+    for role in ROLES:
+        data = yaml.safe_load((ROLES_DIRECTORY / role / "meta" / "argument_specs.yml").read_text())
+        specs[role] = data["argument_specs"]["main"]["options"]
+    return specs
+
+
+def role_defaults(options: Options) -> dict[str, Any]:
+    """The defaults of all roles, except those that are templates."""
+    found = {}
+    for variables in options.values():
+        for name, spec in variables.items():
+            default = spec.get("default")
+            if default is not None and "{{" not in str(default):
+                found[name] = default
+    return found
+
+
+def variable_schemas(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The schema of each variable, and the definitions that schemas refer to.
+
+    A variable that becomes a section of the proxy's configuration has the proxy's own schema.
+    """
+    found: dict[str, Any] = dict(rules.STACK)
+    for variables in options.values():
+        for name, described in schema.of_spec(variables)["properties"].items():
+            found[name] = rules.with_rules(name, described)
+    proxy = json.loads((Path(__file__).parent / "proxy_schema.json").read_text())
+    return found | proxy["variables"], proxy["definitions"]

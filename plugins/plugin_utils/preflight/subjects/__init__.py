@@ -1,0 +1,1 @@
+"""One module per subject; none imports another."""

@@ -1,0 +1,68 @@
+"""Engines: their names, models and options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+import yaml
+
+from ..forms import as_dict
+from ..inventory import Inventory
+from ..roles import ROLES_DIRECTORY
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+# An engine's id, host:name, is the name of a file on the proxies.
+_ID_MAX = 255
+
+
+def check_engines(inventory: Inventory) -> Iterator[str]:
+    """Engines are complete, and have names of their own."""
+    for host in inventory.group("vllm"):
+        value = inventory.get(host, "vllm_engines")
+        if inventory.is_empty(host, "vllm_engines"):
+            continue  # values.check_types reports it
+        if not isinstance(value, list) or not value:
+            if not any(key.startswith("vllm_engines") for key in inventory.unreadable):
+                yield f"host {host}: vllm_engines lists no engine; see group_vars/vllm.yml for an example"
+            continue
+        seen = set()
+        for number, engine in enumerate(value):
+            if not isinstance(engine, Mapping):
+                yield f"host {host}: vllm_engines[{number}] is not a dictionary; see group_vars/vllm.yml for an example"
+                continue
+            where = f"host {host}: engine {engine.get('name', f'number {number + 1}')!r}"
+            name = str(engine.get("name", ""))
+            if name and not _NAME.fullmatch(name):
+                yield f"{where}: use lower-case letters, digits and '-' in its name, which becomes a systemd unit's"
+            if name and name in seen:
+                yield f"{where} stands twice in vllm_engines: give each engine a name of its own"
+            seen.add(name)
+            model = str(engine.get("model", ""))
+            hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
+            if hub and not re.fullmatch(r"[0-9a-f]{40}", str(engine.get("revision", ""))):
+                yield f"{where}: model {model} comes from a hub, so pin it: set revision to the 40 digits of a commit"
+
+
+def check_engine_args(inventory: Inventory) -> Iterator[str]:
+    """No option of `vllm serve` overrides what the role sets: an engine would listen everywhere, or serve another model."""
+    role = yaml.safe_load((ROLES_DIRECTORY / "vllm" / "vars" / "main.yml").read_text())
+    reserved, why = role["__vllm_reserved_args"], role["__vllm_reserved_why"]
+    for host in inventory.group("vllm"):
+        args = {"vllm_args": inventory.get(host, "vllm_args")}
+        args |= {f"engine {engine.get('name')!r}: args": engine.get("args") for engine in inventory.engines(host)}
+        for where, value in args.items():
+            for name in as_dict(value):
+                if str(name).replace("_", "-") in reserved:
+                    yield f"host {host}: {where} must not have {name}: take it out; {why}"
+
+
+def check_engine_ids(inventory: Inventory) -> Iterator[str]:
+    """Each engine's id can be the name of a file."""
+    for host in inventory.group("vllm"):
+        for engine in inventory.engines(host):
+            if (length := len(f"{host}:{engine.get('name')}")) > _ID_MAX:
+                yield (
+                    f"host {host}: the name of one of its engines and that of the host are together {length} characters long: "
+                    f"at most {_ID_MAX} fit, so shorten it"
+                )

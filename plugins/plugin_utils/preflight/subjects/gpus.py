@@ -1,0 +1,95 @@
+"""GPUs of engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..forms import as_dict
+from ..inventory import Inventory
+
+# The product of these options is the number of GPUs over which an engine spreads; of the last two the last one wins.
+_PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size", "data-parallel-size-local")
+# More than any host has.
+_GPUS_MAX = 1024
+
+
+def check_gpus(inventory: Inventory) -> Iterator[str]:
+    """Engines of a host do not share a GPU by mistake, and have as many as they spread over."""
+    for host in inventory.group("vllm"):
+        users: dict[int, list[Mapping[str, Any]]] = {}
+        for engine in inventory.engines(host):
+            where = f"host {host}: engine {engine.get('name')!r}"
+            args, gpus = _args(inventory, host, engine), engine.get("gpus")
+            yield from _gpu_problems(where, args, gpus)
+            own = _environment(inventory, host, engine).get("CUDA_VISIBLE_DEVICES")
+            if own is not None and gpus is not None:
+                yield f"{where} has gpus, over which CUDA_VISIBLE_DEVICES of its environment would win: leave one of them out"
+            if gpus is None and (own is not None or _is_on_cpu(inventory, host, engine)):
+                continue
+            # Without gpus an engine takes the first ones, as many as it spreads over.
+            for gpu in range(_spread(args)) if gpus is None else sorted(set(gpus)):
+                users.setdefault(gpu, []).append(engine)
+        for gpu, sharing in sorted(users.items()):
+            shares = [_number(_args(inventory, host, engine).get("gpu-memory-utilization")) for engine in sharing]
+            if len(sharing) > 1 and not (None not in shares and sum(share or 0 for share in shares) <= 1):
+                hint = (
+                    "" if all("gpus" in engine for engine in sharing) else " (an engine without gpus takes the first)"
+                )
+                yield (
+                    f"host {host}: GPU {gpu} is given to {' and '.join(str(engine.get('name')) for engine in sharing)}{hint}: give each engine "
+                    "GPUs of its own, or set gpu-memory-utilization in their args, together at most 1"
+                )
+
+
+def _gpu_problems(where: str, args: Mapping[str, Any], gpus: Any) -> Iterator[str]:
+    share = _number(args.get("gpu-memory-utilization"))
+    if args.get("gpu-memory-utilization") is not None and (share is None or not 0 < share <= 1):
+        yield f"{where}: gpu-memory-utilization of its args must be a number, more than 0 and at most 1"
+    for name in _PARALLEL:
+        if args.get(name) is not None and not _whole(args[name]):
+            yield f"{where}: {name} of its args must be a whole number, at least 1"
+    if isinstance(gpus, list):
+        if len(set(gpus)) < len(gpus):
+            yield f"{where} has a GPU twice in gpus: name each once"
+        if gpus and _spread(args) > len(set(gpus)):
+            over = " and ".join(f"{name} {args[name]}" for name in _PARALLEL if _whole(args.get(name)))
+            yield f"{where} spreads over {_spread(args)} GPUs ({over}), but has {len(set(gpus))} in gpus: name more, or lower the size"
+
+
+def _spread(args: Mapping[str, Any]) -> int:
+    """The number of GPUs of the host over which an engine spreads."""
+    tensor, pipeline, data, here = (_whole(args.get(name)) or 1 for name in _PARALLEL)
+    return min(tensor * pipeline * (here if args.get(_PARALLEL[-1]) is not None else data), _GPUS_MAX)
+
+
+def _args(inventory: Inventory, host: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """An engine's options of `vllm serve`, which takes them with _ as well as with -."""
+    every = {**as_dict(inventory.get(host, "vllm_args")), **as_dict(engine.get("args"))}
+    return {str(name).replace("_", "-"): value for name, value in every.items()}
+
+
+def _environment(inventory: Inventory, host: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+    return {**as_dict(inventory.get(host, "vllm_environment")), **as_dict(engine.get("environment"))}
+
+
+def _is_on_cpu(inventory: Inventory, host: str, engine: Mapping[str, Any]) -> bool:
+    """Whether the engine runs on CPUs: the lock's name says so, or a variable that only that build of vLLM has."""
+    lock = Path(str(inventory.get(host, "vllm_requirements") or "")).name
+    return "cpu" in lock or any(str(name).startswith("VLLM_CPU_") for name in _environment(inventory, host, engine))
+
+
+def _number(value: Any) -> float | None:
+    """An option's value as a number, even if it is a text; None if it is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and 1 <= number <= _GPUS_MAX and number == int(number) else None

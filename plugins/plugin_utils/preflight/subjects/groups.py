@@ -1,0 +1,54 @@
+"""Groups and hosts: each tier has a host, and no host is left out because of a misspelt group or tag."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterator
+
+from .. import schema
+from ..forms import as_dict
+from ..inventory import Inventory
+from ..roles import TIERS
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# How similar a group's name and its misspelling are at least.
+_ALIKE = 0.7
+
+
+def check_groups(inventory: Inventory) -> Iterator[str]:
+    """Each tier has a host, and each host a usable name and address."""
+    for group in TIERS:
+        if not inventory.group(group):
+            yield f"group {group} has no host: give at least one instance the tag Tier={group} (several tiers: Tier=nginx,proxy,vllm)"
+    for host in inventory.hosts():
+        if not _NAME.fullmatch(host):
+            yield f"host {host!r}: its name is used in file names and logs; use letters, digits, '.', '_' and '-' in its Name tag"
+        address = inventory.get(host, "stack_address")
+        try:
+            ipaddress.ip_address(str(address))
+        except ValueError:
+            if inventory.is_empty(host, "stack_address"):
+                continue  # values.check_types reports it
+            shown = schema.shown("stack_address", address)
+            yield f"host {host}: stack_address is {shown}; set it to the private IP address by which the other tiers reach the host"
+
+
+def check_strays(inventory: Inventory) -> Iterator[str]:
+    """A host in a misspelt group, or with a misspelt tag, would be in no tier."""
+    idle = inventory.everyone() - set(inventory.hosts())
+    for group, hosts in sorted(inventory.groups.items()):
+        lost = sorted(idle & set(hosts))
+        if lost and group not in TIERS and (meant := _tier_like(group)):
+            yield f"group {group} has {', '.join(lost)}, of no tier: did you mean {meant}?"
+    for host in sorted(inventory.everyone()):
+        tags = inventory.get(host, "aws_ec2_tags") or inventory.get(host, "aws_tags")
+        for tier in str(as_dict(tags).get("Tier", "")).split(","):
+            if tier.strip() not in TIERS and (meant := _tier_like(tier.strip())):
+                yield f"host {host}: its tag Tier has {tier.strip()!r}, which is no tier: did you mean {meant}?"
+
+
+def _tier_like(name: str) -> str:
+    close: list[str] = difflib.get_close_matches(name.lower(), TIERS, n=1, cutoff=_ALIKE)
+    return close[0] if close else ""

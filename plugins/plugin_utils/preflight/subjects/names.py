@@ -1,0 +1,105 @@
+"""Names of variables: misspelt ones, and those set where they are not read."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from .. import rules
+from ..inventory import Inventory
+from ..roles import READERS, ROLES, Options
+
+# Variables that are also read on hosts of another tier, the one behind their role's, by its roll.
+_READ_BEHIND = {"proxy_drain_timeout_s", "proxy_start_timeout_s", "nginx_certbot_drain_reason"}
+# How similar a role's name and its misspelling are at least.
+_ALIKE = 0.7
+
+
+def check_places(inventory: Inventory) -> Iterator[str]:
+    """A variable that is set, but for no host of the tier whose role reads it."""
+    names = {host: set(inventory.names(host)) for host in sorted(inventory.everyone())}
+    for role, group in READERS.items():
+        readers = inventory.group(group)
+        for name in sorted(inventory.options[role].keys() - _READ_BEHIND):
+            hosts = [host for host, its in names.items() if name in its]
+            if readers and hosts and not set(hosts) & set(readers):
+                yield (
+                    f"{name} is set for {', '.join(hosts)}, but for no host of the group {group}, where it is read: "
+                    f"move it to group_vars/{group}.yml"
+                )
+
+
+def check_variable_names(inventory: Inventory) -> Iterator[str]:
+    """A misspelt variable would silently leave a default in force."""
+    options = inventory.options
+    known = {name for variables in options.values() for name in variables}
+    prefixes = tuple(f"{role}_" for role in ROLES)
+    unknown: dict[str, list[str]] = defaultdict(list)
+    for host in inventory.hosts():
+        for name in inventory.names(host):
+            if name.startswith((*prefixes, "stack_")) and name not in known and name not in rules.STACK:
+                unknown[name].append(host)
+    others: dict[str, str] = {}
+    for host in inventory.hosts():
+        for name in inventory.names(host):
+            # Except those of Ansible and of the inventory plugin, and facts that roles set earlier in this run.
+            if (
+                not name.startswith(("ansible_", "aws_", "_"))
+                and name not in known | unknown.keys() | rules.STACK.keys()
+            ):
+                others.setdefault(name, host)
+    for name, host in sorted(others.items()):
+        meant = _misspelt_role(name, options)
+        if meant in rules.STACK and meant in inventory.names(host):
+            continue  # slack_domain beside stack_domain is a name of its own
+        if not meant and (shortened := _shortened(name, options, partial(inventory.get, host, name))):
+            # It may be the operator's own, from which a template makes the collection's.
+            unset = [short for short in shortened if short not in inventory.names(host)]
+            meant = "" if unset and inventory.uses(host, name) else " and ".join(unset)
+        if meant:
+            yield f"variable {name} is none of the collection's: did you mean {meant}?"
+    for name, hosts in sorted(unknown.items()):
+        role = next((role for role in ROLES if name.startswith(f"{role}_")), None)
+        close = difflib.get_close_matches(name, options[role] if role else rules.STACK, n=1)
+        where = f"roles/{role}/README.md lists the role's variables" if role else f"there are {', '.join(rules.STACK)}"
+        hint = f"did you mean {close[0]}?" if close else where
+        yield f"unknown variable {name} (set for {', '.join(hosts)}): {hint}"
+
+
+def _misspelt_role(name: str, options: Options) -> str:
+    """The variable that was meant by one with a misspelt prefix, such as vlm_engines or VLLM_ENGINES; "" for any other."""
+    plain = name.lower().replace("-", "_")
+    prefixes: dict[str, Mapping[str, Any]] = {**options, "stack": rules.STACK}
+    for role, variables in prefixes.items():
+        for known in variables:
+            end = known.removeprefix(role)
+            start = name.removesuffix(end)
+            # vault_proxy_keys is a name of its own.
+            alike = difflib.SequenceMatcher(None, start, role).ratio() > _ALIKE and not start.endswith(f"_{role}")
+            if plain == known or (name.endswith(end) and alike):
+                return known
+    return ""
+
+
+def _shortened(name: str, options: Options, get: Callable[[], Any]) -> list[str]:
+    """The variables that were meant by one that lacks the role's prefix or a part of it.
+
+    Such as nginx_allow_cidrs or allow_cidrs for nginx_certbot_allow_cidrs, or nginx_certbot: {allow_cidrs: []}. A single
+    word, such as keys, is too common to be taken for one.
+    """
+    for role, variables in options.items():
+        ends = {known.removeprefix(f"{role}_"): known for known in variables}
+        parts = role.split("_") if "_" in role else []
+        start, end = next(
+            ((part, name.removeprefix(f"{part}_")) for part in parts if name.startswith(f"{part}_")), ("", name)
+        )
+        if end in ends and (start or "_" in end):
+            return [ends[end]]
+        # Other variables' values are not read: they are not the collection's, and need not even be readable.
+        value = get() if name in (role, *parts) else None
+        if isinstance(value, Mapping) and value and value.keys() <= ends.keys():
+            return [ends[inner] for inner in value]
+    return []

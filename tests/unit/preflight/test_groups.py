@@ -1,0 +1,46 @@
+"""Groups and hosts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from preflight_inventory import problems
+
+
+@pytest.mark.parametrize("group", ["vllm", "proxy", "nginx"])
+def test_an_empty_group_names_the_tag_that_fills_it(inventory: dict[str, Any], group: str) -> None:
+    inventory["groups"][group] = []
+    assert any(
+        f"group {group} has no host" in problem and f"Tier={group}" in problem for problem in problems(inventory)
+    )
+
+
+@pytest.mark.parametrize(
+    ("group", "host", "said"),
+    [
+        ("vlm", "engine2", "group vlm has engine2, of no tier: did you mean vllm?"),
+        ("Proxy", "api2", "group Proxy has api2, of no tier: did you mean proxy?"),
+        ("vllm2", "engine1", None),
+        ("linux", "bastion", None),
+        ("proxmox", "bastion", None),
+    ],
+)
+def test_a_host_in_a_misspelt_group(inventory: dict[str, Any], group: str, host: str, said: str | None) -> None:
+    inventory["groups"][group] = [host]
+    inventory["hostvars"].setdefault(host, {})
+    assert problems(inventory) == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("tier", "said"),
+    [
+        ("vllm, ngnix", ["host engine1: its tag Tier has 'ngnix', which is no tier: did you mean nginx?"]),
+        ("vllm,nginx", []),
+        ("bastion", []),
+    ],
+)
+@pytest.mark.parametrize("name", ["aws_ec2_tags", "aws_tags"])
+def test_a_misspelt_tag(inventory: dict[str, Any], name: str, tier: str, said: list[str]) -> None:
+    inventory["hostvars"]["engine1"][name] = {"Tier": tier}
+    assert problems(inventory) == said
