@@ -309,6 +309,15 @@ def test_units_are_hardened_and_one_timer_renews(web: str) -> None:
     assert [timer for timer in timers if "certbot" in timer] == ["ec2-inference-certbot.timer"]
 
 
+def test_the_readme_names_the_versions_that_run(web: str) -> None:
+    run = ssh(web, ". /etc/os-release; nginx -v 2>&1; certbot --version; echo Debian $VERSION_ID")
+    found = re.search(r"nginx/(\d+\.\d+).*certbot (\d+\.\d+).*(Debian \d+)", run, re.DOTALL)
+    assert found
+    nginx, certbot, debian = found.groups()
+    readme = (PROJECT / "roles/nginx_certbot/README.md").read_text()
+    assert f"{debian} (nginx {nginx}, certbot {certbot})" in readme
+
+
 # --- before two workers that tell what they saw -----------------------------------------------------------------------
 
 
