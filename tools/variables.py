@@ -1,5 +1,5 @@
-"""Generate the tables of role variables (the roles' READMEs and docs/variables.md) from the argument specs, and the
-schema by which preflight checks variables from the proxy's configuration classes.
+"""Generate the tables of role variables (the roles' READMEs and docs/variables.md) from the argument specs, the schema by
+which preflight checks variables from the proxy's configuration classes, and nginx's routes from the proxy's endpoints.
 
 With --check nothing is written; the exit status is 1 if a file is out of date.
 """
@@ -83,6 +83,27 @@ def _bare(schema: Any) -> Any:
     }
 
 
+ROUTES = """\
+---
+# Written by `make docs` from the proxy's table of endpoints (proxy_app/src/inference_proxy/api/endpoints.py); edit that.
+"""
+
+
+def nginx_routes() -> str:
+    """The variables of nginx's routes: the proxy's endpoints, those with a version prefix apart."""
+    sys.path.insert(0, str(ROOT / "proxy_app" / "src"))
+    table = importlib.import_module("inference_proxy.api.endpoints").TABLE
+    # nginx's 404 suggests the first path that ends the requested one: /chat/completions goes before /completions.
+    rows = sorted(table, key=lambda row: -row.path.count("/"))
+    lines = [ROUTES + "# Each path follows a version, such as /v1.", "__nginx_certbot_routes:"]
+    lines += [f"  - {{path: {row.path}, class: {row.kind}}}" for row in rows if row.versioned]
+    lines += ["# These have no version.", "__nginx_certbot_unversioned_routes:"]
+    lines += [f"  - {{path: {row.path}, class: {row.kind}}}" for row in rows if not row.versioned]
+    # The proxy answers it itself, without an engine, so it is not in the table.
+    lines.append("  - {path: /health/live, class: catalogue}")
+    return "\n".join(lines) + "\n"
+
+
 def _default(spec: dict[str, Any]) -> str:
     value = spec["default"]
     return value if isinstance(value, str) and value else json.dumps(value)
@@ -104,6 +125,7 @@ def pages() -> dict[Path, str]:
         found[path] = f"{before}{BEGIN}\n{table(role)}\n{END}{after}"
         reference += [f"## {role}", "", table(role), ""]
     found[ROOT / "plugins" / "plugin_utils" / "preflight" / "proxy_schema.json"] = proxy_schema()
+    found[ROOT / "roles" / "nginx_certbot" / "vars" / "main" / "routes.yml"] = nginx_routes()
     found[ROOT / "docs" / "variables.md"] = "\n".join(reference)
     return found
 

@@ -63,7 +63,7 @@ def test_what_an_engine_says_to_proxies_is_in_its_roles_specs() -> None:
 
 
 def test_nginx_passes_what_the_proxy_answers() -> None:
-    known = yaml.safe_load((ROLES / "nginx_certbot/vars/main.yml").read_text())
+    known = yaml.safe_load((ROLES / "nginx_certbot/vars/main/routes.yml").read_text())
     routes = {
         versioned: {(route["path"], route["class"]) for route in known[f"__nginx_certbot_{name}"]}
         for versioned, name in ((True, "routes"), (False, "unversioned_routes"))
@@ -72,6 +72,14 @@ def test_nginx_passes_what_the_proxy_answers() -> None:
         assert routes[versioned] == own | {
             (row.path, str(row.kind)) for row in TABLE if row.versioned is versioned
         }
+
+
+def test_nginx_takes_the_methods_that_the_proxy_takes() -> None:
+    classes = yaml.safe_load((ROLES / "nginx_certbot/vars/main/main.yml").read_text())[
+        "__nginx_certbot_classes"
+    ]
+    for row in TABLE:
+        assert set(classes[row.kind]["methods"].split("|")) == set(row.methods), row.path
 
 
 def test_the_configuration_knows_which_endpoints_take_forms() -> None:

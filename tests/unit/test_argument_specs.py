@@ -31,7 +31,7 @@ def test_every_public_variable_has_the_roles_prefix_and_a_description(role: str)
 
 @pytest.mark.parametrize("role", ROLES)
 def test_internal_variables_are_marked_as_such(role: str) -> None:
-    files = (ROOT / "roles" / role / "vars").glob("*.yml")
+    files = (ROOT / "roles" / role / "vars").rglob("*.yml")
     names = [name for file in files for name in yaml.safe_load(file.read_text()) or {}]
     assert [name for name in names if not name.startswith(f"__{role}_")] == []
 

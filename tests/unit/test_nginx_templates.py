@@ -1,4 +1,4 @@
-"""What the web tier's templates make of its variables; what nginx makes of them is molecule's to show."""
+"""What the web tier's templates render from its variables. The scenario nginx_certbot shows what nginx does with it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 ROLE = Path(__file__).parents[2] / "roles/nginx_certbot"
+VARS = [ROLE / "defaults/main.yml", *sorted((ROLE / "vars/main").iterdir()), ROLE / "vars/Debian.yml"]
 INVENTORY = {"nginx": {"hosts": {"web1": None}}, "proxy": {"hosts": {"api1": None}}}
 BASE = {
     "stack_domain": "llm.example.com",
@@ -49,8 +50,26 @@ NO_ORIGINS = [
     "null",
     "",
 ]
+# As if they had been added to the tables of headers and endpoints.
+HEADER = {"name": "Permissions-Policy", "value": "camera=()"}
+ROUTE = {"path": "/images/generations", "class": "generation"}
+
+
+def table(name: str) -> list[dict[str, Any]]:
+    """One of the role's tables in vars/main/."""
+    (found,) = (known[name] for path in VARS if name in (known := yaml.safe_load(path.read_text())))
+    assert isinstance(found, list)
+    return found
+
+
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
+    "one more header": {
+        "__nginx_certbot_headers": [*table("__nginx_certbot_headers"), HEADER],
+        "nginx_certbot_cors_origins": ORIGINS,
+    },
+    "one more endpoint": {"__nginx_certbot_routes": [*table("__nginx_certbot_routes"), ROUTE]},
+    "unsupported": {"__nginx_certbot_supported": False},
     "versions": {"__nginx_certbot_versions": ["v1", "v2"]},
     "listed": {"nginx_certbot_cors_origins": ORIGINS},
     "anybody": {"nginx_certbot_cors_origins": ["*"]},
@@ -69,7 +88,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
     play = {
         "hosts": "web1",
         "gather_facts": False,
-        "vars_files": [str(ROLE / name) for name in ("defaults/main.yml", "vars/main.yml", "vars/Debian.yml")],
+        "vars_files": [str(path) for path in VARS],
         "tasks": [
             {
                 "ansible.builtin.template": {
@@ -143,6 +162,66 @@ def test_the_nearest_path_is_found(rendered: Rendered, path: str, meant: str | N
     if path not in known:
         found = next((right for pattern, right in patterns if re.search(pattern, path, re.IGNORECASE)), None)
     assert found == meant
+
+
+def blocks(conf: str) -> dict[str, list[str]]:
+    """The directives of each block, by its path such as `http / server 3 / location /`. Comments are left out."""
+    found: dict[str, list[str]] = {"": []}
+    path: list[str] = []
+    text = re.sub(r"^\s*#.*$", "", conf, flags=re.MULTILINE)
+    for part in re.findall(r"""(?:"[^"]*"|'[^']*'|\{[0-9]|[^;{}"'])*[;{}]""", text):
+        directive = part.strip()
+        if directive == "}":
+            path.pop()
+        elif directive.endswith("{"):
+            name = " ".join(directive[:-1].split())
+            path.append(name if name != "server" else f"server {sum('server' in key for key in found)}")
+            found[" / ".join(path)] = []
+        else:
+            found[" / ".join(path)].append(" ".join(directive[:-1].split()))
+    assert path == []
+    return found
+
+
+def headers(conf: str) -> dict[str, list[str]]:
+    """The headers that each server, location and `if` sends. nginx inherits add_header only where a level has none of its own."""
+    of = blocks(conf)
+
+    def sent(path: str) -> list[str]:
+        own = [line for line in of[path] if line.startswith("add_header ")]
+        return own if own or not path else sent(path.rpartition(" / ")[0])
+
+    return {path: sent(path) for path in of if " / server" in path}
+
+
+def test_a_header_is_one_row_and_is_on_every_response(rendered: Rendered) -> None:
+    conf, _ = rendered["one more header"]
+    everywhere = headers(conf)
+    assert len(everywhere) > 50, "servers, locations and conditions"
+    rows = [*CASES["one more header"]["__nginx_certbot_headers"], *table("__nginx_certbot_cors_headers")]
+    for path, lines in everywhere.items():
+        assert lines == [f"add_header {row['name']} {row['value']} always" for row in rows], path
+    proxied = next(lines for path, lines in blocks(conf).items() if "proxy_http_version 1.1" in lines)
+    assert "proxy_hide_header Permissions-Policy" in proxied, "a proxy's own would be a second one"
+    assert "proxy_hide_header Retry-After" not in proxied, "a proxy's own passes"
+    assert "Permissions-Policy" not in rendered["plain"][0]
+
+
+def test_an_endpoint_is_one_row(rendered: Rendered) -> None:
+    before, after = blocks(rendered["plain"][0]), blocks(rendered["one more endpoint"][0])
+    added = {path: after[path] for path in after.keys() - before.keys()}
+    for version in BASE["proxy_api_versions"]:
+        (path,) = (path for path in added if path.endswith(f" / location = /{version}/images/generations"))
+        assert f"proxy_pass http://proxies/{version}/images/generations" in added[path]
+    assert len(added) == 4, "a location for each version, and the check of its method"
+    assert '" Did you mean /v1/images/generations?"' in entries(rendered["one more endpoint"][0])
+
+
+def test_an_unsupported_system_is_told_which_are_supported(rendered: Rendered) -> None:
+    _, (problem,) = rendered["unsupported"]
+    assert problem == (
+        "web1: Debian 13 is not supported by nginx_certbot. Use Amazon 2023, Debian 12, Ubuntu 22.04, or newer."
+    )
 
 
 def test_listed_origins_are_told_back_and_no_credentials(rendered: Rendered) -> None:

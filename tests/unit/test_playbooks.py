@@ -69,7 +69,7 @@ def run(inventory: Path, playbook: str, *options: str) -> tuple[int, str]:
         ("playbooks/preflight.yml", ["--skip-tags", "always"], "The checks were skipped"),
         (
             "playbooks/nginx.yml",
-            ["--start-at-task", "nginx_certbot : Look for an earlier deployment"],
+            ["--start-at-task", "nginx_certbot : Look for a proven configuration"],
             "The checks were skipped",
         ),
         ("site.yml", ["--limit", "bastion"], "leaves no host of the group vllm or proxy or nginx"),

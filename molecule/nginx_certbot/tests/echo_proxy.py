@@ -1,4 +1,4 @@
-"""Stands where a proxy worker would: tells what nginx sent it, and streams slowly. `echo_proxy.py ADDRESS PORT`, on a lab host."""
+"""A stand-in for a proxy worker: returns what nginx sent, and streams slowly. `echo_proxy.py ADDRESS PORT`, on a lab host."""
 
 import json
 import sys

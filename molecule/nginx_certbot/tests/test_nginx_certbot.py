@@ -44,7 +44,7 @@ def trust(only: ssl.TLSVersion | None = None) -> ssl.SSLContext:
     return context
 
 
-# Reading a machine's whole CA bundle takes longer than a request.
+# Made once: reading the machine's CA bundle takes longer than a request.
 TRUST = trust()
 
 
@@ -309,7 +309,16 @@ def test_units_are_hardened_and_one_timer_renews(web: str) -> None:
     assert [timer for timer in timers if "certbot" in timer] == ["ec2-inference-certbot.timer"]
 
 
-# --- before two workers that tell what they saw -----------------------------------------------------------------------
+def test_the_readme_names_the_versions_that_run(web: str) -> None:
+    run = ssh(web, ". /etc/os-release; nginx -v 2>&1; certbot --version; echo Debian $VERSION_ID")
+    found = re.search(r"nginx/(\d+\.\d+).*certbot (\d+\.\d+).*(Debian \d+)", run, re.DOTALL)
+    assert found
+    nginx, certbot, debian = found.groups()
+    readme = (PROJECT / "roles/nginx_certbot/README.md").read_text()
+    assert f"{debian} (nginx {nginx}, certbot {certbot})" in readme
+
+
+# --- with two stand-ins for proxy workers -----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("proxies")
@@ -368,7 +377,7 @@ def test_bodies_up_to_the_limit_pass(web: str) -> None:
 @pytest.mark.usefixtures("proxies")
 def test_connections_to_the_proxies_are_kept(web: str) -> None:
     used = {(seen["worker"], seen["connection"]) for seen in (ask(web, "/v1/models").json() for _ in range(40))}
-    # At most one a worker of nginx and a worker of the proxy; without keep-alive they would be forty.
+    # At most one for each pair of an nginx worker and a proxy worker; without keep-alive there would be forty.
     cores = int(ssh(web, "nproc"))
     assert len(used) <= 2 * cores
 
@@ -386,7 +395,7 @@ def test_a_worker_that_is_gone_fails_nobody(web: str) -> None:
 @pytest.mark.usefixtures("proxies")
 def test_a_drained_worker_gets_nothing_until_it_is_put_back() -> None:
     def drain(action: str) -> None:
-        """As the proxy role calls it: the play's host is the proxy."""
+        """Call the entry point as the proxy role does: the play's host is the proxy."""
         inventory = ["-i", "inventory/aws_ec2.yml", "-i", str(CLIENT / "inventory")]
         role = ["-m", "include_role", "-a", f"name=nginx_certbot tasks_from=upstream_{action}"]
         subprocess.run(
@@ -454,7 +463,7 @@ def test_a_renewal_is_served_without_a_restart(web: str) -> None:
 
 def test_an_added_domain_is_certified() -> None:
     pid = master("web1")
-    # web2 does not know the new name yet and may be the one that the CA asks.
+    # The CA may send the challenge to web2, which does not have the new name yet.
     converge("--limit", "web1", variables={"nginx_certbot_domains": [DOMAIN, SECOND]})
     assert served("web1", SECOND)[1] == {DOMAIN, SECOND}
     assert served("web1")[1] == {DOMAIN, SECOND}

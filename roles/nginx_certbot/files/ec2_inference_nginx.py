@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""ec2-inference-nginx: change what nginx serves, never loading or leaving on disk a configuration that was not tested.
+"""ec2-inference-nginx: change what nginx serves. Only a configuration that nginx has tested is loaded or left on disk.
 
-Installed by the nginx_certbot role, used by it, by certbot's deploy hook, by nginx.service (ExecReload) and by operators:
+Installed by the nginx_certbot role. Used by the role, by certbot's deploy hook, by nginx.service (ExecReload) and by operators:
 
     ec2-inference-nginx drain api1:9000 --reason "replacing its disk"
     ec2-inference-nginx undrain api1:9000
     ec2-inference-nginx reload
 
-nginx.conf includes two small files that change without it: upstream.conf (one line per proxy worker, `down` while a marker
-file in drained/ names it, which says why, who drained it and since when) and tls.conf (which certificate is served). A reload
-is finished only when the workers of the old configuration have stopped accepting: `nginx -s reload` alone returns before
-that, and a drain that believed it would send requests into a proxy that is being stopped.
+nginx.conf includes two small files that this tool edits. upstream.conf has one line per proxy worker, which is `down` while
+drained/ has a marker file of the worker's name; the marker holds the reason, who drained it and since when. tls.conf names the
+certificate that is served.
 
-Runs on the target's own Python (3.9 or newer), standard library only. Exit status: 0 done, 1 refused or failed (one message
-on stderr says why), 2 wrong arguments.
+`nginx -s reload` returns before the new configuration is in effect. A drain that relied on it would send requests to a proxy
+that is being stopped. So a reload here ends when the workers of the old configuration no longer accept connections.
+
+Runs with the host's own Python (3.9 or newer) and its standard library. Exit status: 0 done, 1 refused or failed (a message on
+stderr says why), 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any, NamedTuple
 
 MAIN = Path("/etc/nginx/nginx.conf")
 HOME = Path("/etc/nginx/ec2-inference")
@@ -49,13 +52,13 @@ PID_FILE = Path("/run/nginx.pid")
 LOADED = Path("/run/ec2-inference-nginx.loaded")
 LOCK = Path("/run/ec2-inference-nginx.lock")
 
-# How the included files are tested while nginx.conf does not include them yet: before the first deployment.
+# Configurations that test an included file before the first deployment, when nginx.conf does not include it yet.
 WRAPPERS = {
     UPSTREAM: "events {} http { upstream proxies { include %s; } }\n",
     TLS: "events {} http { server { listen 443 ssl; include %s; } }\n",
 }
 SERVER = re.compile(r"^(?P<server>server \S+ max_fails=0)(?: down)?;  # (?P<id>\S+)$")
-# A drained worker's marker: "<reason>; by <who>; since <UTC>". The proxy role writes those of engines in the same words.
+# A drained worker's marker: "<reason>; by <who>; since <UTC>". The proxy role's markers of engines have the same format.
 MARKER = re.compile(r"(?P<reason>.+); by [^;]+; since (?P<since>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", re.DOTALL)
 MARKER_TIME = "%Y-%m-%dT%H:%M:%SZ"
 WORKER = "nginx: worker process"
@@ -65,10 +68,11 @@ EXPIRES_SOON_S = 7 * 24 * 3600
 
 
 class Failed(Exception):
-    """What went wrong and what to do, for the person or the play that called."""
+    """What went wrong and what to do about it."""
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a program and return its output; a failure raises nothing."""
     return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
@@ -76,7 +80,7 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def test(candidates: dict[Path, Path]) -> None:
-    """Have nginx test the whole configuration with `candidates` (live path → file to test) in their places."""
+    """Let nginx test the whole configuration with `candidates` (live path: file to test) in place of the live files."""
     text = candidates.get(MAIN, MAIN).read_text()
     for live, candidate in candidates.items():
         if live != MAIN and str(live) not in text:
@@ -94,7 +98,7 @@ def test(candidates: dict[Path, Path]) -> None:
 
 
 def install(texts: dict[Path, str]) -> bool:
-    """Put tested texts in place; True when anything differed. All of them are tested together, none lands if one is bad."""
+    """Write `texts` once nginx accepts all of them together; True if any of the files changed."""
     changed = {path: text for path, text in texts.items() if not path.exists() or path.read_text() != text}
     candidates = {path: path.with_name(f".{path.name}.candidate") for path in changed}
     try:
@@ -112,7 +116,7 @@ def install(texts: dict[Path, str]) -> bool:
 
 
 def mark_down(text: str, drained: set[str]) -> str:
-    """upstream.conf's text with exactly the drained servers `down`."""
+    """Return upstream.conf's text with exactly the drained servers `down`."""
     lines = []
     for line in text.splitlines():
         server = SERVER.match(line)
@@ -124,11 +128,12 @@ def mark_down(text: str, drained: set[str]) -> str:
 
 
 def drained_now() -> set[str]:
+    """Names of the workers that have a marker."""
     return {marker.name for marker in DRAINED.iterdir()} if DRAINED.is_dir() else set()
 
 
 def make_placeholder() -> None:
-    """A certificate of our own: nginx does not start without one, and certbot gets none without nginx."""
+    """Create a self-signed certificate: nginx does not start without one, and certbot gets none without nginx."""
     PLACEHOLDER.mkdir(exist_ok=True)
     if (PLACEHOLDER / "fullchain.pem").exists():
         return
@@ -147,17 +152,17 @@ def make_placeholder() -> None:
     ]
     made = run(*argv, "-subj", "/CN=placeholder", "-keyout", str(key), "-out", str(certificate))
     if made.returncode:
-        raise Failed(f"no placeholder certificate could be made: {made.stderr.strip()}")
+        raise Failed(f"openssl could not create a placeholder certificate: {made.stderr.strip()}")
     key.replace(PLACEHOLDER / "privkey.pem")
     certificate.replace(PLACEHOLDER / "fullchain.pem")
 
 
 def tls_text() -> str:
-    """tls.conf: the CA's certificate once there is one, the placeholder until then."""
+    """Return tls.conf's text: the CA's certificate, or the placeholder until there is one."""
     issued = (CERTIFICATE / "fullchain.pem").exists() and (CERTIFICATE / "privkey.pem").exists()
     home = CERTIFICATE if issued else PLACEHOLDER
     lines = [f"ssl_certificate {home}/fullchain.pem;", f"ssl_certificate_key {home}/privkey.pem;"]
-    # Most CAs have retired OCSP: stapling is for those whose certificates still name a responder.
+    # Most CAs have retired OCSP; stapling needs a certificate that names a responder.
     if issued and run("openssl", "x509", "-noout", "-ocsp_uri", "-in", f"{home}/fullchain.pem").stdout.strip():
         lines += ["ssl_stapling on;", "ssl_stapling_verify on;", f"ssl_trusted_certificate {home}/chain.pem;"]
     return "\n".join(lines) + "\n"
@@ -167,7 +172,7 @@ def tls_text() -> str:
 
 
 def master() -> int | None:
-    """Pid of the running master process."""
+    """Pid of the running master process, or None."""
     with contextlib.suppress(OSError, ValueError):
         pid = int(PID_FILE.read_text())
         if title(pid).startswith("nginx: master process"):
@@ -176,16 +181,17 @@ def master() -> int | None:
 
 
 def title(pid: int) -> str:
+    """A process's title, which nginx sets to its role."""
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
 
 
 def serving(parent: int) -> set[int]:
-    """Pids of the master's workers that accept connections; those shutting down have another title."""
+    """Pids of the master's workers that accept connections; workers that are shutting down have another title."""
     workers = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        # Processes end while we look. The name in stat is in brackets and may hold spaces: the parent comes after it.
+        # A process may end meanwhile. In stat the name is in brackets and may have spaces; the parent follows it.
         with contextlib.suppress(OSError, IndexError, ValueError):
             if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
                 pid = int(entry.name)
@@ -195,7 +201,7 @@ def serving(parent: int) -> set[int]:
 
 
 def on_disk(pid: int) -> str:
-    """Fingerprint of all that the master `pid` would load."""
+    """Fingerprint of the files that the master `pid` would load."""
     digest = hashlib.sha256(str(pid).encode())
     home = CERTIFICATE if TLS.exists() and str(CERTIFICATE) in TLS.read_text() else PLACEHOLDER
     for path in (MAIN, UPSTREAM, TLS, home / "fullchain.pem", home / "privkey.pem"):
@@ -204,21 +210,21 @@ def on_disk(pid: int) -> str:
 
 
 def stale() -> bool:
-    """Does nginx run with something else than what lies on disk?"""
+    """Does nginx run with another configuration or certificate than those on disk?"""
     pid = master()
     return pid is not None and (not LOADED.exists() or LOADED.read_text() != on_disk(pid))
 
 
 def record() -> None:
-    """Write down what nginx has loaded. nginx.service calls this right after a start."""
+    """Save the fingerprint of what nginx has loaded. nginx.service calls this right after a start."""
     pid = master()
     if pid is None:
-        raise Failed(f"no running nginx is named by {PID_FILE}")
+        raise Failed(f"{PID_FILE} does not have the pid of a running nginx")
     LOADED.write_text(on_disk(pid))
 
 
 def reload() -> str:
-    """Test, load, and wait until the old workers have stopped accepting."""
+    """Test and load the configuration, and wait until the old workers no longer accept connections."""
     install({TLS: tls_text()})
     test({})
     pid = master()
@@ -235,29 +241,30 @@ def reload() -> str:
             return "reloaded"
         time.sleep(0.02)
     raise Failed(
-        f"nginx did not take the new configuration within {RELOAD_S} s and serves with the old one: "
+        f"nginx did not load the new configuration within {RELOAD_S} s and serves with the old one: "
         "see the end of /var/log/nginx/error.log"
     )
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """One change at a time: two rolls, or a roll and an operator, must not overwrite each other's lines."""
+    """Allow one change at a time: two playbooks, or a playbook and an operator, must not overwrite each other's changes."""
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-# --- commands: each prints one word or line that the role's changed_when reads ---------------------------------------
+# --- commands: each returns the word or line to print, which the role's changed_when reads ---------------------------------------
 
 
 def reload_command(if_changed: bool) -> str:
+    """Reload; with `if_changed` only if nginx runs with something else than what is on disk."""
     changed = install({TLS: tls_text()})
     return reload() if changed or stale() or not if_changed else "unchanged"
 
 
 def load_markers(undo: dict[Path, str | None]) -> str:
-    """Bring upstream.conf in line with the markers; if nginx refuses, put the markers back as they were."""
+    """Apply the markers to upstream.conf; if nginx refuses it, restore the markers (None: there was none)."""
     if not UPSTREAM.exists():
         return "unchanged: this host has no upstream.conf yet"
     try:
@@ -273,25 +280,26 @@ def load_markers(undo: dict[Path, str | None]) -> str:
 
 
 def write_marker(marker: Path, text: str) -> None:
-    """All of it or nothing: a marker cut short would be nobody's, and so never be taken back."""
+    """Write a marker atomically: no undrain would match the reason of a truncated one."""
     candidate = marker.parent.with_name(".marker")
     candidate.write_text(f"{text}\n")
     candidate.replace(marker)
 
 
 def who() -> str:
-    """A roll says it in the environment, where a tool of an earlier version overlooks it; a person is known to sudo."""
+    """Who drains: a playbook sets a variable of the environment, which older versions of this tool ignore; sudo sets a person's name."""
     return os.environ.get("EC2_INFERENCE_DRAINED_BY") or f"{os.environ.get('SUDO_USER', 'root')}@{socket.gethostname()}"
 
 
 def age(since: str) -> str:
+    """How long ago a marker was written, such as "2 h 5 min"."""
     drained = datetime.strptime(since, MARKER_TIME).replace(tzinfo=timezone.utc)
     minutes = max(0, int((datetime.now(timezone.utc) - drained).total_seconds())) // 60
     return f"{minutes // 60} h {minutes % 60} min"
 
 
 def drain(instances: list[str], reason: str, by: str) -> str:
-    """Markers that are there already stay as they are: whoever drained first decides when it ends."""
+    """Drain workers. An existing marker stays as it is: the drain that came first decides when it ends."""
     DRAINED.mkdir(exist_ok=True)
     fresh: dict[Path, str | None] = {DRAINED / name: None for name in instances if not (DRAINED / name).exists()}
     now = datetime.now(timezone.utc).strftime(MARKER_TIME)
@@ -301,7 +309,7 @@ def drain(instances: list[str], reason: str, by: str) -> str:
 
 
 def undrain(instances: list[str], reason: str | None) -> str:
-    """`reason`: remove only markers with this reason, so that a roll leaves an operator's own drain alone."""
+    """Put workers back. With `reason`, only those that have it, so that a playbook leaves an operator's drain alone."""
     removed: dict[Path, str | None] = {}
     notes = []
     for marker in (DRAINED / name for name in instances):
@@ -323,19 +331,20 @@ def undrain(instances: list[str], reason: str | None) -> str:
 
 
 def describe() -> str:
-    """What the role's templates need to know of this host, as JSON: nginx's version, whether there is IPv6, what is drained."""
+    """What the role's templates need to know about the host, as JSON."""
     version = re.search(r"nginx/([0-9.]+)", run("nginx", "-v").stderr)
     ipv6 = Path("/proc/net/if_inet6").exists()
     return json.dumps({"nginx": version[1] if version else "0", "ipv6": ipv6, "drained": sorted(drained_now())})
 
 
 def names_of(certificate: Path) -> set[str]:
+    """The domains of a certificate, in lower case."""
     text = run("openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", str(certificate)).stdout
     return {name.lower() for name in re.findall(r"DNS:([^,\s]+)", text)}
 
 
 def certificate_command(domains: list[str], server: str) -> str:
-    """Why a certificate has to be issued now, or "good". Renewal in time is the timer's business, not ours."""
+    """Why a certificate has to be issued now, or "good". The timer renews it in time."""
     issued = CERTIFICATE / "fullchain.pem"
     if not issued.exists():
         return "there is none yet"
@@ -353,7 +362,7 @@ def certificate_command(domains: list[str], server: str) -> str:
 
 def ask(domain: str, path: str) -> tuple[int, str, http.client.HTTPMessage, bytes]:
     """GET from this host's own nginx as `domain`: status, leaf certificate's SHA-256, headers, body."""
-    # Whose certificate this is gets checked by its fingerprint; the chain may lead to a CA that this host does not know.
+    # The caller compares the fingerprint; the host may not know the CA, so the chain is not verified.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -368,13 +377,14 @@ def ask(domain: str, path: str) -> tuple[int, str, http.client.HTTPMessage, byte
 
 
 def is_live(domain: str) -> bool:
+    """Does a proxy answer /health/live through nginx?"""
     with contextlib.suppress(OSError, http.client.HTTPException):
         return ask(domain, "/health/live")[0] == 200
     return False
 
 
 def prove(domains: list[str], live: bool) -> None:
-    """nginx answers for every domain, with our error body and the certificate on disk; `live`: a proxy answers through it."""
+    """Check that nginx serves every domain with our error body and the certificate on disk; with `live`, that a proxy answers."""
     pem = (CERTIFICATE / "fullchain.pem").read_text()
     end = "-----END CERTIFICATE-----"
     expected = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[: pem.index(end) + len(end)])).hexdigest()
@@ -387,12 +397,12 @@ def prove(domains: list[str], live: bool) -> None:
             raise Failed(f"nginx serves another certificate for {domain} than {CERTIFICATE}/fullchain.pem")
         if status != 404 or headers["X-Request-Id"] != "ec2-inference-prove":
             raise Failed(
-                f"nginx answers {domain}/no-such-route with {status}, without our headers: not this configuration"
+                f"nginx answers {domain}/no-such-route with {status}, without our headers: it does not run with this configuration"
             )
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if json.loads(body)["error"]["code"]:
                 continue
-        raise Failed(f"nginx answers {domain}/no-such-route with another body than ours: {body[:200]!r}")
+        raise Failed(f"nginx answers {domain}/no-such-route with an unexpected body: {body[:200]!r}")
     deadline = time.monotonic() + 10
     while live and not is_live(domains[0]):
         if time.monotonic() > deadline:
@@ -401,7 +411,7 @@ def prove(domains: list[str], live: bool) -> None:
 
 
 def keep() -> str:
-    """Remember the configuration that was just proved: what `rollback` returns to."""
+    """Copy the proven configuration, for `rollback` to return to."""
     PROVEN.mkdir(mode=0o700, exist_ok=True)
     changed = False
     for path in (MAIN, UPSTREAM):
@@ -413,15 +423,15 @@ def keep() -> str:
 
 
 def rollback() -> str:
-    """Back to the configuration proved last, with today's drained servers still drained."""
+    """Restore the proven configuration. The workers that are drained now stay drained."""
     if not (PROVEN / MAIN.name).exists():
-        return "unchanged: no configuration was proved on this host yet"
+        return "unchanged: this host has no proven configuration yet"
     upstream = mark_down((PROVEN / UPSTREAM.name).read_text(), drained_now())
     restored = install({MAIN: (PROVEN / MAIN.name).read_text(), UPSTREAM: upstream})
     if master() is None:
         started = run("systemctl", "start", "nginx.service")
         if started.returncode:
-            raise Failed(f"the proved configuration is restored but nginx does not start: {started.stderr.strip()}")
+            raise Failed(f"the proven configuration is restored, but nginx does not start: {started.stderr.strip()}")
         return "restored and started"
     if stale():
         reload()
@@ -430,7 +440,7 @@ def rollback() -> str:
 
 
 def renew(arguments: list[str]) -> str:
-    """`certbot renew`, tried again when the CA is unwell, then load what came of it, even if a deploy hook failed earlier."""
+    """Run `certbot renew`, up to three times, and load the result, even if a deploy hook has failed."""
     argv = ("certbot", "renew", "--non-interactive", "--no-random-sleep-on-renew", *arguments)
     for pause_s in (*RENEW_PAUSES_S, None):
         status = subprocess.run(argv, check=False).returncode
@@ -446,79 +456,146 @@ def renew(arguments: list[str]) -> str:
 
 
 def instance(text: str) -> str:
+    """The name of a proxy worker, from an argument."""
     if not re.fullmatch(r"[^/\s]+:\d+", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not <proxy host>:<port>")
     return text
 
 
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def drain_named(options: argparse.Namespace) -> str:
+    return drain(options.instances, options.reason, who())
+
+
+def undrain_named(options: argparse.Namespace) -> str:
+    return undrain(options.instances, options.reason)
+
+
+def select_tls(_: argparse.Namespace) -> str:
+    make_placeholder()
+    return "changed" if install({TLS: tls_text()}) else "unchanged"
+
+
+def check_upstream(options: argparse.Namespace) -> str:
+    test({UPSTREAM: options.candidate})
+    return "good"
+
+
+def prove_and_keep(options: argparse.Namespace) -> str:
+    # A proxy may need seconds to answer, during which other commands should not wait.
+    prove(options.domains, options.live)
+    with alone():
+        return keep()
+
+
+def record_loaded(_: argparse.Namespace) -> str:
+    record()
+    return "recorded"
+
+
+def yes_or_no(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+class Argument(NamedTuple):
+    """One argument of a command, as argparse's add_argument takes it."""
+
+    name: str
+    options: dict[str, Any]
+
+
+def argument(name: str, **options: Any) -> Argument:
+    return Argument(name, options)
+
+
+class Command(NamedTuple):
+    """One command: its help, what it runs, and its arguments. `locked` commands run one at a time."""
+
+    help: str
+    run: Callable[[argparse.Namespace], str]
+    arguments: tuple[Argument, ...] = ()
+    locked: bool = False
+
+
+INSTANCES = argument("instances", nargs="+", type=instance, metavar="HOST:PORT")
+DOMAINS = argument("domains", nargs="+")
+# Commands that only read are not locked. `prove` and `renew` lock their last step themselves. `record` runs inside nginx.service's start,
+# which a locked `rollback` may be waiting for.
+COMMANDS = {
+    "drain": Command(
+        "take proxy workers out of the upstream",
+        drain_named,
+        (INSTANCES, argument("--reason", default="drained by hand")),
+        locked=True,
+    ),
+    "undrain": Command("put proxy workers back", undrain_named, (INSTANCES, argument("--reason")), locked=True),
+    "reload": Command(
+        "test the configuration, load it, wait until it is in effect",
+        lambda options: reload_command(options.if_changed),
+        (argument("--if-changed", action="store_true", help="only if nginx runs with another one"),),
+        locked=True,
+    ),
+    "tls": Command(
+        "let tls.conf name the CA's certificate, or the placeholder until there is one", select_tls, locked=True
+    ),
+    "check": Command(
+        "test a candidate for upstream.conf in the whole configuration",
+        check_upstream,
+        (argument("candidate", type=Path),),
+        locked=True,
+    ),
+    "certificate": Command(
+        "say why a certificate has to be issued, or 'good'",
+        lambda options: certificate_command(options.domains, options.server),
+        (argument("--server", required=True), DOMAINS),
+    ),
+    "live": Command(
+        "does a proxy answer /health/live through nginx? yes or no",
+        lambda options: yes_or_no(is_live(options.domain)),
+        (argument("domain"),),
+    ),
+    "prove": Command(
+        "check that nginx serves the domains with their certificate, and keep this configuration",
+        prove_and_keep,
+        (argument("--live", action="store_true", help="and that a proxy answers through it"), DOMAINS),
+    ),
+    "renew": Command(
+        "renew a certificate that is due, and load it",
+        lambda options: renew([word for word in options.certbot if word != "--"]),
+        (argument("certbot", nargs=argparse.REMAINDER, help="further arguments of certbot renew, after --"),),
+    ),
+    "describe": Command(
+        "nginx's version, whether there is IPv6, and the drained workers, as JSON", lambda _: describe()
+    ),
+    "stale": Command(
+        "does nginx run with something else than what is on disk? yes or no", lambda _: yes_or_no(stale())
+    ),
+    "record": Command("save what nginx has loaded at its start", record_loaded),
+    "rollback": Command("return to the proven configuration", lambda _: rollback(), locked=True),
+}
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ec2-inference-nginx", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("drain", "take proxy workers out of the upstream"), ("undrain", "put them back")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("instances", nargs="+", type=instance, metavar="HOST:PORT")
-        command.add_argument("--reason", default="drained by hand" if name == "drain" else None)
-    command = commands.add_parser("reload", help="test the configuration, load it, wait until it is in effect")
-    command.add_argument("--if-changed", action="store_true", help="only if nginx runs with something else")
-    commands.add_parser("tls", help="point tls.conf at the CA's certificate, or at the placeholder until there is one")
-    command = commands.add_parser("check", help="test a candidate for upstream.conf in the whole configuration")
-    command.add_argument("candidate", type=Path)
-    command = commands.add_parser("certificate", help="say why a certificate has to be issued, or 'good'")
-    command.add_argument("--server", required=True)
-    command.add_argument("domains", nargs="+")
-    command = commands.add_parser("live", help="does a proxy answer /health/live through nginx? yes or no")
-    command.add_argument("domain")
-    command = commands.add_parser(
-        "prove", help="check that nginx serves the domains with their certificate; remember this configuration"
-    )
-    command.add_argument("--live", action="store_true", help="and that a proxy answers through it")
-    command.add_argument("domains", nargs="+")
-    command = commands.add_parser("renew", help="renew what is due, load it")
-    command.add_argument("certbot", nargs=argparse.REMAINDER, help="further arguments of certbot renew, after --")
-    commands.add_parser("describe", help="nginx's version, IPv6 and what is drained, as JSON")
-    commands.add_parser("stale", help="does nginx run with something else than what lies on disk? yes or no")
-    commands.add_parser("record", help="write down what nginx has just loaded at its start")
-    commands.add_parser("rollback", help="return to the configuration proved last")
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(name, help=command.help)
+        for added in command.arguments:
+            subparser.add_argument(added.name, **added.options)
     return parser
 
 
 def answer_to(options: argparse.Namespace) -> str:
-    """Run one command. Those that only read, and `renew`, which takes the lock itself, run without the lock."""
-    if options.command == "certificate":
-        return certificate_command(options.domains, options.server)
-    if options.command == "live":
-        return "yes" if is_live(options.domain) else "no"
-    if options.command == "describe":
-        return describe()
-    if options.command == "stale":
-        return "yes" if stale() else "no"
-    if options.command == "prove":
-        prove(options.domains, options.live)
-        with alone():
-            return keep()
-    if options.command == "renew":
-        return renew([argument for argument in options.certbot if argument != "--"])
-    if options.command == "record":
-        record()
-        return "recorded"
-    with alone():
-        if options.command == "check":
-            test({UPSTREAM: options.candidate})
-            return "good"
-        if options.command == "tls":
-            make_placeholder()
-            return "changed" if install({TLS: tls_text()}) else "unchanged"
-        if options.command == "drain":
-            return drain(options.instances, options.reason, who())
-        if options.command == "undrain":
-            return undrain(options.instances, options.reason)
-        if options.command == "reload":
-            return reload_command(options.if_changed)
-        return rollback()
+    """Run one command and return what it prints."""
+    command = COMMANDS[options.command]
+    with alone() if command.locked else contextlib.nullcontext():
+        return command.run(options)
 
 
 def main() -> int:
-    # Files made here are read by nginx's master and shown to operators; none holds a secret.
+    # The files written here are for nginx and for operators, and hold no secret.
     os.umask(0o022)
     try:
         print(answer_to(arguments().parse_args()))
