@@ -125,8 +125,9 @@ class Exchange(msgspec.Struct, eq=False):
         self.tail = deque()
 
     def headers(self) -> list[Header]:
-        """The headers that we add to each answer: the request's id under the names that clients look for, and
-        notices.
+        """The headers that we add to each answer: notices, and the request's id.
+
+        The id comes under each name that the API's clients look for.
         """
         request_id = self.request_id.encode()
         headers = [(b"x-request-id", request_id), *self.notices]

@@ -154,8 +154,9 @@ class Metrics:
         recent.append(sample)
 
     def watch(self, name: str, text: str, labels: tuple[str, ...], read: Callable[[], Values]) -> None:
-        """Publish numbers that are kept elsewhere. `read` returns pairs of label values and a number; it is
-        called in the event loop at each scrape.
+        """Publish numbers that are kept elsewhere.
+
+        `read` returns pairs of label values and a number; it is called in the event loop at each scrape.
 
         The metric is a counter if `name` (given without prefix) ends in `_total`, otherwise a gauge. Label
         values must come from the configuration or the code, never from a client.
@@ -163,8 +164,9 @@ class Metrics:
         self._readings.append(_Reading(_PREFIX + name, text, labels, read))
 
     def reconfigure(self, settings: Settings) -> None:
-        """Forget series whose names are no longer in the configuration: otherwise they would accumulate as
-        keys change.
+        """Forget series whose names are no longer in the configuration.
+
+        Otherwise they would accumulate as keys change.
         """
         config = settings.config
         owners, models = settings.keys.owners(), config.model_names()

@@ -84,8 +84,9 @@ class Tracing:
             self._propagator = TraceContextTextMapPropagator()
 
     def begin(self, client_headers: HeaderFields, operation: str, started: float) -> Trace:
-        """Start a span, as a child of the client's `traceparent` if there is one. `started` is
-        time.perf_counter()'s.
+        """Start a span, as a child of the client's `traceparent` if there is one.
+
+        `started` is time.perf_counter()'s.
         """
         if b"traceparent" not in client_headers and random.random() >= self._ratio:
             # The same result as OpenTelemetry's for an unsampled request, at a hundredth of the cost.

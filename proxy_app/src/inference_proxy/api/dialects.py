@@ -38,8 +38,9 @@ _ANTHROPIC_TYPES = {
 
 
 class Dialect(enum.Enum):
-    """CHAT: OpenAI's completions, and every endpoint without a stream format of its own. RESPONSES: OpenAI's
-    /v1/responses. MESSAGES: Anthropic's.
+    """CHAT: OpenAI's completions, and every endpoint without a stream format of its own.
+
+    RESPONSES: OpenAI's /v1/responses. MESSAGES: Anthropic's.
     """
 
     CHAT = "chat"

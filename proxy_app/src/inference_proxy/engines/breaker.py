@@ -22,8 +22,9 @@ _DOUBLINGS = 5
 
 
 class Breaker:
-    """One engine's breaker. The fleet decides when to open it, because it knows how the other engines
-    perform.
+    """One engine's breaker.
+
+    The fleet decides when to open it, because it knows how the other engines perform.
 
     `failures` are broken answers that complete ones have not yet cancelled. `keys` are the API keys of those
     requests, until all failures are cancelled; a key's value is True if another engine has answered that key
@@ -55,8 +56,9 @@ class Breaker:
 
     @property
     def broken_share(self) -> float:
-        """The share of broken answers among the last hundred or so; somewhat too low while there are few
-        answers.
+        """The share of broken answers among the last hundred or so.
+
+        Somewhat too low while there are few answers.
         """
         return self._broken / (self._broken + self._complete + 1)
 
@@ -72,8 +74,9 @@ class Breaker:
         return self.phase is Phase.OPEN and now - self._opened_at >= wait_s
 
     def close(self, failures: float) -> None:
-        """Put the engine back into service. At most `failures` stay counted, so an engine that they ejected
-        is on probation.
+        """Put the engine back into service.
+
+        At most `failures` stay counted, so an engine that they ejected is on probation.
         """
         self.phase, self.reason = Phase.CLOSED, ""
         self.failures = min(self.failures, failures)

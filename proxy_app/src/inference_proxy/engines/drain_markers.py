@@ -1,5 +1,6 @@
-"""Engines that an operator has drained: one marker file each, seen by every worker of the host
-(reload.py).
+"""Engines that an operator has drained: one marker file each.
+
+Every worker of the host sees the markers (reload.py).
 """
 
 from pathlib import Path
@@ -33,8 +34,9 @@ def mark_drained(directory: Path, engine: str, reason: str) -> None:
 
 
 def unmark_drained(directory: Path, engine: str) -> None:
-    """Put the engine back if mark_drained() drained it; do nothing if it is not drained. Raises NotOurs,
-    OSError.
+    """Put the engine back if mark_drained() drained it; do nothing if it is not drained.
+
+    Raises NotOurs, OSError.
     """
     reason = why_drained(directory, engine)
     if reason is None:

@@ -57,8 +57,9 @@ class EngineView(msgspec.Struct, frozen=True):
 
 
 class Engine:
-    """One vLLM server. The object lives as long as its id and address stay in the configuration, across
-    reloads.
+    """One vLLM server.
+
+    The object lives as long as its id and address stay in the configuration, across reloads.
     """
 
     def __init__(self, config: EngineConfig, now: float) -> None:
@@ -102,10 +103,10 @@ class Engine:
         return "serving" if self.breaker.phase is Phase.CLOSED else "ejected"
 
     def alive_at(self, now: float) -> float:
-        """When it last showed signs of work: a token by its own gauges, a complete answer, a piece of one of
-        our answers, or a probe.
+        """When the engine last showed a sign of work.
 
-        Until the first byte of its answer, a request shows no sign.
+        Signs are a token by its own gauges, a complete answer, a piece of one of our answers, and a probe.
+        Until the first byte of its answer, a request shows none.
         """
         silences_s = [silent_s for guard in self.guards if (silent_s := guard.silent_s()) is not None]
         return max(self.progress.generated_at, now - min(silences_s, default=math.inf))
@@ -189,8 +190,9 @@ class Fleet:
         self._apply_drained()
 
     def set_drained(self, ids: frozenset[str]) -> list[Engine]:
-        """Drain exactly these engines: no new requests, those in flight continue. Returns the engines that
-        changed.
+        """Drain exactly these engines: no new requests, those in flight continue.
+
+        Returns the engines that changed.
         """
         if ids == self._drained:
             return []
@@ -269,15 +271,18 @@ class Fleet:
         self._consider(engine)
 
     def suspect(self, engine: Engine) -> None:
-        """Something went wrong that may be the request's fault: probe the engine, and stop treating it as
-        idle.
+        """Have the engine probed, and stop treating it as idle.
+
+        Something went wrong there, but it may be the request's fault.
         """
         engine.suspected = True
         self.failing.add(engine)
 
     def may_lack(self, engine: Engine, model: str) -> None:
-        """The engine answered 404. If it does not list the model either, use other engines for this model for
-        a while, or until it lists it.
+        """The engine answered 404.
+
+        If it does not list the model either, use other engines for this model for a while, or until it lists
+        it.
 
         It is also probed, because it may have lost all its models.
         """
@@ -304,10 +309,10 @@ class Fleet:
             self.eject(engine, "it breaks more than a third of its answers")
 
     def _is_to_blame(self, engine: Engine) -> bool:
-        """Whether its failures are enough, and its own fault: most other engines do much better with the same
-        clients.
+        """Whether its failures are enough, and its own fault.
 
-        Failures of a single key that no other engine has answered since count a third.
+        They are its own if most other engines do much better with the same clients. Failures of a single key
+        that no other engine has answered since count a third.
         """
         breaker, enough = engine.breaker, self.health.failures
         if breaker.failures < enough:
@@ -325,16 +330,18 @@ class Fleet:
         return breaker.failures >= enough
 
     def eject(self, engine: Engine, reason: str) -> None:
-        """Take the engine out of service until a probe succeeds, however many engines of its pool are already
-        out.
+        """Take the engine out of service until a probe succeeds.
+
+        How many engines of its pool are already out does not matter.
         """
         if engine.breaker.phase is Phase.CLOSED:
             log.warning("engine %s at %s is ejected: %s", engine.id, engine.url, reason)
         engine.breaker.open(reason, self.now())
 
     def abandon(self, engine: Engine) -> None:
-        """The engine certainly hangs: end its requests now, because their answers will not come, however much
-        time their clocks leave.
+        """The engine certainly hangs: end its requests.
+
+        Their answers will not come, however much time their clocks leave.
         """
         for guard in list(engine.guards):
             # One of its data-parallel ranks may still work.

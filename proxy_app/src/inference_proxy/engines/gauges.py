@@ -20,8 +20,10 @@ _REST = re.compile(rb"(\{.*\})? ([^ \n]+)")
 
 @dataclass(slots=True)
 class Rank:
-    """Running and waiting requests, the used share (0 to 1) of the KV cache, and all tokens computed since
-    the start, of prompts and answers.
+    """The gauges of one data-parallel rank.
+
+    Running and waiting requests, the used share (0 to 1) of the KV cache, and all tokens computed since the
+    start, of prompts and answers.
     """
 
     running: float = 0
@@ -32,11 +34,11 @@ class Rank:
 
 @dataclass(slots=True)
 class Gauges:
-    """The gauges of all ranks (one or more), and values derived from them once because each request needs
-    them.
+    """The gauges of all ranks (one or more), and values derived from them.
 
-    `fullness` (1 to 2) multiplies an engine's load as its KV cache fills, because a full one soon preempts
-    requests. It has steps of a tenth; otherwise a gauge's last digit would decide between idle engines.
+    The values are computed once, because each request needs them. `fullness` (1 to 2) multiplies an engine's
+    load as its KV cache fills, because a full one soon preempts requests. It has steps of a tenth; otherwise
+    a gauge's last digit would decide between idle engines.
     """
 
     ranks: dict[bytes | None, Rank]

@@ -68,8 +68,9 @@ class Flaw(NamedTuple):
 
 
 class _Probe(NamedTuple):
-    """A request, given the model (content type and body), and the shape and content that its answer must
-    have.
+    """A probe: its request, and what the answer must contain.
+
+    `ask` makes content type and body for a model. `answer` is the answer's shape; `made` checks its content.
     """
 
     path: str

@@ -121,10 +121,10 @@ class Answer:
         return piece
 
     def close(self) -> None:
-        """Return the connection to the pool if the answer is complete; otherwise close the connection, which
-        tells the engine to stop generating.
+        """Return the connection to the pool if the answer is complete; otherwise close the connection.
 
-        Only the first call counts: after it, the connection may belong to another answer.
+        Closing it tells the engine to stop generating. Only the first call counts: after it, the connection
+        may belong to another answer.
         """
         if self._release is None:
             return

@@ -139,11 +139,11 @@ class EngineClient:
         return None
 
     def send(self, connection: "_Connection") -> None:
-        """Send the connection's request: at once, or at the end of this turn of the event loop if another
-        request was already sent in it.
+        """Send the connection's request, at once or at the end of this turn of the event loop.
 
-        Sent one after another, requests cost less than when each is sent between the steps of other requests,
-        and the engines' answers arrive together as well (docs/performance.md has the numbers).
+        It is deferred if another request was already sent in this turn. Sent one after another, requests cost
+        less than when each is sent between the steps of other requests, and the engines' answers arrive
+        together as well (docs/performance.md has the numbers).
         """
         if self._later is None:
             self._later = []

@@ -1,9 +1,9 @@
-"""uvicorn's HTTP protocol with shortcuts past ASGI for the frequent cases, and strict about where requests
-end.
+"""uvicorn's HTTP protocol with shortcuts past ASGI for the frequent cases.
 
-The shortcuts: a small body is there without waiting, a whole answer is written in one piece, a chunk of a
-stream is written without switching tasks, and no extra task is needed to notice that a client has left. Under
-another server the shortcuts are missing: `send()` and `receive()` then do the same at a higher cost.
+It is strict about where requests end. The shortcuts: a small body is there without waiting, a whole answer is
+written in one piece, a chunk of a stream is written without switching tasks, and no extra task is needed to
+notice that a client has left. Under another server the shortcuts are missing: `send()` and `receive()` then
+do the same at a higher cost.
 """
 
 import asyncio
@@ -88,8 +88,9 @@ class ClientConnection:
         return True
 
     def end(self, chunk: bytes) -> bool:
-        """Write the last piece of the body and its end, under the same conditions as write(). The piece is
-        not framed and may be empty.
+        """Write the last piece of the body and its end, under the same conditions as write().
+
+        The piece is not framed and may be empty.
         """
         cycle = self._cycle
         if self._flow.write_paused or not cycle.chunked_encoding or cycle.disconnected:
@@ -136,8 +137,9 @@ class ClientConnection:
         cycle.on_response()
 
     def watch(self, gone: Callable[[], None]) -> None:
-        """Call `gone` when the connection ends, or at once if it already has. Call this only after the body
-        was read.
+        """Call `gone` when the connection ends, or at once if it already has.
+
+        Call this only after the body was read.
         """
         # A large body may have paused reading, and the end of a paused connection goes unnoticed.
         self._flow.resume_reading()
@@ -176,11 +178,10 @@ class _UntilClose(RequestResponseCycle):
 
 
 class _LastTransport(asyncio.Transport):
-    """The transport of a connection's last answer: it closes for writing first, then drops what is still
-    sent.
+    """The transport of a connection's last answer.
 
-    A connection that is closed before the whole request has arrived is reset, and the client may lose the
-    answer.
+    It closes for writing first, then drops what is still sent: a connection that is closed before the whole
+    request has arrived is reset, and the client may lose the answer.
     """
 
     def __init__(self, protocol: "Protocol") -> None:
@@ -255,11 +256,11 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(*_TOO_LARGE)
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
-        """Parse a head that asked for a protocol upgrade again, without the upgrade: any server may ignore it
-        (RFC 9110, 7.8).
+        """Parse a head that asked for a protocol upgrade again, without the upgrade.
 
-        What follows the head is then the request's body, and after it the next request. llhttp would take
-        what follows for the other protocol, and httptools for the next request.
+        Any server may ignore an upgrade (RFC 9110, 7.8). What follows the head is then the request's body,
+        and after it the next request. llhttp would take what follows for the other protocol, and httptools
+        for the next request.
         """
         while True:
             self._upgrading = False
@@ -361,8 +362,9 @@ class Protocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def on_response_complete(self) -> None:
-        """uvicorn's method without its keep-alive timer: setting a timer after each answer costs more than
-        the rest of the method.
+        """uvicorn's method without its keep-alive timer.
+
+        Setting a timer after each answer costs more than the rest of the method.
         """
         self.server_state.total_requests += 1
         if self.transport.is_closing():

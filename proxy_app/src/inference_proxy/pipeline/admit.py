@@ -1,5 +1,6 @@
-"""Third step: whether a request may run, and when. 429 for the caller's limits, 503 for a lack of
-capacity.
+"""Third step: whether a request may run, and when.
+
+429 for the caller's limits, 503 for a lack of capacity.
 """
 
 import time

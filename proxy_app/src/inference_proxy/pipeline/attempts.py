@@ -108,10 +108,10 @@ class Attempts:
                     raise
 
     async def _relay_from(self, place: Place, job: Job, model: ModelConfig) -> None:
-        """Send the request to the engine of the place; if that fails before the client has received anything,
-        to another engine.
+        """Send the request to the engine of the place, and if that fails to another engine.
 
-        A request that reached the first engine may be computed twice, which changes nothing there.
+        There is no retry once the client has received anything. A request that reached the first engine may
+        be computed twice, which changes nothing there.
         """
         retries = self._settings.config.retries
         self._state.retries.earn(retries)
@@ -189,10 +189,9 @@ class Attempts:
             answer.close()
 
     def _after_503(self, answer: Answer, engine: Engine, job: Job, left: int) -> Engine | None:
-        """The engine is full: return another one with room if there is a retry left, or None to pass this
-        answer on.
+        """The engine is full: return another one with room, or None to pass this answer on.
 
-        Raises Unavailable if a fallback model may answer.
+        Returns another one only if there is a retry left. Raises Unavailable if a fallback model may answer.
         """
         asked = (answer.header(b"retry-after") or b"")[:9]
         if asked.isdigit():
@@ -244,8 +243,9 @@ class Attempts:
         return ApiError(502, "engine_unreachable", "The engine could not be reached.", headers=headers)
 
     def _check_key(self, model: ModelConfig) -> None:
-        """Check the key again: it may have been revoked or have expired while the request waited. Raises
-        ApiError 401, 403, 404.
+        """Check the key again: it may have been revoked or have expired while the request waited.
+
+        Raises ApiError 401, 403, 404.
         """
         key, settings = self._guard.key, self._state.settings
         if key is None or (settings is self._settings and (key.expires is None or time.time() < key.expires)):

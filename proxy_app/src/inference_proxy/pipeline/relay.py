@@ -115,11 +115,11 @@ class Relay:
         return chunk
 
     async def run(self, chunk: bytes) -> None:
-        """Pass the answer on, starting with `chunk` (or after what begin() has passed on), except for its
-        end, which finish() sends.
+        """Pass the answer on, starting with `chunk`, except for its end, which finish() sends.
 
-        Raises EngineLost if the engine's answer breaks off. The next chunk is read only when the server has
-        taken the last one, so a client that does not read stops its own stream and fills no memory.
+        If begin() has passed on the first chunk, start after it. Raises EngineLost if the engine's answer
+        breaks off. The next chunk is read only when the server has taken the last one, so a client that does
+        not read stops its own stream and fills no memory.
         """
         exchange, guard, events = self._exchange, self._guard, self._events
         if events is None:
@@ -185,8 +185,9 @@ class Relay:
             await self._send({"type": "http.response.body", "body": rest})
 
     async def _next(self, take: Take | None) -> bytes:
-        """The next chunk, or b"" at the end. A connection that breaks after a stream's last event counts as
-        its end.
+        """The next chunk, or b"" at the end.
+
+        A connection that breaks after a stream's last event counts as its end.
         """
         try:
             return await self._answer.read(take)
@@ -207,10 +208,10 @@ class Relay:
         return True
 
     def _take(self, chunk: bytes, framed: bytes) -> bool:
-        """Fast path of a chunk while `run` waits for the next one: from the engine's socket to the client's
-        without a task switch.
+        """Fast path of a chunk, from the engine's socket to the client's without a task switch.
 
-        Anything unusual is left for `run`. `framed` is the same chunk, framed for HTTP.
+        Called while `run` waits for the next chunk. Anything unusual is left for `run`. `framed` is the same
+        chunk, framed for HTTP.
         """
         exchange, connection, events = self._exchange, self._connection, self._events
         if connection is None or events is None or events.is_open or not self._is_plain(chunk):
@@ -288,8 +289,9 @@ class Relay:
             self._events = EventStream(self._exchange)
 
     def _is_cut(self, body: bytes) -> bool:
-        """Whether a JSON body ends too early, although its length is as declared. Only bodies with unbalanced
-        braces are parsed.
+        """Whether a JSON body ends too early, although its length is as declared.
+
+        Only bodies with unbalanced braces are parsed.
         """
         if body and body.count(b"{") == body.count(b"}"):
             return False

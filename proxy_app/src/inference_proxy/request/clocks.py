@@ -7,8 +7,10 @@ from inference_proxy.request.job import Job
 
 
 class Clocks(msgspec.Struct, frozen=True):
-    """Seconds. `first_byte_s` and `total_s` start when the engine is chosen, so neither includes the time in
-    the queue, which has its own limit.
+    """Seconds.
+
+    `first_byte_s` and `total_s` start when the engine is chosen, so neither includes the time in the queue,
+    which has its own limit.
     """
 
     connect_s: float

@@ -92,6 +92,7 @@ def _may_hold_media(body: bytes) -> bool:
 
 def _batch(raw: msgspec.Raw) -> tuple[int, int] | None:
     """Prompts and tokens of a list of texts, of lists of token ids, or of token ids (which is one prompt).
+
     None for anything else.
 
     An empty list counts as one prompt; the engine refuses it.
@@ -151,8 +152,9 @@ def _items(raw: msgspec.Raw) -> int:
 
 
 def _repeated(first: msgspec.Raw, second: msgspec.Raw, looks: bool) -> int:
-    """Additional tokens: a text that is compared with several others is read again for each one after the
-    first.
+    """Additional tokens for a text that is compared with several others.
+
+    It is read again for each one after the first.
     """
     if _items(first) != 1:
         return 0
@@ -160,8 +162,9 @@ def _repeated(first: msgspec.Raw, second: msgspec.Raw, looks: bool) -> int:
 
 
 def _media(raw: msgspec.Raw) -> Iterator[msgspec.Raw]:
-    """The embedded images, sounds and files in a list of messages or in one message, as encoded in
-    the body.
+    """The embedded images, sounds and files in one message or in a list of messages.
+
+    As encoded in the body.
     """
     try:
         yield from _in_parts(raw, _DEPTH)

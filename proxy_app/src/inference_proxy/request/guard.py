@@ -172,8 +172,9 @@ class Guard:
                 raise Interrupted(self.reason) from None
 
     def watch(self, receive: Receive, connection: ClientConnection | None) -> None:
-        """End the request when its client leaves. Call this once the body has been read: after it, `receive`
-        reports nothing else.
+        """End the request when its client leaves.
+
+        Call this once the body has been read: after it, `receive` reports nothing else.
 
         Without this a lost client goes unnoticed: the server silently drops what is sent to a closed
         connection. `connection` reports the same without a task that waits for it.
@@ -184,8 +185,9 @@ class Guard:
         self._watcher = self._loop.create_task(self._until_gone(receive))
 
     def start(self, clocks: Clocks) -> None:
-        """An engine has been asked. After a retry, the clock for the first byte starts again, but the total
-        does not grow.
+        """An engine has been asked.
+
+        After a retry, the clock for the first byte starts again, but the total does not grow.
         """
         now = self.now()
         self._first_byte_at = now + clocks.first_byte_s
@@ -199,8 +201,9 @@ class Guard:
         self._look_at(min(self.now() + self._between_s, self._total_at))
 
     def interrupt(self, reason: Reason) -> None:
-        """End the block. The first reason stands, except that any other replaces ENGINE_HUNG, which outlive()
-        may undo.
+        """End the block.
+
+        The first reason stands, except that any other replaces ENGINE_HUNG, which outlive() may undo.
         """
         if self._task is None or self.reason not in (None, Reason.ENGINE_HUNG):
             return
@@ -209,8 +212,9 @@ class Guard:
         self.reason = reason
 
     def outlive(self) -> bool:
-        """Called inside the block after it was cancelled: whether it may continue, because the only reason
-        was ENGINE_HUNG.
+        """Whether the block may continue although it was cancelled.
+
+        Called inside the block. It may if the only reason was ENGINE_HUNG.
         """
         if self.reason is not Reason.ENGINE_HUNG or self._task is None:
             return False
@@ -218,8 +222,9 @@ class Guard:
         return not self._task.uncancel()
 
     def silent_s(self) -> float | None:
-        """For how long the engine has sent nothing; None before its first byte, or while the client does not
-        read.
+        """For how long the engine has sent nothing.
+
+        None before its first byte, or while the client does not read.
         """
         return None if self.reading_since is None else self.now() - self.reading_since
 

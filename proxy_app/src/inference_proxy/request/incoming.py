@@ -9,8 +9,9 @@ from inference_proxy.http.server_protocol import ClientConnection
 
 
 class Incoming(msgspec.Struct, frozen=True, eq=False):
-    """The values that ASGI hands over. `connection` offers the fast paths of our server protocol; None under
-    another server.
+    """The values that ASGI hands over.
+
+    `connection` offers the fast paths of our server protocol; None under another server.
     """
 
     endpoint: Endpoint

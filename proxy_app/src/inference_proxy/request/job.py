@@ -52,8 +52,10 @@ def prepare(
     request_id: str,
     context_tokens: int = MOST_CONTEXT_TOKENS,
 ) -> Job:
-    """Make the job. Raises ApiError 400 for a form with fields that only the proxy may set, because a form's
-    bytes are not rewritten.
+    """Make the job.
+
+    Raises ApiError 400 for a form with fields that only the proxy may set, because a form's bytes are not
+    rewritten.
     """
     headers = {"x-request-id": request_id}
     for field, name in _FORWARDED:

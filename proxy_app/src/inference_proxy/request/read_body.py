@@ -11,8 +11,9 @@ class ClientGone(Exception):
 
 
 def body_at_once(connection: ClientConnection | None, limit: int) -> bytes | None:
-    """The whole body if it arrived together with its head, otherwise None: use read_body(). Raises ApiError
-    413 above `limit` bytes.
+    """The whole body if it arrived together with its head, otherwise None: use read_body().
+
+    Raises ApiError 413 above `limit` bytes.
     """
     body = None if connection is None else connection.body()
     if body is not None and len(body) > limit:

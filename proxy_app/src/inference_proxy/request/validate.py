@@ -66,8 +66,9 @@ class Asked(msgspec.Struct, frozen=True, eq=False):
 
 
 def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -> Asked:
-    """Check the fields that the proxy acts on, and no others. Raises ApiError 400 or 415; 400 names the
-    field.
+    """Check the fields that the proxy acts on, and no others.
+
+    Raises ApiError 400 or 415; 400 names the field.
     """
     if endpoint.body is not JSON and (endpoint.body is MULTIPART or _is_form(headers)):
         form = Form(headers.get(b"content-type", b"").decode("latin-1"), body)
@@ -155,8 +156,9 @@ def _cap(values: _Values, endpoint: Endpoint) -> int | None:
 
 
 def _choices(values: _Values, endpoint: Endpoint) -> int:
-    """The number of answers to each prompt. Where nothing is generated, `n` means nothing or
-    something else.
+    """The number of answers to each prompt.
+
+    Where nothing is generated, `n` means nothing or something else.
     """
     if endpoint.kind is not GENERATION:
         return 1
