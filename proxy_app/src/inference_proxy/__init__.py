@@ -1,3 +1,3 @@
-"""The API tier: a Starlette application that stands between nginx and vLLM engines."""
+"""The API tier: a Starlette application between nginx and vLLM engines."""
 
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ from inference_proxy.accounting.metrics import OTHER, Labels, Metrics, Sample, V
 from inference_proxy.accounting.usage_store import UsageStore, Used
 from inference_proxy.faults import Faults
 
-# Requests that are accounted for in one go, and how long the first of them waits for the others.
+# How many requests are accounted for together, and how long the first of them waits for the others.
 _TOGETHER = 16
 _LINGER_S = 0.05
 # Of a model or a path in a span.
@@ -22,11 +22,11 @@ _LONGEST_NAME = 256
 
 
 class Accounts:
-    """The requests of a worker: those that run, and what remains of those that have ended.
+    """A worker's requests: those that run, and those that have ended but are not yet accounted for.
 
-    That is worked out for several together, up to 50 ms late: one after another they cost a third less than
-    each between other things. A process that is killed loses as much. Whoever reads metrics or usage calls
-    catch_up() before.
+    Several ended requests are accounted for together, up to 50 ms late, because that costs a third less than
+    doing it between other work. A process that is killed loses those 50 ms. Before reading metrics or usage,
+    call catch_up().
     """
 
     def __init__(self, metrics: Metrics, usage: UsageStore, faults: Faults) -> None:
@@ -52,7 +52,7 @@ class Accounts:
             self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self._linger)
 
     def catch_up(self) -> None:
-        """Account at once for all that have ended."""
+        """Account now for all requests that have ended."""
         if self._ended:
             self._account()
 
@@ -65,7 +65,7 @@ class Accounts:
         epoch = time.time() - time.perf_counter()
         lines = []
         for exchange in ended:
-            # Without one of them the others are accounted for as ever.
+            # If one fails, still account for the others.
             try:
                 lines.append(self._account_for(exchange, epoch))
             except Exception:
@@ -93,7 +93,8 @@ def _sample(exchange: Exchange) -> Sample:
     if exchange.stream and exchange.first_byte is not None:
         first_s = exchange.first_byte - exchange.started
         if completion_tokens is not None and completion_tokens > 1:
-            # The first byte is the first token's. A mean: reading the clock for each chunk would cost more.
+            # The first byte is the first token's. A mean, because reading the clock for each chunk would cost
+            # more.
             gap_s = (exchange.ended - exchange.first_byte) / (completion_tokens - 1)
     return Sample(
         exchange.status,
@@ -109,7 +110,7 @@ def _sample(exchange: Exchange) -> Sample:
 
 
 def _attributes(exchange: Exchange, sample: Sample) -> dict[str, Any]:
-    """Of a span: OpenTelemetry's names where it has one."""
+    """A span's attributes, under OpenTelemetry's names where they exist."""
     return {
         "gen_ai.provider.name": "vllm",
         "gen_ai.request.model": (exchange.model or "")[:_LONGEST_NAME] or None,
@@ -132,7 +133,7 @@ def _attributes(exchange: Exchange, sample: Sample) -> dict[str, Any]:
 
 
 def _is_our_failure(exchange: Exchange) -> bool:
-    """A caller's mistakes and its leaving are not this server's errors."""
+    """Mistakes of the caller and its leaving are not this server's errors."""
     return exchange.outcome not in ("ok", "client_gone") and not 400 <= exchange.status < 500
 
 

@@ -1,4 +1,4 @@
-"""The ASGI application: which path is served by what."""
+"""The ASGI application: dispatches each path to the part that serves it."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Proxy:
-    """Requests for engines go straight to the pipeline, all others to Starlette, which costs more."""
+    """Requests for engines go straight to the pipeline, all others through Starlette, which costs more."""
 
     def __init__(self, config_path: Path, state: State) -> None:
         self.state = state
@@ -123,7 +123,7 @@ class Proxy:
 
 
 def _request_id(fields: HeaderFields) -> str:
-    """nginx's, if it is one that can stand in a header and a log as it is."""
+    """nginx's id if it is safe in a header and a log, otherwise a new one."""
     known = fields.get(b"x-request-id")
     if known is not None and _REQUEST_ID.fullmatch(known):
         return str(known, "ascii")
@@ -131,7 +131,7 @@ def _request_id(fields: HeaderFields) -> str:
 
 
 def _dialect(fields: HeaderFields) -> Dialect:
-    """What a client of paths that both APIs have speaks: Anthropic's clients always tell their version."""
+    """The dialect on paths that both APIs have: Anthropic's clients always send their version."""
     return MESSAGES if b"anthropic-version" in fields else CHAT
 
 

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    # A reload asked for before there is anything to reload must not end the process.
+    # A reload signal before there is anything to reload must not end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server = make_server(options.config, options.host, options.port)
     logs.configure()

@@ -1,4 +1,4 @@
-"""What must not happen did: said loudly, and kept from requests that have nothing to do with it."""
+"""Internal errors in what requests share: logged as critical, and kept away from unrelated requests."""
 
 import logging
 import sys
@@ -7,10 +7,10 @@ log = logging.getLogger(__name__)
 
 
 class Faults:
-    """Errors in what requests share: lines, limits, accounts. One for each worker.
+    """A worker's errors in what requests share: queues, limits, accounts.
 
     The worker goes on as well as it can, but its counts may be wrong from then on: `reason` makes it unready
-    until it is restarted. It ends itself once it has no request (worker.py).
+    until it is restarted. It ends itself once it has no requests (worker.py).
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class Faults:
         self.seen = 0
 
     def note(self, what: str) -> None:
-        """To be called in an `except` block, whose exception is logged with it."""
+        """Call this in an `except` block: the exception is logged with the message."""
         self.seen += 1
         if self.reason is None:
             self.reason = what
@@ -29,5 +29,5 @@ class Faults:
         )
 
     def note_damage(self) -> None:
-        """note() for a step of the worker's books, which no request may fail by."""
+        """note() for a step of the worker's accounting, whose failure must not fail a request."""
         self.note(f"the worker's books are damaged: {type(sys.exception()).__name__}")

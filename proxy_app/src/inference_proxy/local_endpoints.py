@@ -1,4 +1,4 @@
-"""What the proxy answers itself: health, models, its API's description, the configuration's fixed answers."""
+"""What the proxy answers itself: health, models, the API's description and configured fixed answers."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -26,18 +26,18 @@ from inference_proxy.keys.authenticate import Key, authenticate
 from inference_proxy.request.catalogue import Catalogue
 from inference_proxy.state import State
 
-# Of an engine's model card. The others tell where the weights lie on the host.
+# Fields of an engine's model card that are passed on. The others reveal where the weights are on the host.
 _CARD_FIELDS = ("created", "owned_by", "max_model_len")
-# Of a list of models, by Anthropic's API reference.
+# Sizes of a page of a list of models, from Anthropic's API reference.
 _PAGE = 20
 _LONGEST_PAGE = 1000
-# 9999-12-31, after which datetime knows no more.
+# 9999-12-31, the end of datetime's range.
 _LATEST_S = 253402300799
 Card = dict[str, Any]
 
 
 class LocalEndpoints:
-    """Paths for which no engine is asked. The scope has the `exchange` and the `row` of the endpoint."""
+    """Endpoints that need no engine. The scope contains the `exchange` and the endpoint's `row`."""
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -111,8 +111,10 @@ class LocalEndpoints:
 
 
 def list_models(fleet: Fleet, catalogue: Catalogue, key: Key) -> list[Card]:
-    """The models of all engines and their aliases, each once, as far as the key may use them. One whose
-    engines are all out stays in the list: it exists, and asking for it says when to come again."""
+    """The models of all engines and their aliases, without duplicates, as far as the key may use them.
+
+    A model whose engines are all out stays in the list: it exists, and a request for it says when to retry.
+    """
     theirs: dict[str, Card] = {}
     for engine in fleet.engines:
         for model in engine.models & engine.cards.keys():
@@ -127,14 +129,14 @@ def list_models(fleet: Fleet, catalogue: Catalogue, key: Key) -> list[Card]:
 
 
 def find_model(name: str, fleet: Fleet, catalogue: Catalogue, key: Key) -> Card:
-    """One of them, also by an old name. Raises ApiError 404."""
+    """One model of the list, also by an old name. Raises ApiError 404."""
     model = catalogue.resolve(name, key).model.name
     card = next(card for card in list_models(fleet, catalogue, key) if card["id"] == model)
     return card | {"id": name}
 
 
 def anthropic_card(card: Card, catalogue: Catalogue) -> Card:
-    """A model as Anthropic's clients read it."""
+    """A model in Anthropic's shape."""
     created = whole(card["created"], 0, _LATEST_S) or 0
     return {
         "type": "model",
@@ -148,7 +150,7 @@ def anthropic_card(card: Card, catalogue: Catalogue) -> Card:
 
 
 def anthropic_page(cards: Sequence[Card], query: Mapping[str, str], catalogue: Catalogue) -> dict[str, Any]:
-    """A page of a list, which is sorted by id, as Anthropic's clients read it. Raises ApiError 400."""
+    """A page of a list, which is sorted by id, in Anthropic's shape. Raises ApiError 400."""
     limit = query.get("limit", str(_PAGE))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 5 and 1 <= int(limit) <= _LONGEST_PAGE):
         raise ApiError(400, "invalid_value", f"'limit' must be between 1 and {_LONGEST_PAGE}.", param="limit")

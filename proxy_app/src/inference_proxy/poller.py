@@ -1,4 +1,4 @@
-"""Keeps looking at every engine: is it there, what does it serve, how busy is it, and does it work?"""
+"""Polls every engine: whether it is there, what it serves, how busy it is, and whether it works."""
 
 import asyncio
 import logging
@@ -17,7 +17,8 @@ from inference_proxy.settings import Settings
 
 _INTERVAL_S = 2.0
 _TIMEOUT_S = 2.0
-# A busy engine may answer late; one that refuses connections is gone. So only silence gets several chances.
+# A busy engine may answer late, but one that refuses connections is gone. So only silence gets several
+# chances.
 _SILENCES = 3
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,9 @@ class Poller:
         self._tasks: dict[Engine, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
-        """Meet every engine once, so that the first request finds them, then go on in the background."""
+        """Poll every engine once, so that the first request finds them, then continue in the background."""
         looks = [_Watch(self._fleet, self._client, engine).look() for engine in self._fleet.engines]
-        # One that fails is repeated soon, and logged then: no engine keeps the worker from starting.
+        # A failed poll is soon repeated, and logged then: no engine can keep the worker from starting.
         await asyncio.gather(*looks, return_exceptions=True)
         self._follow()
 
@@ -44,9 +45,9 @@ class Poller:
         self._follow()
 
     def _follow(self) -> None:
-        """Begin with engines that are new in the fleet, leave those that are no longer in it."""
+        """Start polling engines that are new in the fleet, and stop for those that have left it."""
         for engine in self._tasks.keys() - set(self._fleet.engines):
-            # As long as it has requests of ours, its watch goes on, and then ends by itself.
+            # While it has requests of ours, polling continues, and ends by itself afterwards.
             if not engine.guards:
                 self._tasks.pop(engine).cancel()
         for engine in self._fleet.engines:
@@ -61,7 +62,7 @@ class Poller:
 
 
 class _Watch:
-    """One engine. A probe runs beside the looks, at most one at a time."""
+    """Polls one engine. A probe runs at the same time as polls, at most one at once."""
 
     def __init__(self, fleet: Fleet, client: EngineClient, engine: Engine) -> None:
         self._fleet = fleet
@@ -71,7 +72,8 @@ class _Watch:
         self._probing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        # Engines are looked at one after another, for streams wait meanwhile, and not by all workers at once.
+        # The random start spreads engines over time, because each poll delays streams, and spreads the
+        # workers' polls as well.
         pause_s = random.uniform(0, _INTERVAL_S)
         try:
             while self._engine in self._fleet.engines or self._engine.guards:
@@ -79,7 +81,8 @@ class _Watch:
                     await self.look()
                     self._judge()
                 except Exception:
-                    # Whatever it was, the next look must come, or the engine would stay as it is for ever.
+                    # Whatever failed, the next poll must happen: otherwise the engine's state would never
+                    # change again.
                     log.exception("looking at engine %s failed", self._engine.id)
                 await asyncio.sleep(pause_s)
                 pause_s = _INTERVAL_S
@@ -89,7 +92,7 @@ class _Watch:
                 await asyncio.gather(self._probing, return_exceptions=True)
 
     async def look(self) -> None:
-        """Is it there, and how busy is it?"""
+        """Find out whether the engine is there, and how busy it is."""
         await self._meet()
         if self._engine.reachable:
             await self._scrape()
@@ -125,7 +128,7 @@ class _Watch:
             self._fleet.restarted(engine)
 
     async def _scrape(self) -> None:
-        """Gauges are an aid: an engine that does not give them is judged by its answers alone."""
+        """Gauges are optional: an engine that provides none is judged by its answers alone."""
         engine = self._engine
         try:
             status, page = await self._client.get(f"{engine.url}/metrics", timeout_s=_TIMEOUT_S)
@@ -149,8 +152,10 @@ class _Watch:
             self._probing = asyncio.create_task(self._probe())
 
     def _is_doubtful(self, now: float) -> bool:
-        """Whether to ask it for a token. One that is unreachable may still owe answers: it may have vanished
-        without a word, and then their connections say nothing."""
+        """Whether to probe the engine.
+
+        An unreachable one may still owe answers: if its host has vanished, their connections do not show it.
+        """
         engine, health = self._engine, self._fleet.health
         if self._owes(now):
             return True
@@ -160,7 +165,10 @@ class _Watch:
         return engine.suspected or (quiet_s >= health.probe_after_s and not engine.drained)
 
     def _owes(self, now: float) -> bool:
-        """Requests of ours are there, and no token for `stall_s`: a frozen engine's gauges cannot tell."""
+        """Whether our requests are there without a token for `stall_s`.
+
+        A frozen engine's gauges cannot show that.
+        """
         since = self._engine.owes_since(now)
         return since is not None and now - since >= self._fleet.health.stall_s
 
@@ -171,7 +179,7 @@ class _Watch:
             flaw = await probe(self._client, engine, fleet.health.probe_timeout_s)
             now = fleet.now()
             owes = self._owes(now)
-            # The probe may stand in its queue while others get their tokens.
+            # The probe may wait in the engine's queue while other requests get their tokens.
             is_busy = flaw is not None and (
                 (flaw.is_silence and engine.alive_at(now) > began) or (flaw.is_full and not owes)
             )

@@ -1,4 +1,4 @@
-"""Takes over changed files while requests run: config.yml, the keys, the markers of drained engines."""
+"""Reloads changed files while requests run: config.yml, the keys and the markers of drained engines."""
 
 import asyncio
 import logging
@@ -16,10 +16,10 @@ _Signature = tuple[int, int, int] | None
 
 
 class Watcher:
-    """Looks at the files twice a second, and at once on `poke()`.
+    """Checks the files twice a second, and at once on `poke()`.
 
-    A file that cannot be used changes nothing: it is reported once, by log and by /health/ready, and tried
-    again until it can.
+    A file that cannot be used changes nothing: it is reported once in the log, and in /health/ready, and
+    tried again until it can be used.
     """
 
     def __init__(self, path: Path, state: State) -> None:
@@ -41,7 +41,7 @@ class Watcher:
             try:
                 await self._turn()
             except Exception:
-                # Whatever it was, the next turn must come: without it no key could ever be revoked again.
+                # Whatever failed, the next check must happen: without it no key could ever be revoked again.
                 log.exception("looking for changed files failed")
 
     async def _turn(self) -> None:

@@ -27,13 +27,13 @@ class Settings:
 
 
 def _check_priorities(config: Config, keys: tuple[KeyConfig, ...]) -> None:
-    """Only here are both files known. Raises ConfigError."""
+    """Checked here, where both files are known. Raises ConfigError."""
     if strays := [key for key in keys if key.priority not in config.priorities]:
         where = f"{config.keys_file}: {{}}: priority {{!r}} is not one of the configuration's"
         raise ConfigError([where.format(key.name, key.priority) for key in strays])
 
 
 class Part(Protocol):
-    """Whatever follows the configuration while requests run."""
+    """A part that follows the configuration while requests run."""
 
     def reconfigure(self, settings: Settings) -> None: ...

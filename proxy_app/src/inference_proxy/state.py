@@ -1,4 +1,4 @@
-"""What a worker knows at this moment. Requests take one `settings` and keep it to their end."""
+"""The state of a worker. Each request takes the current `settings` and keeps them to its end."""
 
 import logging
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class State:
-    """Holds a worker's parts. `worker` is the port by which a worker of a host is known."""
+    """Holds a worker's parts. `worker` is its port, which identifies it among the workers of a host."""
 
     def __init__(self, settings: Settings, worker: int = 0) -> None:
         self.worker = worker
@@ -40,7 +40,7 @@ class State:
         self.reconfigure(settings)
 
     def reconfigure(self, settings: Settings) -> None:
-        """Take over a configuration: for requests to come, then in each part, in their order."""
+        """Take over a configuration: first for new requests, then in each part in order."""
         self.settings = settings
         for part in self.parts:
             part.reconfigure(settings)
@@ -63,7 +63,7 @@ class State:
                 log.info("engine %s at %s is no longer drained", engine.id, engine.url)
 
     def interrupt_all(self) -> None:
-        """End what is still running, each request with an answer that says so."""
+        """End what is still running; each request gets an answer that says so."""
         for guard in self.guards:
             guard.interrupt(Reason.SHUTDOWN)
 

@@ -1,19 +1,19 @@
-"""What systemd is told, if it is the one that started us (Type=notify; see sd_notify(3))."""
+"""Notifies systemd if it started this process (Type=notify; see sd_notify(3))."""
 
 import contextlib
 import os
 import socket
 
-# It reads what it is told at once, if it can at all.
+# systemd reads notifications at once, if it can read them at all.
 _PATIENCE_S = 1.0
 
 
 def notify(message: str) -> None:
-    """Send one state, such as "READY=1". Does nothing where no service manager listens. Raises OSError."""
+    """Send one state, such as "READY=1". Does nothing if no service manager listens. Raises OSError."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
-    # An abstract socket is written with @ where its name has a zero byte.
+    # The name of an abstract socket is written with @ for its leading zero byte.
     name = "\0" + address[1:] if address.startswith("@") else address
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         channel.settimeout(_PATIENCE_S)
@@ -22,8 +22,12 @@ def notify(message: str) -> None:
 
 
 def notify_alive() -> None:
-    """To be called well within the unit's WatchdogSec=, by what stops with the worker: its event loop."""
+    """Tell systemd that the worker is alive.
+
+    Call this well within the unit's WatchdogSec=, from the worker's event loop, so that it stops when the
+    loop does.
+    """
     if os.environ.get("WATCHDOG_USEC"):
-        # The next time will do as well.
+        # A failed notification is repeated soon.
         with contextlib.suppress(OSError):
             notify("WATCHDOG=1")

@@ -1,4 +1,4 @@
-"""One worker: uvicorn around the application, and an orderly end."""
+"""One worker: uvicorn around the application, and an orderly shutdown."""
 
 import asyncio
 import gc
@@ -15,24 +15,28 @@ from inference_proxy.settings import Settings
 from inference_proxy.state import State
 from inference_proxy.systemd import notify, notify_alive
 
-# How long /health/ready says 503 while connections are still accepted, so that its watchers turn away first.
+# How long /health/ready returns 503 while connections are still accepted, so that load balancers turn away
+# first.
 _NOTICE_S = 0.5
-# Longer than nginx keeps an idle upstream connection (60 s): the side that sends next is the one to close.
+# Longer than nginx keeps an idle upstream connection (60 s): the side that sends next should be the one that
+# closes.
 _KEEP_ALIVE_S = 75
-# uvicorn's, of a tenth of a second each.
+# In uvicorn's ticks, a tenth of a second each.
 _TICKS_A_SWEEP = 50
-# Objects that came and were not freed: those of a few hundred streams, or some MB that failed requests left.
+# How many more objects created than freed trigger a collection: those of a few hundred streams, or some MB
+# that failed requests left.
 _LOOK_AFTER = 20_000
-# Not sooner after its start does a worker with a fault end itself: one that comes back soon is no loop.
+# How long after its start a worker with a fault may end itself, in ticks: so it cannot restart in a tight
+# loop.
 _TICKS_TO_REPAIR = 600
-# For answers to the requests that were ended, after shutdown_s.
+# For answers to the requests that are ended after shutdown_s.
 _FAREWELL_S = 10
 
 log = logging.getLogger(__name__)
 
 
 class ApiProtocol(Protocol):
-    """The protocol's own answers, in the API's shape."""
+    """Gives the protocol's own answers the API's shape."""
 
     def error_body(self, code: str, message: str) -> bytes:
         return error_body(message, "invalid_request_error", None, code)
@@ -44,7 +48,7 @@ class Server(uvicorn.Server):
         self._state = state
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then tell systemd: one that dies before that has failed to start."""
+        """Listen, then notify systemd: a worker that dies before that has failed to start."""
         await super().startup(sockets)
         if self.started:
             _spare_the_collector()
@@ -60,14 +64,18 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _end_if_damaged(self) -> None:
-        """systemd starts it anew. With a fault, and while it has no request, that harms nobody."""
+        """End a worker with a fault while it has no requests, which harms none; systemd starts it again."""
         reason = self._state.faults.reason
         if reason is not None and not self._state.guards:
             log.critical("this worker ends, to be started anew: %s", reason)
             self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say so, then accept nothing new, let requests finish for shutdown_s, end the rest with an error."""
+        """Shut down gracefully.
+
+        Become unready, then accept nothing new, let requests finish for shutdown_s, and end the rest with an
+        error.
+        """
         self._state.stopping = True
         notify("STOPPING=1")
         await asyncio.sleep(_NOTICE_S)
@@ -81,15 +89,17 @@ class Server(uvicorn.Server):
 
 
 def _spare_the_collector() -> None:
-    """What is there now stays to the end: garbage is looked for only among what came later, and seldom, for
-    requests leave none. Each look stops all streams, at a microsecond an object."""
+    """Freeze startup objects and collect rarely: requests leave no cycles.
+
+    A collection stops all streams, for a microsecond per object.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(_LOOK_AFTER)
 
 
 def make_server(config_path: Path, host: str, port: int) -> Server:
-    """Raises ConfigError when the configuration cannot be used."""
+    """Create the server. Raises ConfigError if the configuration cannot be used."""
     state = State(Settings.load(config_path), port)
     config = uvicorn.Config(
         Proxy(config_path, state),

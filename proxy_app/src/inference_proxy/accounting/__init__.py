@@ -1,1 +1,1 @@
-"""What is recorded of each request: log, metrics, usage and traces."""
+"""What is recorded about each request: access log, metrics, usage and traces."""

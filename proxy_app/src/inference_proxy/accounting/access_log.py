@@ -8,7 +8,7 @@ from inference_proxy.accounting.metrics import Sample
 
 
 class _Line(msgspec.Struct, rename={"class_": "class"}):
-    """Fields of a line, in their order. Never a key; a prompt or a completion only with `log_content`."""
+    """The fields of a log line, in order. Never a key; a prompt or a completion only with `log_content`."""
 
     time: str
     event: str
@@ -36,7 +36,7 @@ class _Line(msgspec.Struct, rename={"class_": "class"}):
 
 
 def line_of(exchange: Exchange, sample: Sample, ended: float) -> _Line:
-    """The line of one request; `ended` is a time as time.time() has it."""
+    """The log line of one request. `ended` is in time.time()'s seconds."""
     first_s = None if exchange.first_byte is None else exchange.first_byte - exchange.started
     line = _Line(
         time=stamp(ended),

@@ -1,4 +1,4 @@
-"""What the steps of a request note about it, for its answer, its limits and the books."""
+"""The record of one request that its steps fill in, for its answer, its limits and its accounting."""
 
 import functools
 import re
@@ -22,48 +22,50 @@ _USAGE_BYTES = 1024
 _MOST_DIGITS = 12
 _TAIL_CHUNKS = 4
 _TAIL_BYTES = 8192
-# Of a prompt and of a completion, each, where they are logged at all.
+# The most of a prompt, and of a completion, that is logged with `log_content`.
 CONTENT_BYTES = 32 * 1024
 
 
 class Exchange(msgspec.Struct, eq=False):
-    """What the steps of one request find out, for its answer, its limits and the books.
+    """What the steps of one request find out, for its answer, its limits and its accounting.
 
-    The fields stand in the order of the steps that write them. Times are of time.perf_counter().
+    The fields are in the order of the steps that write them. Times are time.perf_counter()'s.
     """
 
-    # The application.
+    # Written by the application.
     request_id: str
     method: str
     path: str
     started: float = msgspec.field(default_factory=time.perf_counter)
     endpoint_class: str | None = None
     dialect: Dialect = Dialect.CHAT
-    # Authenticate.
+    # Written by authenticate.
     key: str | None = None
     owner: str | None = None
     trace: Trace | None = None
-    # Validate: `model` is the client's name of it; `prompt` is kept where content is logged.
+    # Written by validate: `model` is the client's name for it; `prompt` is kept only if content is logged.
     model: str | None = None
     stream: bool = False
     prompt: bytes | None = None
-    # Admit: `served` is the engines' name of the model, `notices` are further headers of the answer,
-    # `queue_s` is the time in line (None: it did not come to that).
+    # Written by admit: `served` is the engines' name of the model, `notices` are further headers of the
+    # answer, `queue_s` is the time in the queue (None: the request never got there).
     served: str | None = None
     notices: tuple[Header, ...] = ()
     queue_s: float | None = None
-    # Route.
+    # Written by route.
     engine: str | None = None
     retries: int = 0
-    # Relay. `tail` has the last chunks by reference: finding usage costs nothing until the end.
+    # Written by relay. `tail` keeps references to the last chunks, so that finding usage costs nothing until
+    # the end.
     first_byte: float | None = None
     status: int = 0
     bytes_out: int = 0
     tail: deque[bytes] = msgspec.field(default_factory=functools.partial(deque, (), _TAIL_CHUNKS))
-    kept: int = 0  # bytes in `tail`, counted where they are to be logged
-    part: bytes = b""  # the end of what has come of an answer in parts
-    found: bytes = b""  # usage that it told before that
-    # The end: tokens of prompt and completion as the engine counted them, and those that limits count.
+    kept: int = 0  # bytes in `tail`; counted only if content is logged
+    part: bytes = b""  # the last part of an answer that comes in parts
+    found: bytes = b""  # usage found in earlier parts of that answer
+    # Written at the end: tokens of prompt and completion as the engine counted them, and as limits count
+    # them.
     outcome: str = "ok"
     client_left: bool = False
     told: tuple[int | None, int | None] = (None, None)
@@ -71,8 +73,11 @@ class Exchange(msgspec.Struct, eq=False):
     ended: float = 0.0
 
     def note_chunk(self, chunk: bytes) -> None:
-        """Remember the end of an answer. For a client that reads slowly chunks become large: of those it is
-        the last event, which says that the stream is complete, and what is before it up to a bound."""
+        """Keep the end of an answer.
+
+        Chunks become large for a client that reads slowly. Of a large one, keep at least the last event,
+        which shows that the stream is complete, and what precedes it up to a limit.
+        """
         most = _TAIL_BYTES if self.prompt is None else CONTENT_BYTES
         if len(chunk) > most:
             last = max(chunk.rfind(b"\n\n", 0, -2), chunk.rfind(b"\r\n\r\n", 0, -4))
@@ -82,23 +87,26 @@ class Exchange(msgspec.Struct, eq=False):
             self._forget(len(chunk))
 
     def note_part(self, part: bytes) -> None:
-        """Remember of an answer that is no stream its end, and its usage wherever that stands."""
+        """Keep the end of an answer that is not a stream, and its usage wherever that is."""
         if self.part or len(part) > _TAIL_BYTES:
             self.find_usage(part)
             part = part[-(_TAIL_BYTES if self.prompt is None else CONTENT_BYTES) :]
         else:
-            # Most are not longer than that, and need not be looked at before their end.
+            # Most parts are short enough to be searched only at the end.
             self.part = part
         self.tail.append(part)
         if self.prompt is not None:
             self._forget(len(part))
 
     def find_usage(self, part: bytes) -> None:
-        """In an answer, or in an event of one, that comes in parts: usage may stand before the results of a
-        ranking, the log probabilities of a prompt or what a client wrote, which can be megabytes."""
+        """Look for usage in an answer, or an event, that comes in parts.
+
+        Usage may precede the results of a ranking, the log probabilities of a prompt or text of the client's,
+        which can be megabytes.
+        """
         seen = self.part + part
-        # Only in the other dialects can an answer have objects that a client or a model wrote, and they come
-        # before the usage.
+        # In CHAT the first match counts. In the other dialects an answer can contain objects that a client or
+        # a model wrote, but only before the usage, so there the last match counts.
         is_chat = self.dialect is CHAT
         at = seen.find(_USAGE_NAME) if is_chat else seen.rfind(_USAGE_NAME)
         if at >= 0 and not (is_chat and len(self.found) == _USAGE_BYTES):
@@ -106,18 +114,21 @@ class Exchange(msgspec.Struct, eq=False):
         self.part = seen[-_USAGE_BYTES:]
 
     def _forget(self, added: int) -> None:
-        """What of the tail is more than will be logged."""
+        """Drop chunks from the tail that will not be logged."""
         self.kept += added
         while self.kept - len(self.tail[0]) >= CONTENT_BYTES:
             self.kept -= len(self.tail.popleft())
 
     def log_content(self, prompt: bytes) -> None:
-        """Have prompt and completion logged, the latter from its end backwards if it is long."""
+        """Log the prompt's beginning and the completion's end, each up to CONTENT_BYTES."""
         self.prompt = prompt[:CONTENT_BYTES]
         self.tail = deque()
 
     def headers(self) -> list[Header]:
-        """What each answer says besides its own: the request's id, by the names that clients look for."""
+        """The headers that we add to each answer: notices, and the request's id.
+
+        The id comes under each name that the API's clients look for.
+        """
         request_id = self.request_id.encode()
         headers = [(b"x-request-id", request_id), *self.notices]
         if self.dialect is MESSAGES:
@@ -128,24 +139,26 @@ class Exchange(msgspec.Struct, eq=False):
         """Tokens of prompt and completion as the engine counted them, once its answer is complete."""
         if self.told == (None, None):
             end = b"".join(self.tail)
-            # A stream's last event has it, and an earlier one may say that there is none yet.
+            # A stream reports usage in its last event; an earlier event may contain a null usage.
             for text in (end, self.found) if self.stream else (self.found, end):
                 if self.told == (None, None) and not self._is_before_usage(text):
                     self.told = usage(text)
         return self.told
 
     def _is_before_usage(self, text: bytes) -> bool:
-        """Whether a response that was left early has none yet. Before that null stand the client's own
-        tools, in which it may have written another."""
+        """Whether a response that its client left early has no usage yet: its usage is null.
+
+        The client's own tools precede that null, and may contain text that looks like another usage.
+        """
         if self.dialect is not RESPONSES:
             return False
         return _NO_USAGE.match(text, max(text.rfind(_USAGE_NAME), 0)) is not None
 
 
 def usage(end: bytes) -> tuple[int | None, int | None]:
-    """Prompt and completion tokens from the last usage object in the end of a body, if there is one.
+    """Prompt and completion tokens from the last usage object in the end of a body; None if there is none.
 
-    Text that a model wrote cannot pretend to be it: inside a JSON string the quotes are escaped.
+    Text from a model cannot be mistaken for it: inside a JSON string the quotes are escaped.
     """
     at = end.rfind(_USAGE_NAME)
     while at >= 0 and not _USAGE.match(end, at):
@@ -161,7 +174,7 @@ def usage(end: bytes) -> tuple[int | None, int | None]:
 
 
 def _tokens(match: re.Match[bytes] | None) -> int | None:
-    """None for a number that no engine can have counted."""
+    """The number, or None if no engine can have counted that many."""
     if match is None or len(match[1]) > _MOST_DIGITS:
         return None
     return int(match[1])

@@ -1,4 +1,4 @@
-"""The log: JSON lines on stdout, one for each request and one for whatever else there is to say."""
+"""The log: JSON lines on stdout, one for each request and one for each other message."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ import msgspec
 
 
 class JsonHandler(logging.Handler):
-    """What is not about a single request: warnings, reloads, the server's own messages."""
+    """Logs what does not belong to a single request: warnings, reloads, the server's own messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line: dict[str, object] = {
@@ -34,7 +34,7 @@ def configure() -> None:
 
 
 def stamp(now: float) -> str:
-    """A time as time.time() has it, as both kinds of lines have it."""
+    """Format time.time()'s seconds for both kinds of log lines."""
     second, rest = divmod(now, 1)
     return f"{_to_the_second(int(second))}.{int(rest * 1000):03d}+00:00"
 
@@ -45,8 +45,11 @@ def _to_the_second(second: int) -> str:
 
 
 def write_lines(lines: Sequence[bytes]) -> None:
-    """Whole lines in one write, so that those of several writers never mix. Where they cannot be written (the
-    disk is full, whoever read them is gone) they are lost: no request fails for it."""
+    """Write complete lines in one write, so that lines of several writers never mix.
+
+    Lines that cannot be written (the disk is full, or the reader of a pipe is gone) are lost: a request never
+    fails because of its log line.
+    """
     with contextlib.suppress(OSError):
         sys.stdout.buffer.write(b"\n".join((*lines, b"")))
         sys.stdout.buffer.flush()

@@ -1,7 +1,7 @@
-"""Numbers for Prometheus and the status page: added up as requests end, put into words when somebody asks.
+"""Metrics for Prometheus and the status page: counted as requests end, formatted at each scrape.
 
-A request costs one lookup and a few additions. What others count or hold (queues, breakers, limits) is not
-recorded here but read at each scrape: `Metrics.watch`.
+A request costs one lookup and a few additions. Numbers that other parts keep (queues, breakers, limits) are
+not recorded here but read at each scrape: `Metrics.watch`.
 """
 
 import asyncio
@@ -21,13 +21,14 @@ from prometheus_client.registry import Collector
 from inference_proxy.settings import Settings
 
 _PREFIX = "inference_proxy_"
-# Combinations of the four labels that are kept apart; about 3 KB each. What comes after them is "other".
+# How many combinations of the four labels are kept apart, at about 3 KB each. Further ones count as "other".
 _MOST_SERIES = 1000
-# Requests of a model that the status page's percentiles are made of.
+# How many of a model's latest requests the status page's percentiles cover.
 _RECENT = 256
 
 OTHER = "other"
-# Outcomes of requests that a clock ended. The queue's deadline is not among them: that is our capacity.
+# Outcomes of requests that a clock ended. The queue's timeout is not one of them: it means a lack of
+# capacity.
 CLOCKS = frozenset(
     {"connect_timeout", "request_timeout", "first_byte_timeout", "between_chunks_timeout", "total_timeout"}
 )
@@ -39,8 +40,11 @@ _DURATION_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 
 class Labels(NamedTuple):
-    """Whose numbers. Only names that the configuration has come here, never a client's: an owner of keys, a
-    model as engines serve it, an engine's id, an endpoint's class. "other": there is none, or too many."""
+    """The labels of a series. Values are names from the configuration, never from a client.
+
+    They are the key's owner, the model as engines serve it, the engine's id and the endpoint's class. "other"
+    means that there is none, or that there are too many.
+    """
 
     owner: str = OTHER
     model: str = OTHER
@@ -49,10 +53,10 @@ class Labels(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A request that has ended.
+    """The measurements of a request that has ended.
 
-    Seconds, or None where there is nothing to measure: `first_token_s` and `gap_s` (the mean time between two
-    tokens) of streams only, `queue_s` of what came to the line.
+    In seconds, or None if there is nothing to measure: `first_token_s` and `gap_s` (the mean time between two
+    tokens) only of streams, `queue_s` only of requests that reached the queue.
     """
 
     status: int
@@ -67,7 +71,7 @@ class Sample(NamedTuple):
 
 
 class Percentiles(NamedTuple):
-    """Of a model's latest requests, in seconds; None where none of them had it."""
+    """Percentiles over a model's latest requests, in seconds; None if none of the requests has that value."""
 
     requests: int
     p50: dict[str, float | None]
@@ -130,7 +134,7 @@ class _Series:
 
 
 class Metrics:
-    """One for all requests of a worker. Nothing here is locked: only the event loop writes."""
+    """The metrics of a worker. There are no locks: only the event loop writes."""
 
     def __init__(self) -> None:
         self._series: dict[Labels, _Series] = {}
@@ -150,16 +154,20 @@ class Metrics:
         recent.append(sample)
 
     def watch(self, name: str, text: str, labels: tuple[str, ...], read: Callable[[], Values]) -> None:
-        """Publish what is kept elsewhere: `read` is called in the event loop at each scrape, and gives pairs
-        of the labels' values and a number.
+        """Publish numbers that are kept elsewhere.
 
-        It is a counter where `name` (given without prefix) ends in `_total`, else a gauge. The labels' values
-        must come from the configuration or the code, never from a client.
+        `read` returns pairs of label values and a number; it is called in the event loop at each scrape.
+
+        The metric is a counter if `name` (given without prefix) ends in `_total`, otherwise a gauge. Label
+        values must come from the configuration or the code, never from a client.
         """
         self._readings.append(_Reading(_PREFIX + name, text, labels, read))
 
     def reconfigure(self, settings: Settings) -> None:
-        """Forget what is about names that the configuration no longer has: keys come and go for ever."""
+        """Forget series whose names are no longer in the configuration.
+
+        Otherwise they would accumulate as keys change.
+        """
         config = settings.config
         owners, models = settings.keys.owners(), config.model_names()
         engines = frozenset(engine.id for engine in config.engines)
@@ -179,10 +187,10 @@ class Metrics:
         return {model: _percentiles(recent) for model, recent in sorted(self._recent.items())}
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """A page for Prometheus, in the format that its Accept header asks for, and its content type.
+        """A page for Prometheus in the format that its Accept header asks for, and the page's content type.
 
-        It is written in a thread: with many series that takes longer than a stream should wait. Recording
-        goes on meanwhile, so that a request may be seen in one number and not yet in another.
+        It is written in a thread, because with many series that takes longer than a stream should wait.
+        Recording continues meanwhile, so one number may include a request that another does not include yet.
         """
         series = list(self._series.items())
         read = [(reading, list(reading.read())) for reading in self._readings]
@@ -243,7 +251,7 @@ class _Page(Collector):
     ) -> Metric:
         metric = CounterMetricFamily(_PREFIX + name, text, labels=Labels._fields + labels)
         for of, series in self._series:
-            # A list in one step, which no other thread can come between.
+            # list() copies the items in one step, during which no other thread runs.
             for (status, code), number in list(series.requests.items()):
                 if wanted(status, code):
                     metric.add_metric([*of, str(status), code], number)
@@ -259,7 +267,7 @@ class _Page(Collector):
         metric = HistogramMetricFamily(_PREFIX + name, text, labels=Labels._fields)
         for of, series in self._series:
             histogram = read(series)
-            # An embedding has no token after another: its empty buckets would only be carried around.
+            # An embedding has no gaps between tokens: omit its empty buckets.
             if any(histogram.counts):
                 metric.add_metric(of, histogram.buckets(), histogram.total)
         return metric

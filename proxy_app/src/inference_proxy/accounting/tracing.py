@@ -1,7 +1,7 @@
-"""OpenTelemetry traces, where the configuration asks for them: one span per request, by GenAI's conventions.
+"""OpenTelemetry traces, if configured: one span per request, following the GenAI conventions.
 
-Nothing of OpenTelemetry is imported before that. Spans are sent by a thread of its exporter.
-Source: OpenTelemetry's semantic conventions 1.37, GenAI client spans and HTTP server spans.
+OpenTelemetry is imported only then. A thread of its exporter sends the spans. Source: OpenTelemetry's
+semantic conventions 1.37, GenAI client spans and HTTP server spans.
 """
 
 import asyncio
@@ -19,13 +19,16 @@ from inference_proxy.settings import Settings
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-# For one batch, retries included. A collector that is away must not hold up a worker's end.
+# For one batch, retries included. An unreachable collector must not delay a worker's shutdown.
 _EXPORT_S = 2
 
 
 class Trace:
-    """The span of one request, None where it is not sampled. Its engine gets `headers`: so the engine's own
-    spans are below it, or are not made either."""
+    """The span of one request, or no span if the request is not sampled.
+
+    Its engine gets `headers`, so that the engine's own spans are children of this one, or are not created
+    either.
+    """
 
     __slots__ = ("_operation", "_span", "headers")
 
@@ -35,7 +38,7 @@ class Trace:
         self.headers = headers
 
     def end(self, attributes: Mapping[str, Any], ended: float, *, failed: bool) -> None:
-        """Send the span, without the attributes that are None. `ended` is a time of time.perf_counter()."""
+        """Send the span, without attributes that are None. `ended` is time.perf_counter()'s."""
         span = self._span
         if span is None:
             return
@@ -48,12 +51,12 @@ class Trace:
             from opentelemetry.trace import StatusCode
 
             span.set_status(StatusCode.ERROR)
-        # Accounts are a little late.
+        # Requests are accounted for a little late: subtract the delay.
         span.end(time.time_ns() - int((time.perf_counter() - ended) * 1e9))
 
 
 class Tracing:
-    """Follows the configuration: `on` says whether requests are traced."""
+    """Sets tracing up as configured. `on` says whether requests are traced."""
 
     def __init__(self) -> None:
         self._config: TracesConfig | None = None
@@ -68,7 +71,7 @@ class Tracing:
         if config == self._config:
             return
         if self._provider is not None:
-            # It sends what it still has, and may have to wait for the collector.
+            # shutdown() sends the remaining spans, and may have to wait for the collector.
             threading.Thread(target=self._provider.shutdown, daemon=True).start()
         self._config = config
         self._provider = None if config is None else _provider(config)
@@ -81,10 +84,12 @@ class Tracing:
             self._propagator = TraceContextTextMapPropagator()
 
     def begin(self, client_headers: HeaderFields, operation: str, started: float) -> Trace:
-        """A span below the one that the client's `traceparent` names, if it names one. `started` is a time of
-        time.perf_counter()."""
+        """Start a span, as a child of the client's `traceparent` if there is one.
+
+        `started` is time.perf_counter()'s.
+        """
         if b"traceparent" not in client_headers and random.random() >= self._ratio:
-            # What OpenTelemetry would do with it, for a hundredth of the price.
+            # The same result as OpenTelemetry's for an unsampled request, at a hundredth of the cost.
             ids = f"{random.getrandbits(128):032x}-{random.getrandbits(64):016x}"
             return Trace(None, operation, {"traceparent": f"00-{ids}-00"})
         from opentelemetry.trace import SpanKind, set_span_in_context
@@ -105,7 +110,7 @@ class Tracing:
         return Trace(span, operation, headers)
 
     async def close(self) -> None:
-        """Send the rest."""
+        """Send the remaining spans."""
         if self._provider is not None:
             await asyncio.to_thread(self._provider.shutdown)
 
@@ -118,7 +123,7 @@ def _provider(config: TracesConfig) -> Any:
     from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 
     provider = TracerProvider(
-        # Of requests without a valid parent, begin() has thrown the dice already, or the header was nonsense.
+        # For a request without a valid parent, begin() has already sampled, or its header was invalid.
         sampler=ParentBased(root=ALWAYS_ON if config.sample_ratio else ALWAYS_OFF),
         resource=Resource.create({"service.name": config.service_name, "service.version": __version__}),
         shutdown_on_exit=False,

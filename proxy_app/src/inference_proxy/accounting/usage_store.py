@@ -1,6 +1,6 @@
-"""Who used how much on which day: kept for years in a small SQLite file, one for each worker of a host.
+"""Usage by day: kept for years in a small SQLite file per worker of a host.
 
-A worker is the only writer of its file, so writers never wait for each other; readers add the files up.
+A worker is the only writer of its file, so writers never wait for each other. Readers add up the files.
 """
 
 import asyncio
@@ -42,8 +42,11 @@ log = logging.getLogger(__name__)
 
 
 class Used(msgspec.Struct):
-    """Counts of one day (UTC), key and model. `errors` are the requests that went wrong or were refused;
-    tokens are those that limits count: limits/claims.py says what a request counts for."""
+    """Counts for one day (UTC), key and model.
+
+    `errors` are requests that failed or were refused. Tokens are those that limits count: see
+    limits/claims.py.
+    """
 
     day: str
     key: str
@@ -65,8 +68,10 @@ _Where = tuple[str, str, str, str]
 
 
 class UsageStore:
-    """Adds up in memory and writes every few seconds, in a thread. A crash loses that much; an orderly end
-    nothing. What cannot be written is kept and tried again: it grows with keys and models, not with requests.
+    """Adds up usage in memory, and writes it every few seconds in a thread.
+
+    A crash loses these seconds; an orderly shutdown loses nothing. What cannot be written is kept and tried
+    again: its size depends on the number of keys and models, not of requests.
     """
 
     def __init__(self, worker: str) -> None:
@@ -82,7 +87,7 @@ class UsageStore:
         self._config = settings.config.usage
 
     def add(self, used: Used) -> None:
-        """`used.day` is filled in here."""
+        """Sets `used.day` to today."""
         if self._config is None:
             return
         used.day = today().isoformat()
@@ -95,7 +100,7 @@ class UsageStore:
         self._running = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Write the rest."""
+        """Write what is left."""
         self._ending.set()
         if self._running is not None:
             await self._running
@@ -134,11 +139,14 @@ def default_since(until: date) -> date:
 
 
 def read_usage(directory: Path, since: date, until: date, key: str | None = None) -> list[Used]:
-    """Usage of all workers of this host from `since` to `until`, both included, sorted by day, key and model.
-    A worker's last seconds may still be missing. Raises OSError, sqlite3.Error."""
+    """Usage of all workers of this host, sorted by day, key and model. Raises OSError, sqlite3.Error.
+
+    `since` and `until` are both included. A worker's last seconds may still be missing.
+    """
     total: dict[_Where, Used] = {}
     for path in sorted(directory.glob("usage-*.sqlite")):
-        # Read-write, although nothing is written: after a crash the first reader has to tidy up.
+        # Opened for writing although nothing is written: after a crash, the first reader has to recover the
+        # file.
         with _open(f"{path.as_uri()}?mode=rw") as database:
             for row in database.execute(_READ, (since.isoformat(), until.isoformat(), key, key)):
                 used = Used(*row)
@@ -158,6 +166,6 @@ def _write(path: Path, batch: Mapping[_Where, Used], retention_days: int) -> Non
 
 @contextlib.contextmanager
 def _open(uri: str) -> Iterator[sqlite3.Connection]:
-    """One transaction on a file, closed at its end."""
+    """One transaction on a file, which is closed at its end."""
     with contextlib.closing(sqlite3.connect(uri, timeout=_BUSY_S, uri=True)) as database, database:
         yield database

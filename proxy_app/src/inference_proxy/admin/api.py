@@ -1,4 +1,4 @@
-"""The admin API and the status page, for operators and their monitoring: never reached by clients."""
+"""The admin API and the status page, for operators and their monitoring. Clients never reach them."""
 
 import asyncio
 import base64
@@ -37,8 +37,11 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 class Admin:
-    """An ASGI application of its own. Each request needs the admin key, as `Authorization: Bearer` or, from a
-    browser, as the password of Basic; only /metrics needs none if it is asked for on this very host."""
+    """A separate ASGI application in which each request needs the admin key.
+
+    The key comes as `Authorization: Bearer` or, from a browser, as the password of Basic authentication. Only
+    /metrics needs none if it is requested from the host itself.
+    """
 
     def __init__(self, state: State, readings: Readings) -> None:
         self._state = state
@@ -70,7 +73,7 @@ class Admin:
                 401, "invalid_admin_key", "Send the admin key, as Bearer or as Basic's password."
             )
             return _answer(error, {"www-authenticate": 'Basic realm="inference-proxy", charset="UTF-8"'})
-        # A browser that knows the key sends it along whichever site makes it ask.
+        # A browser that has the key sends it with every request to us, whichever site caused it.
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers.get("host"):
             return _answer(
@@ -126,7 +129,11 @@ class Admin:
         return self._changed(request, engine)
 
     async def _usage(self, request: Request) -> Response:
-        """Query: `since` and `until` (days, UTC, both included; the last 30), `key` (a name; all)."""
+        """Usage by day.
+
+        Query: `since` and `until` (days, UTC, both included; default: the last 30), `key` (a name; default:
+        all).
+        """
         config = self._state.settings.config.usage
         if config is None:
             raise ApiError(
@@ -172,7 +179,7 @@ class Admin:
 
 @contextlib.contextmanager
 def _said(what: str) -> Iterator[None]:
-    """Failures of files as an answer that names them."""
+    """Turn file errors into an error answer that names them."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -198,7 +205,7 @@ def _has_key(authorization: str, sha256: str | None) -> bool:
 
 
 def _wait_s(request: Request) -> float:
-    """Query `wait_s`: how long to wait for the requests that the engine still has from this worker."""
+    """Query `wait_s`: how long to wait for this worker's requests at the engine to end."""
     try:
         return min(max(float(request.query_params.get("wait_s", "0")), 0.0), _LONGEST_WAIT_S)
     except ValueError as error:
@@ -214,7 +221,7 @@ def _day(request: Request, name: str, default: date) -> date:
 
 
 async def _reason(request: Request) -> str:
-    """Field `reason` of a JSON body, if there is one; on one line."""
+    """Field `reason` of a JSON body, if there is one, on one line."""
     if request.headers.get("content-type") == _FORM:
         return "by the status page"
     body = bytearray()

@@ -1,4 +1,4 @@
-"""Where the admin API listens: beside the worker's own port, in the worker's own process and event loop."""
+"""The admin API's listener: on a port of its own, in the worker's process and event loop."""
 
 import asyncio
 import logging
@@ -12,7 +12,8 @@ from inference_proxy.admin.readings import Readings
 from inference_proxy.settings import Settings
 from inference_proxy.state import State
 
-# Of requests to it. A scrape is short, and one who waits for an engine to be idle can ask again.
+# For requests to the admin API. A scrape is short, and a request that waits for an engine to be idle can be
+# repeated.
 _GRACE_S = 1
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ _Where = tuple[str, int]
 
 
 class AdminServer:
-    """Opens, moves and closes the admin API's listener as the configuration says."""
+    """Opens, moves and closes the admin API's listener as configured."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -32,11 +33,11 @@ class AdminServer:
         self._readings = Readings(state)
 
     async def start(self) -> None:
-        """Listen where the configuration says. Raises OSError if that cannot be."""
+        """Listen where the configuration says. Raises OSError if that is impossible."""
         await self._move()
 
     def reconfigure(self, _: Settings) -> None:
-        """Soon: binding and closing take a moment. A worker that cannot move serves on where it is."""
+        """Start the move: binding and closing take a moment. A worker that cannot move keeps its listener."""
         task = asyncio.create_task(self._move_or_stay())
         self._moves.add(task)
         task.add_done_callback(self._moves.discard)
@@ -81,7 +82,7 @@ async def _listen(app: Admin, where: _Where) -> uvicorn.Server:
         timeout_graceful_shutdown=_GRACE_S,
     )
     try:
-        # Bound here, since uvicorn ends the process where it cannot.
+        # Bound here, because uvicorn would end the process if it failed.
         listener = socket.create_server(where, family=socket.AF_INET6 if ":" in address else socket.AF_INET)
     except OSError as error:
         why = os.strerror(error.errno or 0)

@@ -1,4 +1,4 @@
-"""What of a worker's state is read at each scrape, and shown on the status page."""
+"""The worker's state that is read at each scrape and shown on the status page."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,11 @@ from inference_proxy.accounting.metrics import Values
 from inference_proxy.state import State
 
 View = Callable[[], list[dict[str, Any]]]
-"""Rows for the admin API and the status page: flat, of JSON's values, all with the same names."""
+"""Rows for the admin API and the status page: flat JSON objects, all with the same fields."""
 
 
 class Readings:
-    """Puts the state's numbers into its metrics; `views` has what the admin API shows in rows, by name."""
+    """Adds the state's numbers to its metrics. `views` are the tables that the admin API shows, by name."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -61,7 +61,7 @@ class Readings:
                 yield (line.model, line.pool or "", priority), number
 
     def _lines(self) -> list[dict[str, Any]]:
-        """Lines in which somebody waits, with a column for each class."""
+        """Queues in which requests wait, with a column per priority class."""
         config = self._state.settings.config
         return [
             {"model": line.model, "pool": line.pool}

@@ -1,4 +1,4 @@
-"""The status page: plain HTML that shows all without a script, and one small script that keeps it fresh."""
+"""The status page: plain HTML that works without scripts, and one small script that refreshes it."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ td.number, th.number { font-variant-numeric: tabular-nums; text-align: right }
 button { font: inherit }
 """
 
-# Only what has changed is replaced, and whoever is on a button stays on it.
+# Replaces only what has changed, so that a focused button keeps the focus.
 _SCRIPT = """
 const note = document.getElementById("note");
 async function refresh() {
@@ -66,7 +66,7 @@ HEADERS = {
         )
     ),
     "x-content-type-options": "nosniff",
-    # With less the page's own forms would come from the origin "null".
+    # With a stricter policy, the page's own forms would have the origin "null".
     "referrer-policy": "same-origin",
 }
 
@@ -90,7 +90,7 @@ def render(
     latencies: Mapping[str, Percentiles],
     views: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> bytes:
-    """The page. `engines` are as GET /admin/engines has them; each of `views` becomes a table of its name."""
+    """The page. `engines` are those of GET /admin/engines; each of `views` becomes a table with its name."""
     tables = [
         _table("engines", "Engines", _ENGINE_COLUMNS, map(_engine_row, engines)),
         _table(

@@ -1,1 +1,1 @@
-"""What clients see: endpoints, dialects, errors, and the bodies that they send."""
+"""What clients see: endpoints, API dialects, errors and request bodies."""

@@ -1,4 +1,4 @@
-"""How errors look and how streams end, in each of the APIs that are spoken here.
+"""How errors look and how streams end in each of the supported APIs.
 
 Sources: OpenAI's and Anthropic's API references; what vLLM 0.32 sends, from its source.
 """
@@ -13,14 +13,14 @@ import msgspec
 from inference_proxy.api.errors import ApiError, error_body
 from inference_proxy.http.sse import documents
 
-# What vLLM says of a request that it dropped because it was told to stop, in a 200 that ends like any other.
-# These bytes tell which pieces of an answer are worth a closer look: a tool's schema may hold the second,
-# what a model gives to a tool the third.
+# How vLLM reports, in a 200 that ends like any other, that it aborted a request because it was shut down.
+# These bytes only select the pieces of an answer to parse: a tool's schema may contain the second, a model's
+# arguments to a tool the third.
 _ABORTED = b'"finish_reason":"abort"'
 _CANCELLED = b'"status":"cancelled"'
 _NO_REASON = b'"type":"message_delta","delta":{"stop_reason":null'
 
-# Anthropic's names of what a status means; any other is an api_error.
+# Anthropic's error type per status; for any other status it is api_error.
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -38,8 +38,10 @@ _ANTHROPIC_TYPES = {
 
 
 class Dialect(enum.Enum):
-    """CHAT: OpenAI's completions, and all that has no stream of its own. RESPONSES: OpenAI's /v1/responses.
-    MESSAGES: Anthropic's."""
+    """CHAT: OpenAI's completions, and every endpoint without a stream format of its own.
+
+    RESPONSES: OpenAI's /v1/responses. MESSAGES: Anthropic's.
+    """
 
     CHAT = "chat"
     RESPONSES = "responses"
@@ -56,20 +58,22 @@ class Dialect(enum.Enum):
     def error_event(self, error: ApiError, request_id: str) -> bytes:
         """The event that ends a stream which cannot go on."""
         if self is Dialect.RESPONSES:
-            # Its clients know an event by its type alone, and read the fields beside it.
+            # Clients of this API identify an event by its type alone and read the fields beside it.
             event = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
             return b"event: error\ndata: " + msgspec.json.encode(event | {"sequence_number": 0}) + b"\n\n"
         data = b"data: " + self.error_body(error, request_id) + b"\n\n"
         return b"event: error\n" + data if self is Dialect.MESSAGES else data
 
     def is_complete(self, end: bytes) -> bool:
-        """Whether the last bytes of a stream are an end that the engine meant."""
+        """Whether the last bytes of a stream are its API's regular end."""
         return _ENDS[self].search(end) is not None
 
     def fault_in(self, end: bytes) -> str | None:
-        """What a complete stream says of itself in an error event near its end: `engine_error`, or
-        `engine_refused` where the request was at fault. None: there is no such event."""
-        # By find() first: hardly any has one.
+        """The code of an error event near the end of a complete stream, or None if there is no such event.
+
+        `engine_refused` if the request was at fault, otherwise `engine_error`.
+        """
+        # find() first: hardly any stream has such an event.
         if all(end.find(mark) < 0 for mark in _FAULT_MARKS):
             return None
         fault = _FAULTS[self].search(end)
@@ -78,14 +82,14 @@ class Dialect(enum.Enum):
         return "engine_refused" if _REFUSES.search(end, fault.end()) else "engine_error"
 
     def fault_of(self, body: bytes) -> str | None:
-        """The same of an answer that is no stream, by its beginning."""
+        """The same for an answer that is not a stream, from the beginning of its body."""
         if _ERROR_BODY.match(body) is None:
             return None
         return "engine_refused" if _REFUSES.search(body) else "engine_error"
 
     def is_aborted(self, chunk: bytes) -> bool:
         """Whether a piece of an answer says that the engine dropped the request."""
-        # By find(): `in` first tries bytes as a number, and fails with an exception.
+        # find(), because `in` first tries bytes as a number, which raises and catches an exception.
         if self is CHAT:
             return chunk.find(_ABORTED) >= 0 and any(map(_chat_aborted, documents(chunk)))
         if self is MESSAGES:
@@ -110,16 +114,16 @@ def _message_aborted(document: Mapping[str, Any]) -> bool:
 
 
 def _response_cancelled(document: Mapping[str, Any]) -> bool:
-    """The whole answer, or the event that ends a stream."""
+    """`document` is the whole answer, or the event that ends a stream."""
     response = document.get("response", document)
     return isinstance(response, dict) and response.get("status") == "cancelled"
 
 
-# Looked at for each chunk, and before Python 3.12 finding an enum's member costs more than the rest.
+# Compared for each chunk; before Python 3.12, looking up an enum's member costs more than the comparison.
 CHAT, MESSAGES, RESPONSES = Dialect.CHAT, Dialect.MESSAGES, Dialect.RESPONSES
 
-# A whole line. A model cannot write one: in a JSON string a newline is escaped. An error event of the
-# engine's is an end as well: the client has been told.
+# Patterns for a whole line. A model cannot write one, since in a JSON string a newline is escaped. An
+# engine's error event is also an end: it has informed the client.
 _ENDS = {
     dialect: re.compile(rb"(?:^|[\r\n])(?:" + line + rb")[\r\n]")
     for dialect, line in {
@@ -128,7 +132,7 @@ _ENDS = {
         Dialect.MESSAGES: rb"event: ?(?:message_stop|error)",
     }.items()
 }
-# Error events of engines, which come in a 200 and before or instead of the last event. Each has one of the
+# Engines' error events, which arrive in a 200 before or instead of the last event. Each contains one of the
 # marks.
 _FAULT_MARKS = (b"error", b"failed")
 _FAULTS = {
@@ -139,6 +143,6 @@ _FAULTS = {
         Dialect.MESSAGES: rb"event: ?error[\r\n]",
     }.items()
 }
-# What engines write instead of an answer; a response that went well may begin with an error that is null.
+# What engines send instead of an answer. A successful response may begin with an error that is null.
 _ERROR_BODY = re.compile(rb'\s*\{\s*"(?:error"\s*:\s*[{"]|(?:object|type)"\s*:\s*"error")')
 _REFUSES = re.compile(rb'"code":\s*4\d\d\b|"type":\s*"(?:BadRequestError|invalid_request_error)"')

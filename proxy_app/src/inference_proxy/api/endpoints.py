@@ -1,4 +1,4 @@
-"""All that is answered, in one table. An engine answers many more paths, most of them without a key."""
+"""All endpoints in one table. An engine serves many more paths, most of them without a key."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,22 +13,25 @@ class BodyKind(Enum):
     NONE = auto()
     JSON = auto()
     MULTIPART = auto()
-    EITHER = auto()  # as the content type says
+    EITHER = auto()  # by the content type
 
 
-# As config/paths.py has it for classes.
+# Module-level names, for the same reason as the endpoint classes in config/paths.py.
 JSON, MULTIPART = BodyKind.JSON, BodyKind.MULTIPART
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A row. `path` lacks the version where `versioned`; `kind` decides clocks and limits. Of the body's
-    fields, `prompt` hold the prompt, `batch` is the one of them whose list is several prompts (of a list of
-    numbers, which are token ids, one), `pairs` are those of which an engine reads the first once for each
-    item of the second, `cap` the most tokens to generate (the first that is there counts), and `refused` ask
-    for what cannot be had. `operation` is OpenTelemetry's word for it, in a span's name; without one that is
-    the engine's path. `usage_option` says that a stream tells its usage only if the body's
-    `stream_options` ask for it."""
+    """One row of the table.
+
+    `path` lacks the version if `versioned`. `kind` decides clocks and limits. `prompt`: the body's fields
+    that hold the prompt. `batch`: the one of these whose list means several prompts (a list of numbers is one
+    prompt of token ids). `pairs`: fields of which an engine processes the first once for each item of the
+    second. `cap`: the fields for the most tokens to generate; the first that is present counts. `refused`:
+    fields that ask for unsupported features. `operation`: OpenTelemetry's name for the operation, used in a
+    span's name; if empty, that is the engine's path. `usage_option`: a stream reports its usage only if the
+    body's `stream_options` ask for it.
+    """
 
     path: str
     kind: EndpointClass
@@ -43,7 +46,7 @@ class Endpoint:
     refused: tuple[str, ...] = ()
     operation: str = ""
     usage_option: bool = False
-    upstream_path: str = ""  # where the engine has it
+    upstream_path: str = ""  # the engine's path
     body_limit_bytes: int = 0  # from the configuration
     defaults: Mapping[str, Any] = field(default_factory=dict)
     answer: FixedAnswer | None = None
@@ -59,9 +62,9 @@ _SCORE = Endpoint(
     pairs=(("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2")),
 )
 
-# With and without a version as vLLM 0.32 has them.
-# GET and DELETE of /v1/responses/{id} are not here: the engine that made a response is the only one that has
-# it, and forgets it when it restarts. So a response cannot be run in the background, nor be built upon.
+# Versioned or not as in vLLM 0.32. GET and DELETE of /v1/responses/{id} are missing on purpose: only the
+# engine that made a response has it, and it forgets it when it restarts. So a response can neither run in the
+# background nor continue an earlier one.
 TABLE = (
     Endpoint(
         "/chat/completions",
@@ -122,12 +125,12 @@ TABLE = (
 OPENAPI, _MODELS = TABLE[-2:]
 
 
-# Of those for which the one that was meant is looked for.
+# The longest path for which a suggestion is looked up.
 _LONGEST_PATH = 256
 
 
 class Endpoints:
-    """The table with what the configuration adds: version prefixes, limits and operators' own endpoints."""
+    """The table combined with the configuration: version prefixes, limits and operators' own endpoints."""
 
     def __init__(self, config: Config) -> None:
         self._by_path: dict[str, Endpoint] = {}
@@ -143,15 +146,17 @@ class Endpoints:
             self._by_path[custom.path] = _custom(custom, built_in, config)
 
     def find(self, path: str) -> Endpoint | None:
-        """The row of a path as clients write it, or None."""
+        """The row for a path as clients write it, or None."""
         endpoint = self._by_path.get(path)
         if endpoint is None and path.startswith(self._models) and model_of(path):
             return _MODELS
         return endpoint
 
     def nearest(self, path: str) -> str | None:
-        """The path that was probably meant: without doubled or final slashes, with the version that it lacks,
-        or without what stands before it."""
+        """The path that was probably meant, or None.
+
+        Tried: without doubled or final slashes, with the missing version, and without a prefix.
+        """
         if len(path) > _LONGEST_PATH:
             return None
         segments = [segment for segment in path.split("/") if segment]
@@ -168,12 +173,12 @@ class Endpoints:
         return self._by_path.items()
 
     def models(self) -> Iterable[tuple[str, Endpoint]]:
-        """Paths below which each model has its own."""
+        """Paths below which each model has its own path."""
         return [(path.rstrip("/"), _MODELS) for path in self._models]
 
 
 def model_of(path: str) -> str:
-    """The model named by a path /<version>/models/<model>; "" for the whole list. Names may have slashes."""
+    """The model in a path /<version>/models/<model>, or "" for the whole list. Names may contain slashes."""
     return path.partition(f"{_MODELS.path}/")[2]
 
 
@@ -187,7 +192,7 @@ def _custom(custom: CustomEndpoint, built_in: Mapping[str, Endpoint], config: Co
             answer=custom.answer,
         )
     assert custom.upstream_path is not None, "the configuration has one or the other"
-    # Of a path that is not known here the costliest is assumed: all clocks and limits apply.
+    # An unknown path is treated as the most expensive kind: all clocks and limits apply.
     unknown = Endpoint(
         custom.path, EndpointClass.GENERATION, body=BodyKind.EITHER, upstream_path=custom.upstream_path
     )

@@ -1,4 +1,4 @@
-"""An engine's errors, read into ours."""
+"""Parses an engine's error answers into ApiError."""
 
 from typing import Any
 
@@ -8,8 +8,11 @@ from inference_proxy.api.errors import ApiError
 
 
 def read_error(status: int, body: bytes) -> ApiError:
-    """An engine's error. vLLM's own mostly have OpenAI's shape; those of its guard, its router and FastAPI's
-    checks do not: {"error": "Unauthorized"}, {"detail": "Not Found"}, {"detail": [{"loc": …, "msg": …}]}."""
+    """Parse an engine's error answer.
+
+    Most of vLLM's errors have OpenAI's shape. Those of its guard, its router and FastAPI's validation do not:
+    {"error": "Unauthorized"}, {"detail": "Not Found"}, {"detail": [{"loc": …, "msg": …}]}.
+    """
     kind = "server_error" if status >= 500 else "invalid_request_error"
     message: Any = None
     param: Any = None

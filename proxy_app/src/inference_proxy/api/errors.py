@@ -1,4 +1,4 @@
-"""Errors by which a request ends. dialects.py has the shapes in which clients get them."""
+"""Errors that end a request. dialects.py renders them for clients."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from inference_proxy.http.message import Header
 
 
 class ApiError(Exception):
-    """A request ends here, with this answer.
+    """Ends a request with this error answer.
 
-    `code` is for programs and is also the request's `outcome` in the access log (None: an engine gave none);
-    `message` is for people and never holds a prompt or a key; `param` names the field of the request.
+    `code` is for programs and is also the request's `outcome` in the access log (None if an engine gave
+    none). `message` is for people and never contains a prompt or a key. `param` names the request's field.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ApiError(Exception):
 
 
 class Unavailable(ApiError):
-    """503: our capacity, not the caller's fault; worth another try after `retry_after_s` seconds."""
+    """503: a lack of capacity, not the caller's fault. Worth a retry after `retry_after_s` seconds."""
 
     def __init__(self, code: str, message: str, *, retry_after_s: int) -> None:
         super().__init__(503, code, message, headers=[(b"retry-after", str(retry_after_s).encode())])

@@ -1,4 +1,4 @@
-"""A JSON object as it came: its fields in their order, each still the bytes that the client wrote."""
+"""Splits a JSON object into its fields: in their order, each value still the bytes that the client sent."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -11,13 +11,13 @@ from inference_proxy.api.errors import ApiError
 
 
 class _Name(str):
-    """A field's name. Of a type of our own, so that msgspec hands over each that it meets."""
+    """A field's name. A type of our own makes msgspec pass each name to `dec_hook`."""
 
     __slots__ = ()
 
 
 class _TooManyError(Exception):
-    """No API has as many fields."""
+    """The object has more fields than any supported API."""
 
 
 class _Names:
@@ -37,20 +37,20 @@ _split_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _split_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
 
-# No API that is spoken here comes near it, and an engine's own parser gives up at several hundred.
+# No supported API comes near this, and an engine's own parser gives up at several hundred.
 _DEPTH = 64
 NESTING = (b"[", b"{")
-# More parts than this are not looked at one by one: their objects would hold up everybody's streams.
+# Above this many parts they are not checked one by one: creating their objects would delay all streams.
 _MOST_PARTS = 50_000
 _NO_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
-# Up and down, as signed bytes.
+# One step up per opening bracket and one down per closing one, as signed bytes.
 _AS_STEPS = bytes.maketrans(b"[]", b"\x01\xff")
-# Levels that are taken away for all of a value together, before the rest is gone through bracket by bracket.
+# How many levels are removed from the whole value at once, before the rest is checked bracket by bracket.
 _AT_ONCE = 3
 
-# Where msgspec found a fault, and what it may have found there: an escape for the first half of a character
-# without the second, or the second without the first.
+# The position in msgspec's error message, and a possible cause there: the escape of one half of a surrogate
+# pair without the other half.
 _PLACE = re.compile(r"\(byte (\d{1,19})\)")
 _HALF_PAIR = re.compile(
     rb"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
@@ -58,24 +58,24 @@ _HALF_PAIR = re.compile(
 )
 _AROUND_BYTES = 24
 
-# No API that is spoken here has a tenth of it.
+# No supported API has a tenth of this.
 _MOST_FIELDS = 1000
-# `"":0,`: no field takes less.
+# `"":0,`: no field is shorter.
 _SHORTEST_FIELD = 5
 
 JsonFields = Mapping[str, msgspec.Raw]
 
 
 def parse(body: bytes) -> JsonFields:
-    """The fields of the object; values are checked to be JSON, not built. Raises ApiError 400.
+    """The object's fields. Values are checked to be valid JSON but not decoded. Raises ApiError 400.
 
-    A name that is there twice is refused: which of the two counts differs from parser to parser, so that the
-    proxy and an engine could read different requests.
+    A duplicate name is refused: parsers differ in which of the two counts, so the proxy and an engine could
+    read different requests.
     """
     has_room_for_many = body.count(b":") > _MOST_FIELDS
     try:
         if has_room_for_many:
-            # For so many fields that their objects would hold up everybody's streams: counted first.
+            # With this many fields, creating their objects would delay all streams, so count them first.
             _check_names(body)
         fields = _split_object(body)
     except _TooManyError as error:
@@ -96,7 +96,7 @@ def parse(body: bytes) -> JsonFields:
 
 
 def _check_names(body: bytes) -> None:
-    """One by one: that none is there twice, nor too many of them."""
+    """Refuse a body with duplicate names or too many of them."""
     names = _Names()
     fields = msgspec.json.decode(body, type=dict[_Name, msgspec.Raw], dec_hook=names)
     if len(fields) != names.seen:
@@ -104,7 +104,7 @@ def _check_names(body: bytes) -> None:
 
 
 def _reason(body: bytes, error: str) -> str:
-    """msgspec's own words, but for half of a surrogate pair, of which it says that the body was truncated."""
+    """msgspec's own words, except for half of a surrogate pair, which msgspec reports as a truncated body."""
     place = _PLACE.search(error)
     at = min(int(place[1]) if place else len(body), len(body))
     begin = max(at - _AROUND_BYTES, 0)
@@ -118,15 +118,18 @@ def _reason(body: bytes, error: str) -> str:
 
 
 def _may_repeat(body: bytes, fields: JsonFields) -> bool:
-    """Whether the body has room for more than these fields: what clients write has hardly any, and then the
-    names need not be counted one by one. No spelling of the fields is shorter than ours."""
+    """Whether the body is long enough to contain more than these fields.
+
+    Clients' bodies hardly ever are, and then the names need not be counted one by one. No spelling of the
+    fields is shorter than ours.
+    """
     return len(body) - len(_encode(fields)) >= _SHORTEST_FIELD
 
 
 def rewrite(body: bytes, fields: JsonFields, changes: Mapping[str, Any], dropped: Collection[str]) -> bytes:
-    """`body` with `changes` (values to encode) and without `dropped`; the same object when there are none.
+    """`body` with `changes` (values to encode) and without `dropped`; the same object if there are none.
 
-    JsonFields keep their order and their bytes. Where fields are only added, the body is not taken apart.
+    The other fields keep their order and their bytes. If fields are only added, the body is not split.
     """
     if not changes and not dropped:
         return body
@@ -138,10 +141,10 @@ def rewrite(body: bytes, fields: JsonFields, changes: Mapping[str, Any], dropped
 
 
 def _is_deeper(value: bytes, levels: int) -> bool:
-    """Whether valid JSON, an array or an object, nests more than `levels` deep.
+    """Whether valid JSON, an array or an object, is nested more than `levels` deep.
 
-    Nearly free where it cannot, for want of brackets. A long conversation has many: its messages are looked
-    at one by one, since reading brackets costs ten times what splitting does.
+    Nearly free if the value has too few brackets for that. A long conversation has many: its messages are
+    checked one by one, because counting depth by brackets costs ten times as much as splitting.
     """
     if _brackets(value, levels) <= levels:
         return False
@@ -157,9 +160,9 @@ def _is_deeper(value: bytes, levels: int) -> bool:
 
 
 def _brackets(value: bytes, enough: int) -> int:
-    """How many are opened; not all are counted where they are more than `enough`.
+    """How many brackets are opened; the count may stop above `enough`.
 
-    By find(), which looks at many bytes at a time; count() and split() look at one by one.
+    Uses find(), which compares many bytes at a time; count() and split() compare one by one.
     """
     opened = 0
     for bracket in NESTING:
@@ -171,15 +174,16 @@ def _brackets(value: bytes, enough: int) -> int:
 
 
 def _depth(value: bytes) -> int:
-    """Levels of valid JSON that is an array or an object."""
+    """How deep valid JSON, an array or an object, is nested."""
     if b"\\" in value:
         value = value.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Strings without brackets go at once: of two neighbours, the quotes between them.
+    # Remove strings: those without brackets are adjacent quotes by now, the others lie between every second
+    # quote.
     structure = value.translate(_ONE_KIND, _NO_STRUCTURE).replace(b'""', b"")
     structure = b"".join(structure.split(b'"')[::2])
     for level in range(_AT_ONCE):
         if not structure:
             return level
-        # All that holds nothing, which is the innermost level.
+        # Remove empty brackets, which are the innermost level.
         structure = structure.replace(b"[]", b"")
     return _AT_ONCE + max(accumulate(memoryview(structure.translate(_AS_STEPS)).cast("b")), default=0)

@@ -1,8 +1,8 @@
-"""The small fields of a multipart form, found where they lie: a file beside them is not copied.
+"""Reads the small text fields of a multipart form in place: a file beside them is not copied.
 
-Read by python-multipart, with which vLLM's server (Starlette) reads forms, too: so an engine cannot find
-another `model` in a form than the one that was checked here. What Starlette would decide by itself (a field
-that is there twice, a charset) is refused where the proxy acts on it.
+It uses python-multipart, as vLLM's server (Starlette) does, so an engine cannot find another `model` in a
+form than the one that was checked here. Where Starlette would decide by itself (a duplicate field, a
+charset), a form is refused if the proxy acts on that field.
 """
 
 import logging
@@ -19,12 +19,12 @@ _CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})
 _PARTS_LIMIT = 100
 _PADDING = re.compile(rb"[ \t]{1,64}")
 
-# It warns of each form that it refuses, which the access log tells already.
+# python-multipart logs a warning for each form that it refuses; the access log already has them.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 class _Field(NamedTuple):
-    """Where a value stands in the body; `text` is None for a file."""
+    """Where a value is in the body. `text` is None for a file."""
 
     start: int
     end: int
@@ -32,10 +32,10 @@ class _Field(NamedTuple):
 
 
 class Form:
-    """The text fields of a multipart/form-data body. Raises ApiError 415, 400.
+    """The text fields of a multipart/form-data body. Raises ApiError 415 or 400.
 
-    `body` is what an engine gets: the client's bytes, but for blanks after the first boundary, which RFC 2046
-    allows and the parser refuses.
+    `body` is what an engine gets: the client's bytes, except that blanks after the first boundary are
+    removed, which RFC 2046 allows and the parser refuses.
     """
 
     def __init__(self, content_type: str, body: bytes) -> None:
@@ -51,7 +51,7 @@ class Form:
         return frozenset(self._fields)
 
     def text(self, name: str) -> str | None:
-        """A field's value; None where there is none. Raises ApiError 400."""
+        """A field's value, or None if there is no such field. Raises ApiError 400."""
         field = self._fields.get(name)
         if field is None or field.text is None:
             return None
@@ -67,14 +67,14 @@ class Form:
         return value in ("true", "1")
 
     def replaced(self, name: str, value: str) -> bytes:
-        """The body with another value in a field that it has."""
+        """The body with another value in an existing field."""
         start, end, _ = self._fields[name]
         whole = memoryview(self.body)
         return b"".join((whole[:start], value.encode(), whole[end:]))
 
 
 class _Reader:
-    """One reading of a body. The parser calls back with positions in it."""
+    """Reads one body. The parser calls back with positions in it."""
 
     def __init__(self, boundary: bytes, body: bytes) -> None:
         self._body = body
@@ -97,9 +97,9 @@ class _Reader:
         )
 
     def read(self) -> list[tuple[str, _Field]]:
-        """Each part's name and value, in their order. Raises ApiError 400."""
+        """Each part's name and value, in order. Raises ApiError 400."""
         try:
-            # It refuses boundaries, too.
+            # Creating the parser may fail, too: it checks the boundary.
             parser = self._parser()
             parser.write(self._body)
             parser.finalize()
@@ -128,7 +128,8 @@ class _Reader:
         self._name = self._value = b""
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        # Of a body in one piece the parser reports a part's data in one piece, or in several that touch.
+        # For a body passed in one piece, the parser reports a part's data in one piece or in several adjacent
+        # ones.
         if self._start < 0:
             self._start = start
         self._end_at = end
@@ -139,7 +140,7 @@ class _Reader:
         if raw is None or not _is_clear(self._disposition, raw):
             raise _broken("a part has no name, or an unclear one, in its Content-Disposition")
         if self._start < 0:
-            # It is empty, so nobody will ask where.
+            # The part is empty, so its position does not matter.
             self._start = self._end_at = 0
         is_file = b"filename" in options
         text = None if is_file else self._body[self._start : self._end_at]
@@ -161,7 +162,7 @@ def _boundary(content_type: str) -> bytes:
 
 
 def _is_clear(disposition: bytes, name: bytes) -> bool:
-    """Whether parsers agree on the name that do not agree on whether a backslash escapes what follows."""
+    """Whether all parsers agree on the name, whether or not they treat a backslash as an escape."""
     if b"\\" not in disposition:
         return True
     return parse_options_header(disposition.replace(b"\\", b"_"))[1].get(b"name") == name

@@ -1,22 +1,22 @@
-"""Bounds of numbers from outside: beyond them arithmetic, JSON or a store of counters could fail."""
+"""Bounds for numbers from outside: beyond them arithmetic, JSON or the store of counters could fail."""
 
 from typing import Any
 
 MOST = 2**63 - 1
-"""The largest whole number of a request. An engine's own messages hold no larger one."""
+"""The largest whole number accepted in a request. An engine's own messages contain none larger."""
 
 MOST_CHOICES = 128
-"""Answers to one prompt: OpenAI's bound for `n`, and what role vllm sets as VLLM_MAX_N_SEQUENCES."""
+"""The most answers to one prompt: OpenAI's bound for `n`, and role vllm's value for VLLM_MAX_N_SEQUENCES."""
 
 MOST_CONTEXT_TOKENS = 1 << 21
-"""No model has a longer context; it counts until an engine has told its own."""
+"""Longer than any model's context; used until an engine has reported its own."""
 
 MOST_TOKENS = 1 << 40
-"""What one request can count for. Sums of it stay exact in a store's floating-point numbers."""
+"""The most tokens that one request can count. Their sums stay exact in a store's floating-point numbers."""
 
 
 def whole(value: Any, least: int, most: int) -> int | None:
-    """A whole number within these bounds, such as JSON or YAML have it; None for anything else."""
+    """A whole number within these bounds, as read from JSON or YAML; None for anything else."""
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
         return value
     return None

@@ -1,4 +1,4 @@
-"""GET /openapi.json: the table of endpoints as OpenAPI 3.1, as far as the proxy itself looks at a request."""
+"""GET /openapi.json: the table of endpoints as OpenAPI 3.1, as far as the proxy itself checks requests."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def _operation(path: str, method: str, endpoint: Endpoint) -> dict[str, Any]:
             "2XX": {"description": "The answer."},
             "default": {
                 "description": "An error.",
-                # A response to HEAD has no body.
+                # An answer to HEAD has no body.
                 **({} if method == "HEAD" else {"content": {"application/json": {"schema": error}}}),
             },
         },

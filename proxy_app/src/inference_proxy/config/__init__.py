@@ -1,4 +1,4 @@
-"""The files that the proxy lives by: config.yml and the keys file that it names. One module a section."""
+"""The proxy's configuration: config.yml and the keys file that it names. One module per section."""
 
 from inference_proxy.config.catalogue import DeprecatedName, ModelConfig
 from inference_proxy.config.engines import EngineConfig

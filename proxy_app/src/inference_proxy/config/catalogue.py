@@ -1,4 +1,4 @@
-"""Section `models`: what is to be known of a model besides the engines that serve it."""
+"""Section `models`: settings of a model, besides the engines that serve it."""
 
 from datetime import date
 from typing import Any
@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 from inference_proxy.config.timeouts import MEDIUM
 from inference_proxy.config.types import Name, Strict
 
-# What decides where a request goes or what it costs has a setting of its own.
+# Fields that decide where a request goes or what it costs have settings of their own.
 _NOT_A_DEFAULT = frozenset(
     {"model", "stream", "priority", "cache_salt", "max_tokens", "max_completion_tokens", "max_output_tokens"}
 )
@@ -58,7 +58,7 @@ class ModelConfig(Strict):
 
 
 def check_names(models: tuple[ModelConfig, ...], served: frozenset[str]) -> None:
-    """Each name has one meaning, and a fallback exists. Raises ValueError."""
+    """Each name must have one meaning, and each fallback must exist. Raises ValueError."""
     owner: dict[str, str] = {}
     for model in models:
         for name in (model.name, *model.aliases, *(old.name for old in model.deprecated)):

@@ -1,4 +1,4 @@
-"""Reading config.yml and the keys file."""
+"""Reads config.yml and the keys file."""
 
 import os
 from pathlib import Path
@@ -106,7 +106,7 @@ def _read(path: Path) -> Any:
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except yaml.YAMLError as error:
-        # Only the position: the parser's own message quotes the line, which may hold what must not be logged.
+        # Only the position: the parser's own message quotes the line, which may contain secrets.
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError([f"{path}: not valid YAML{where}"]) from error
@@ -121,7 +121,7 @@ def _problems(path: Path, error: ValidationError) -> list[str]:
 
 
 def load_config(path: Path) -> Config:
-    """Read config.yml. Raises ConfigError with one line a problem."""
+    """Read config.yml. Raises ConfigError with one line per problem."""
     try:
         return _CONFIG.validate_python(_read(path))
     except ValidationError as error:
@@ -129,7 +129,7 @@ def load_config(path: Path) -> Config:
 
 
 def load_keys(path: Path) -> tuple[KeyConfig, ...]:
-    """Read the keys file: a list of KeyConfig. Raises ConfigError with one line a problem."""
+    """Read the keys file: a list of KeyConfig. Raises ConfigError with one line per problem."""
     try:
         return _KEYS.validate_python({"keys": _read(path)}).keys
     except ValidationError as error:
@@ -137,7 +137,7 @@ def load_keys(path: Path) -> tuple[KeyConfig, ...]:
 
 
 def list_drained(directory: Path) -> frozenset[str]:
-    """Ids of the engines that are taken out: one marker file each. No directory means none."""
+    """Ids of the drained engines: one marker file each. A missing directory means none."""
     try:
         return frozenset(os.listdir(directory))
     except FileNotFoundError:

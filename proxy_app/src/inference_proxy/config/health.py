@@ -1,4 +1,4 @@
-"""Sections `health` and `retries`: what to make of engines that do not answer as they should."""
+"""Sections `health` and `retries`: how to treat engines that do not answer as they should."""
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 

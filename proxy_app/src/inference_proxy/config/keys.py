@@ -1,4 +1,4 @@
-"""The keys file: a list of these."""
+"""The keys file: a list of KeyConfig."""
 
 from datetime import datetime
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Limits of a key, as keys.yml writes them, and section `limits` of config.yml: what holds for all keys."""
+"""Limits of a key, as written in keys.yml, and section `limits` of config.yml, for all keys."""
 
 import enum
 from typing import Annotated, NamedTuple
@@ -10,7 +10,7 @@ from inference_proxy.config.types import AbsolutePath, Count, Name, Strict, chec
 
 
 class Span(enum.Enum):
-    """The time over which a limit counts. Minutes slide; days and months are those of UTC."""
+    """The time over which a limit counts. Minutes slide; days and months are calendar periods in UTC."""
 
     MOMENT = enum.auto()
     MINUTE = enum.auto()
@@ -19,7 +19,7 @@ class Span(enum.Enum):
 
 
 class Counted(NamedTuple):
-    """What a limit counts: tokens, of prompts and answers, or requests."""
+    """What a limit counts: requests, or tokens of prompts and answers."""
 
     tokens: bool
     span: Span
@@ -29,8 +29,10 @@ _REQUESTS, _TOKENS = False, True
 
 
 class RateLimits(Strict):
-    """Each is unlimited where it is not given. If several are exceeded, the first is named.
-    A field here is all that a limit needs."""
+    """Limits by name; those not given are unlimited. If several are exceeded, the first is reported.
+
+    Adding a field here is all that a further limit takes.
+    """
 
     requests_per_minute: Annotated[Count | None, Counted(_REQUESTS, Span.MINUTE)] = Field(
         default=None, description="Requests in any 60 seconds."
@@ -63,7 +65,7 @@ def rate_limits() -> dict[str, Counted]:
 
 
 class KeyLimits(RateLimits):
-    """Of a key over all models, and of its use of single ones."""
+    """Limits of a key over all models, and of its use of single models."""
 
     models: dict[Name, RateLimits] = Field(default={}, description="Further limits of its use of a model.")
 
@@ -81,7 +83,7 @@ def _store_url(url: str) -> str:
 
 
 class StoreConfig(Strict):
-    """The Redis or Valkey by which workers count together."""
+    """The Redis or Valkey in which workers count together."""
 
     url: Annotated[str, AfterValidator(_store_url)] = Field(
         description="redis://host:port/database, or rediss:// for TLS."

@@ -1,4 +1,4 @@
-"""Networks as the configuration writes them: whence a key may be used, and which proxies are believed."""
+"""IP networks in the configuration: where a key may be used from, and which proxies are trusted."""
 
 import ipaddress
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Sections `admin`, `usage` and `traces`: how the proxy is looked at."""
+"""Sections `admin`, `usage` and `traces`: how operators observe the proxy."""
 
 import importlib
 from typing import Annotated
@@ -11,7 +11,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class AdminConfig(Strict):
-    """A listener of its own. Everything there needs its key, but for /metrics on a loopback connection."""
+    """The admin listener. Everything there needs the admin key, except /metrics on a loopback connection."""
 
     address: str = Field(
         default="127.0.0.1", description="Loopback, or a private address that monitoring can reach."
@@ -29,12 +29,12 @@ class AdminConfig(Strict):
 
 class UsageConfig(Strict):
     directory: AbsolutePath = Field(description="A directory that workers may write to.")
-    # A hundred years: the calendar ends not far beyond.
+    # A hundred years: the calendar's range ends not far beyond that.
     retention_days: int = Field(default=400, gt=0, le=36_500, description="Days that usage is kept.")
 
 
 class TracesConfig(Strict):
-    """Traces, sent by OTLP. Needs the packages of the extra `otel`."""
+    """Traces, sent by OTLP. They need the packages of the extra `otel`."""
 
     endpoint: Annotated[str, Field(pattern=r"^https?://\S+$")] = Field(
         description="Where OTLP over HTTP is taken, such as http://127.0.0.1:4318/v1/traces."

@@ -1,4 +1,4 @@
-"""Sections `api_versions` and `custom_endpoints`: paths besides the built-in ones."""
+"""Sections `api_versions` and `custom_endpoints`: paths in addition to the built-in ones."""
 
 import enum
 from typing import Annotated, Any
@@ -9,16 +9,17 @@ from inference_proxy.config.types import Name, Strict
 
 
 class EndpointClass(enum.StrEnum):
-    """What kind of work it is: decides clocks and limits, and labels metrics."""
+    """The kind of work that an endpoint does. It decides clocks and limits, and labels metrics."""
 
     GENERATION = "generation"
-    POOLING = "pooling"  # embeddings, scores: one pass over the prompt, no tokens out
+    POOLING = "pooling"  # embeddings, scores: one pass over the prompt, no tokens generated
     AUDIO = "audio"
     UTILITY = "utility"  # tokenizing and counting: no GPU
     CATALOGUE = "catalogue"  # answered by the proxy itself
 
 
-# For what runs in each request: before Python 3.12 a member costs as much to find as a function to call.
+# Module-level names, because each request uses them: before Python 3.12, looking up a member costs as much as
+# a function call.
 GENERATION, POOLING, AUDIO, UTILITY, CATALOGUE = EndpointClass
 
 
@@ -26,7 +27,7 @@ Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", 
 Path = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)+$", max_length=256)]
 
 
-# Endpoints of an engine whose bodies are forms, which are passed on as they are.
+# Engine endpoints whose bodies are forms, which are passed on unchanged.
 FORMS = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
 
 

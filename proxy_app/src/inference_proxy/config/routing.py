@@ -6,7 +6,7 @@ from inference_proxy.config.types import Name, Strict
 
 
 class Pool(Strict):
-    """Which requests belong to the engines with this `pool`: those that reach one of the two."""
+    """Which requests go to engines with this `pool`: those that reach one of the two sizes."""
 
     prompt_tokens: PositiveInt | None = Field(
         default=None, description="Tokens of the prompt, as estimated from its bytes, from which on."

@@ -1,4 +1,4 @@
-"""Section `timeouts`: the terms of four clocks. request/clocks.py has the formula."""
+"""Section `timeouts`: the parameters of four clocks. request/clocks.py has the formula."""
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
@@ -8,7 +8,7 @@ MEDIUM = "medium"
 
 
 class TotalLimits(Strict):
-    """Seconds in all, however much a request asks for, by the class of its endpoint."""
+    """The most seconds in all, by the class of the endpoint, whatever a request asks for."""
 
     generation: PositiveFloat = 3600
     pooling: PositiveFloat = 600

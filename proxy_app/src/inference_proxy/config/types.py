@@ -1,4 +1,4 @@
-"""What the sections of the configuration are made of."""
+"""Building blocks for the configuration's sections."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,20 +10,22 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 
 class ConfigError(Exception):
-    """A file that cannot be used. `problems` are lines, each: file, where in it, what is wrong."""
+    """A file that cannot be used.
+
+    Each of `problems` is one line: the file, where in it, and what is wrong.
+    """
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
 
 
-# More than 64 bits have no place in JSON, in a header or in a clock.
+# JSON, headers and clocks have no use for more than 64 bits.
 _MOST = 2**63 - 1
 
 
 class Strict(BaseModel):
-    """A section: an unknown field is an error, so is a number that nobody can mean, and nothing changes once
-    it is loaded."""
+    """A section: immutable after loading; unknown fields and implausible numbers are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -42,15 +44,15 @@ def _absolute(path: Path) -> Path:
     return path
 
 
-# It may stand in a header and in a log line.
+# Safe in a header and in a log line.
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
-# A store of counters calculates with floating-point numbers, which are exact up to here.
+# A store of counters uses floating-point numbers, which are exact up to here.
 Count = Annotated[int, Field(gt=0, le=2**53)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
 def check_port(url: SplitResult) -> None:
-    """Raises ValueError for a port that no connection can have."""
+    """Raises ValueError for a port that cannot exist."""
     try:
         fits = url.port != 0
     except ValueError:
@@ -60,6 +62,6 @@ def check_port(url: SplitResult) -> None:
 
 
 def refuse_doubles(what: str, values: Iterable[str]) -> None:
-    """Raises ValueError, which pydantic reports as the section's problem."""
+    """Raises ValueError, which pydantic reports as a problem of the section."""
     if doubles := sorted(value for value, times in Counter(values).items() if times > 1):
         raise ValueError(f"{what} given more than once: {', '.join(doubles)}")

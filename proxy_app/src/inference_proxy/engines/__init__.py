@@ -1,1 +1,1 @@
-"""The engines: what is known of each, and how it is found out."""
+"""The engines: what is known about each, and how it is found out."""

@@ -1,4 +1,4 @@
-"""A circuit breaker: closed (in use), open (ejected), half-open (ejected, and being tried)."""
+"""A circuit breaker: closed (in use), open (ejected), half-open (ejected, and being probed)."""
 
 import enum
 
@@ -9,23 +9,26 @@ class Phase(enum.StrEnum):
     HALF_OPEN = "half_open"
 
 
-# For what runs in each request: see config/paths.py.
+# Module-level, because each request uses it: see config/paths.py.
 CLOSED = Phase.CLOSED
 
-# What a complete answer makes up for, of a broken one: so failures add up where they are more than a third.
+# How much of a failure one complete answer cancels. So failures add up if they are more than a third of the
+# answers.
 _MAKES_UP_FOR = 0.5
-# Of what was counted before, at each answer.
+# How much of the earlier counts is kept at each answer.
 _REMEMBERED = 0.99
 # A cool-down doubles with each relapse, up to 2 ** 5 times its length.
 _DOUBLINGS = 5
 
 
 class Breaker:
-    """One per engine. When to open is for the fleet to say, which knows how the other engines do.
+    """One engine's breaker.
 
-    `failures` is how many broken answers the complete ones have not made up for. `keys` are the API keys
-    whose requests they were, until all is made up for: True where another engine has answered that key since.
-    `relapses` is how often failures have opened it in that time.
+    The fleet decides when to open it, because it knows how the other engines perform.
+
+    `failures` are broken answers that complete ones have not yet cancelled. `keys` are the API keys of those
+    requests, until all failures are cancelled; a key's value is True if another engine has answered that key
+    since. `relapses` is how often failures have opened the breaker in that time.
     """
 
     def __init__(self) -> None:
@@ -38,13 +41,13 @@ class Breaker:
         self._opened_at = 0.0
 
     def failed(self, key: str | None, most: float) -> None:
-        """A broken answer. Beyond `most` they are not added up: an engine that was mended shall recover."""
+        """Count a broken answer. `failures` stops at `most`, so that a repaired engine can recover."""
         self._count(1, 0)
         self.failures = min(most, self.failures + 1)
         self.keys.setdefault(key, False)
 
     def succeeded(self) -> None:
-        """A complete answer."""
+        """Count a complete answer."""
         self._count(0, 1)
         self.failures = max(0.0, self.failures - _MAKES_UP_FOR)
         if not self.failures:
@@ -53,7 +56,10 @@ class Breaker:
 
     @property
     def broken_share(self) -> float:
-        """Of its last hundred answers or so, and somewhat less than that while they are few."""
+        """The share of broken answers among the last hundred or so.
+
+        Somewhat too low while there are few answers.
+        """
         return self._broken / (self._broken + self._complete + 1)
 
     def _count(self, broken: int, complete: int) -> None:
@@ -68,12 +74,15 @@ class Breaker:
         return self.phase is Phase.OPEN and now - self._opened_at >= wait_s
 
     def close(self, failures: float) -> None:
-        """Put the engine back. At most `failures` stay counted: it is on probation if they ejected it."""
+        """Put the engine back into service.
+
+        At most `failures` stay counted, so an engine that they ejected is on probation.
+        """
         self.phase, self.reason = Phase.CLOSED, ""
         self.failures = min(self.failures, failures)
 
     def reset(self) -> None:
-        """What is there now is another process."""
+        """Start again for a new engine process."""
         self.close(0)
         self.keys.clear()
         self.relapses = 0

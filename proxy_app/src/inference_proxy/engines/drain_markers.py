@@ -1,4 +1,7 @@
-"""Engines that are taken out by hand: one marker file each, seen by every worker of the host (reload.py)."""
+"""Engines that an operator has drained: one marker file each.
+
+Every worker of the host sees the markers (reload.py).
+"""
 
 from pathlib import Path
 
@@ -7,11 +10,11 @@ _REASON_BYTES = 1024
 
 
 class NotOurs(Exception):
-    """The marker was put there by somebody else, whose reason this is."""
+    """Someone else created the marker; the message is their reason."""
 
 
 def why_drained(directory: Path, engine: str) -> str | None:
-    """What its marker says, "" if it cannot be read; None if there is none."""
+    """The marker's text, "" if it cannot be read, None if there is no marker."""
     try:
         with (directory / engine).open(errors="replace") as marker:
             return marker.read(_REASON_BYTES).strip()
@@ -22,7 +25,7 @@ def why_drained(directory: Path, engine: str) -> str | None:
 
 
 def mark_drained(directory: Path, engine: str, reason: str) -> None:
-    """Take it out. A marker that is there already stays as it is. Raises OSError."""
+    """Drain the engine. An existing marker is left unchanged. Raises OSError."""
     try:
         with (directory / engine).open("x") as marker:
             marker.write(f"{_OURS}{reason}\n")
@@ -31,7 +34,10 @@ def mark_drained(directory: Path, engine: str, reason: str) -> None:
 
 
 def unmark_drained(directory: Path, engine: str) -> None:
-    """Put it back, if `drain` took it out; one that is not drained is left alone. Raises NotOurs, OSError."""
+    """Put the engine back if mark_drained() drained it; do nothing if it is not drained.
+
+    Raises NotOurs, OSError.
+    """
     reason = why_drained(directory, engine)
     if reason is None:
         return

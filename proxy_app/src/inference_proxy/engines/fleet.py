@@ -1,4 +1,4 @@
-"""The engines, and what is known about each of them."""
+"""The engines, and what is known about each."""
 
 import logging
 import math
@@ -21,19 +21,22 @@ from inference_proxy.settings import Settings
 log = logging.getLogger(__name__)
 
 
-# Times the share of broken answers of most other engines, beyond which it is the engine's fault. Simulated:
-# at 2, requests that break everywhere eject an engine in one of ten cases; at 4, one that breaks half of
-# its answers is missed in half of the cases where such requests come as well.
+# An engine is at fault if its share of broken answers is more than this many times that of most other
+# engines. Simulated: at 2, requests that break everywhere eject an engine in one of ten cases; at 4, an
+# engine that breaks half of its answers is missed in half of the cases where such requests occur as well.
 _WORSE = 3
-# Times the failures, where they are all of one key and no other engine has answered that since.
+# How many times more failures it takes if all have one key that no other engine has answered since.
 _OF_ONE_KEY = 3
 
 
 class EngineView(msgspec.Struct, frozen=True):
-    """An engine at one moment. `in_flight` and `outstanding_tokens` are this worker's; `others` is how many
-    requests of other workers it had when it was last scraped; `running` to `kv_cache_usage` are its own word
-    (None: it tells nothing). `failures` are broken answers that complete ones have not made up for; `reason`
-    says why the breaker is not closed."""
+    """A snapshot of an engine.
+
+    `in_flight` and `outstanding_tokens` are this worker's; `others` is how many requests of other workers it
+    had at the last scrape; `running` to `kv_cache_usage` are the engine's own numbers (None: it reports
+    none). `failures` are broken answers that complete ones have not cancelled; `reason` says why the breaker
+    is not closed.
+    """
 
     id: str
     url: str
@@ -54,29 +57,31 @@ class EngineView(msgspec.Struct, frozen=True):
 
 
 class Engine:
-    """One vLLM server. Lives as long as its id and address stay in the configuration, across reloads."""
+    """One vLLM server.
+
+    The object lives as long as its id and address stay in the configuration, across reloads.
+    """
 
     def __init__(self, config: EngineConfig, now: float) -> None:
         self.id = config.id
         self.url = config.url
         self.seed = seed_of(config.id)
         self.drained = False
-        self.met = False  # it has been reachable before: until then it is starting, which is no failure
+        self.met = False  # it has been reachable before; until then it is starting, which is not a failure
         self.reachable = False
-        self.rests_until = 0.0  # it asked to be left alone until then
-        self.suspected = False  # something went wrong there: the poller looks closer
+        self.rests_until = 0.0  # its Retry-After: it gets no new request until then
+        self.suspected = False  # something went wrong there, so the poller probes it
         self.in_flight = 0
-        self.guards: set[Guard] = set()  # of this worker's requests that it works for
-        self.busy_since = now  # when the first of them came
+        self.guards: set[Guard] = set()  # those of this worker's requests in flight there
+        self.busy_since = now  # when the first of them arrived
         self.tokens = 0
         self.others = 0
         self.gauges: Gauges | None = None
         self.progress = Progress(now)
         self.breaker = Breaker()
         self.cards: dict[str, dict[str, Any]] = {}
-        self.lacking: dict[
-            str, float
-        ] = {}  # models that it has not in spite of its configuration, until when
+        # Models that it lacks in spite of its configuration, and until when that is assumed.
+        self.lacking: dict[str, float] = {}
 
     def configure(self, config: EngineConfig, max_in_flight: int) -> None:
         self.models = self.offered = frozenset(config.models)
@@ -98,13 +103,16 @@ class Engine:
         return "serving" if self.breaker.phase is Phase.CLOSED else "ejected"
 
     def alive_at(self, now: float) -> float:
-        """When it was last seen to work: tokens by its own gauges, a complete answer, a piece of one of ours,
-        a probe. Before the first of ours came nothing was to be seen."""
+        """When the engine last showed a sign of work.
+
+        Signs are a token by its own gauges, a complete answer, a piece of one of our answers, and a probe.
+        Until the first byte of its answer, a request shows none.
+        """
         silences_s = [silent_s for guard in self.guards if (silent_s := guard.silent_s()) is not None]
         return max(self.progress.generated_at, now - min(silences_s, default=math.inf))
 
     def owes_since(self, now: float) -> float | None:
-        """Since when requests of ours have waited there without a sign of life; None: there are none."""
+        """Since when our requests there have waited without a sign of work; None if there are none."""
         return max(self.alive_at(now), self.busy_since) if self.guards else None
 
     def has_room(self, now: float) -> bool:
@@ -117,7 +125,7 @@ class Engine:
             self.progress.see(gauges, now)
 
     def offer(self, now: float) -> None:
-        """Work out which of its models requests may be sent for."""
+        """Update which models requests may be sent to."""
         self.lacking = {
             model: until for model, until in self.lacking.items() if now < until and model not in self.cards
         }
@@ -146,28 +154,28 @@ class Engine:
 
 
 class Fleet:
-    """The engines of the current configuration. `clock` gives seconds that never go back."""
+    """The engines of the current configuration. `clock` returns seconds and never goes back."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.engines: list[Engine] = []
-        # Those whose last answers were not all complete, or of which one was a 5xx.
+        # Engines that have failures not yet cancelled, or that have sent a suspicious answer such as a 5xx.
         self.failing: set[Engine] = set()
         self.now = clock
         self._listeners: list[Callable[[], None]] = []
         self._drained: frozenset[str] = frozenset()
-        self._contexts: dict[str, int] = {}  # tokens, by model
+        self._contexts: dict[str, int] = {}  # tokens by model
 
     def when_freed(self, listener: Callable[[], None]) -> None:
-        """Have `listener` called whenever an engine may have room again."""
+        """Call `listener` whenever an engine may have room again."""
         self._listeners.append(listener)
 
     def freed(self) -> None:
-        """An engine may have room again."""
+        """Report that an engine may have room again."""
         for listener in self._listeners:
             listener()
 
     def reconfigure(self, settings: Settings) -> None:
-        """Engines that stay keep their counts and what is known of them."""
+        """Take over the configuration's engines. Those that stay keep their counts and state."""
         config = settings.config
         self.health = config.health
         known = {(engine.id, engine.url): engine for engine in self.engines}
@@ -182,7 +190,10 @@ class Fleet:
         self._apply_drained()
 
     def set_drained(self, ids: frozenset[str]) -> list[Engine]:
-        """Those that get no new requests; those in flight go on. Returns the engines that this changes."""
+        """Drain exactly these engines: no new requests, those in flight continue.
+
+        Returns the engines that changed.
+        """
         if ids == self._drained:
             return []
         changed = [engine for engine in self.engines if engine.drained != (engine.id in ids)]
@@ -196,7 +207,7 @@ class Fleet:
         self.freed()
 
     def took_cards(self, engine: Engine, cards: dict[str, dict[str, Any]]) -> None:
-        """What an engine says of its models."""
+        """Store the model cards that an engine reports."""
         if cards != engine.cards:
             engine.cards = cards
             self._note_contexts()
@@ -207,7 +218,7 @@ class Fleet:
         found: dict[str, int] = {}
         for engine in self.engines:
             for model, card in engine.cards.items():
-                # An adapter's card tells only whose it is.
+                # An adapter's card has no context length, only its parent.
                 base = engine.cards.get(str(card.get("parent")), card)
                 told = card.get("max_model_len") or base.get("max_model_len")
                 tokens = whole(told, 1, MOST_CONTEXT_TOKENS)
@@ -219,15 +230,18 @@ class Fleet:
         """The longest context that an engine has for a model."""
         return self._contexts.get(model, MOST_CONTEXT_TOKENS)
 
-    # Who is there.
+    # Which engines there are.
 
     def models(self) -> list[str]:
         return sorted({model for engine in self.engines for model in engine.models})
 
     def serving(self, model: str, pool: str | None) -> list[Engine]:
-        """Engines in service for such requests, with room or without: those of the pool (None: of no pool),
-        or of any where it has none for this model. Raises Unavailable."""
-        # As Engine.serves has it. For each request, and a property costs as much as all the rest.
+        """Engines in service for a model, with or without room. Raises Unavailable if there are none.
+
+        They are those of the pool (None: of no pool), or all of them if the pool has none for this model.
+        """
+        # The same as Engine.serves, written out because it runs for each request, and the property would
+        # double its cost.
         engines = [
             engine
             for engine in self.engines
@@ -242,28 +256,36 @@ class Fleet:
             )
         return [engine for engine in engines if engine.pool == pool] or engines
 
-    # What requests find out.
+    # What requests report.
 
     def succeeded(self, engine: Engine, key: str | None) -> None:
-        """It gave a request of that API key a complete answer."""
+        """The engine gave a request of that API key a complete answer."""
         engine.progress.generated_at = self.now()
         if self.failing:
             self._make_up(engine, key)
 
     def failed(self, engine: Engine, key: str | None) -> None:
-        """It broke a request of that API key. What it refuses, or takes long for, is no failure."""
+        """The engine broke an answer to that API key. Refused or slow requests are not failures."""
         engine.breaker.failed(key, _OF_ONE_KEY * self.health.failures)
         self.suspect(engine)
         self._consider(engine)
 
     def suspect(self, engine: Engine) -> None:
-        """Something went wrong that may be the request's fault: have it probed, and no longer look idle."""
+        """Have the engine probed, and stop treating it as idle.
+
+        Something went wrong there, but it may be the request's fault.
+        """
         engine.suspected = True
         self.failing.add(engine)
 
     def may_lack(self, engine: Engine, model: str) -> None:
-        """It answered 404. If it does not list the model either, others are asked for that, until it does or
-        for a while; and it is probed, for it may have none of its models."""
+        """The engine answered 404.
+
+        If it does not list the model either, use other engines for this model for a while, or until it lists
+        it.
+
+        It is also probed, because it may have lost all its models.
+        """
         if model in engine.cards:
             return
         self.suspect(engine)
@@ -287,8 +309,11 @@ class Fleet:
             self.eject(engine, "it breaks more than a third of its answers")
 
     def _is_to_blame(self, engine: Engine) -> bool:
-        """Whether its failures are enough, and its own: most other engines do much better with what clients
-        ask for. Failures of a single key that no other engine has answered since count a third."""
+        """Whether its failures are enough, and its own fault.
+
+        They are its own if most other engines do much better with the same clients. Failures of a single key
+        that no other engine has answered since count a third.
+        """
         breaker, enough = engine.breaker, self.health.failures
         if breaker.failures < enough:
             return False
@@ -305,21 +330,27 @@ class Fleet:
         return breaker.failures >= enough
 
     def eject(self, engine: Engine, reason: str) -> None:
-        """Out until a probe goes well, whatever share of a pool is out already."""
+        """Take the engine out of service until a probe succeeds.
+
+        How many engines of its pool are already out does not matter.
+        """
         if engine.breaker.phase is Phase.CLOSED:
             log.warning("engine %s at %s is ejected: %s", engine.id, engine.url, reason)
         engine.breaker.open(reason, self.now())
 
     def abandon(self, engine: Engine) -> None:
-        """It is hung for certain: what it was working on will not come, however long its clocks still run."""
+        """The engine certainly hangs: end its requests.
+
+        Their answers will not come, however much time their clocks leave.
+        """
         for guard in list(engine.guards):
-            # One of its ranks may go on.
+            # One of its data-parallel ranks may still work.
             silent_s = guard.silent_s()
             if silent_s is None or silent_s >= self.health.stall_s:
                 guard.interrupt(Reason.ENGINE_HUNG)
 
     def passed(self, engine: Engine) -> None:
-        """It has answered a probe."""
+        """The engine has answered a probe."""
         breaker, now = engine.breaker, self.now()
         engine.suspected = False
         if breaker.phase is not Phase.CLOSED:
@@ -327,7 +358,7 @@ class Fleet:
             breaker.close(self.health.failures - 1)
             engine.progress = Progress(now)
         elif now - engine.progress.generated_at >= self.health.probe_after_s:
-            # For want of requests: those would say more than a token does.
+            # There were no requests. With requests, their answers would be better evidence than one token.
             breaker.succeeded()
         engine.progress.generated_at = now
         if not breaker.failures:
@@ -335,7 +366,7 @@ class Fleet:
         self.freed()
 
     def restarted(self, engine: Engine) -> None:
-        """What the old process did is not held against the new one."""
+        """The engine is a new process: forget the failures of the old one."""
         if engine.breaker.phase is not Phase.CLOSED:
             log.info("engine %s at %s is taken back", engine.id, engine.url)
         engine.breaker.reset()

@@ -1,13 +1,14 @@
-"""What an engine tells of its load: a few lines of the page at /metrics.
+"""An engine's load as it reports it: a few lines of its page at /metrics.
 
-Names as in vLLM 0.32; each line stands once a data-parallel rank, told apart by its labels.
+Names as in vLLM 0.32. Each line occurs once per data-parallel rank, which its labels identify.
 """
 
 import math
 import re
 from dataclasses import dataclass, field
 
-# With the most that is believed: more is no count of requests, and no share of a cache.
+# With the largest value that is accepted: above it, a number cannot be a count of requests or a share of a
+# cache.
 _FIELDS = {
     b"\nvllm:num_requests_running": ("running", 1e6),
     b"\nvllm:num_requests_waiting": ("waiting", 1e6),
@@ -19,8 +20,11 @@ _REST = re.compile(rb"(\{.*\})? ([^ \n]+)")
 
 @dataclass(slots=True)
 class Rank:
-    """Requests that run and that wait, the used share (0 to 1) of the KV cache, and all tokens, of prompts
-    and answers, that were computed since the start."""
+    """The gauges of one data-parallel rank.
+
+    Running and waiting requests, the used share (0 to 1) of the KV cache, and all tokens computed since the
+    start, of prompts and answers.
+    """
 
     running: float = 0
     waiting: float = 0
@@ -30,10 +34,11 @@ class Rank:
 
 @dataclass(slots=True)
 class Gauges:
-    """All ranks, one or more, and what each request asks about them: worked out once.
+    """The gauges of all ranks (one or more), and values derived from them.
 
-    `fullness` (1 to 2) is what a full KV cache multiplies an engine's load by, for it soon preempts requests.
-    In steps of a tenth, or else the last digit of a gauge would decide between idle engines.
+    The values are computed once, because each request needs them. `fullness` (1 to 2) multiplies an engine's
+    load as its KV cache fills, because a full one soon preempts requests. It has steps of a tenth; otherwise
+    a gauge's last digit would decide between idle engines.
     """
 
     ranks: dict[bytes | None, Rank]
@@ -51,9 +56,10 @@ class Gauges:
 
 
 def parse(page: bytes) -> Gauges | None:
-    """None where the page has none of them: an engine that was told to keep no statistics.
+    """The gauges on a page; None if it has none, because the engine was started without statistics.
 
-    The page has a hundred kilobytes, of which nearly all are histograms: lines are searched for, not read.
+    The page has a hundred kilobytes, nearly all of them histograms, so it is searched for the lines instead
+    of parsed.
     """
     ranks: dict[bytes | None, Rank] = {}
     page = b"\n" + page

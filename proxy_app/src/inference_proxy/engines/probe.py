@@ -1,4 +1,4 @@
-"""Does an engine work? The least that it can do tells: one token, one vector, one rank, one silent word."""
+"""Health probes: the smallest request with a real answer."""
 
 import io
 import wave
@@ -56,8 +56,11 @@ class _Transcript(msgspec.Struct):
 
 
 class Flaw(NamedTuple):
-    """What is wrong with an engine's answer. `is_silence`: none came in time; `is_full`: it took no request.
-    Neither is a fault in an engine that is seen to work otherwise."""
+    """What is wrong with an engine's answer.
+
+    `is_silence`: no answer came in time. `is_full`: the engine accepted no request. Neither is a fault in an
+    engine that otherwise shows signs of work.
+    """
 
     what: str
     is_silence: bool = False
@@ -65,7 +68,10 @@ class Flaw(NamedTuple):
 
 
 class _Probe(NamedTuple):
-    """What is asked, given the model: content type and body; and what an answer has to look like and hold."""
+    """A probe: its request, and what the answer must contain.
+
+    `ask` makes content type and body for a model. `answer` is the answer's shape; `made` checks its content.
+    """
 
     path: str
     ask: Callable[[str], tuple[str, bytes]]
@@ -78,7 +84,7 @@ def _json(**fields: object) -> Callable[[str], tuple[str, bytes]]:
 
 
 def _silence(model: str) -> tuple[str, bytes]:
-    """A form with a tenth of a second in which nobody speaks."""
+    """A form with a tenth of a second of silence."""
     sound = io.BytesIO()
     with wave.open(sound, "wb") as file:
         file.setnchannels(1)
@@ -120,13 +126,13 @@ _PROBES = {
     "rerank": _Probe(
         "/v1/rerank", _json(query="1", documents=["1"]), _Ranking, lambda answer: bool(answer.results)
     ),
-    # Silence has no words, so any text will do.
+    # Silence has no words, so any text is accepted.
     "transcriptions": _Probe("/v1/audio/transcriptions", _silence, _Transcript, lambda _: True),
 }
 
 
 async def probe(client: EngineClient, engine: Engine, timeout_s: float) -> Flaw | None:
-    """Ask for a real, small answer. Returns what is wrong with it; None: nothing."""
+    """Send the engine's probe. Returns what is wrong with its answer, or None."""
     question = _PROBES[engine.probe]
     content_type, body = question.ask(min(engine.models))
     headers = {"content-type": content_type}

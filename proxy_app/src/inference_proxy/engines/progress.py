@@ -1,20 +1,22 @@
-"""Forward progress of an engine: whether its tokens move."""
+"""Whether an engine makes progress: whether its token counts rise."""
 
 from inference_proxy.engines.gauges import Gauges
 
 
 class Progress:
-    """Tells hung from busy. A long generation moves its rank's count of tokens with every step of the engine;
-    /health stays 200 while that count stands still. All times are of one clock, in seconds."""
+    """Distinguishes a hung engine from a busy one.
+
+    During a long generation, the token count of its rank rises with every step of the engine. In a hung
+    engine it stops, while /health still returns 200. All times are of one clock, in seconds.
+    """
 
     def __init__(self, now: float) -> None:
-        self.generated_at = now  # last sign that anything was generated there; to be set by whoever sees one
-        self._seen: dict[
-            bytes | None, tuple[float, float]
-        ] = {}  # by rank: tokens, and since when they stand there
+        self.generated_at = now  # last sign of generation there; also set by others who see one
+        # By rank: its tokens, and since when their number has not changed.
+        self._seen: dict[bytes | None, tuple[float, float]] = {}
 
     def see(self, gauges: Gauges, now: float) -> None:
-        """Take over a scrape. A count that has fallen is a restart: that, too, is a change."""
+        """Record a scrape. A lower count means a restart, which counts as progress."""
         seen = {}
         for name, rank in gauges.ranks.items():
             tokens, since = self._seen.get(name, (None, now))
@@ -25,5 +27,5 @@ class Progress:
         self._seen = seen
 
     def stalled_s(self, now: float) -> float:
-        """For how long some rank has had running requests and no token."""
+        """For how long some rank has had running requests without computing a token."""
         return max((now - since for _, since in self._seen.values()), default=0)

@@ -1,1 +1,1 @@
-"""HTTP on both sides, to clients and to engines. Knows nothing of inference."""
+"""HTTP on both sides, towards clients and towards engines. Knows nothing of inference."""

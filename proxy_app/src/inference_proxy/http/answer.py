@@ -1,4 +1,4 @@
-"""An engine's answer while it arrives: parsed by httptools, held back when its reader is slow."""
+"""An engine's answer as it arrives: parsed by httptools, with backpressure when its reader is slow."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,37 +8,40 @@ import httptools
 
 from inference_proxy.http.message import frame
 
-# Unread body that stops the reading of more. One read of the event loop (256 KiB) may come on top.
+# Stop reading from the engine above this much unread body. One read of the event loop (256 KiB) may be added.
 _UNREAD_LIMIT = 64 * 1024
-# Headers, interim answers, trailers and anything else that goes on without yielding a byte of body. One read
-# of the event loop may come on top here, too.
+# The most that headers, interim answers, trailers and anything else may take without yielding a byte of body.
+# One read of the event loop may be added here, too.
 _HEAD_LIMIT = 64 * 1024
 
 
 _CODING = b"transfer-encoding"
 _FRAMING = (b"content-length", _CODING)
-# A chunk's size and its end, in more than which nobody needs to look for the first.
+# A chunk's size line: its end, and the most digits that are searched for it.
 _SIZE_END = b"\r\n"
 _SIZE_DIGITS = 8
 
-# Is offered a piece of the body, and the same as a chunk of HTTP/1.1; says whether it has taken it.
+# Called with a piece of the body, and with the same piece framed as an HTTP/1.1 chunk. Returns whether it has
+# taken the piece.
 Take = Callable[[bytes, bytes], bool]
-# The same for the first piece, of which a whole answer is known by then but its end.
+# The same for the first piece of the body. By then everything about the answer is known except its end.
 Begin = Callable[["Answer", bytes], bool]
 
 
 class EngineLost(Exception):
-    """The engine could not be reached, its connection broke, or what it said is not HTTP. `reader_was_slow`:
-    it may have lost patience with a client that did not read."""
+    """The engine could not be reached, its connection broke, or what it sent is not HTTP.
+
+    `reader_was_slow`: the engine may have closed the connection because a client did not read.
+    """
 
     reader_was_slow = False
 
 
 class Answer:
-    """One answer, owned by whoever asked for it and closed by that owner, once it is done with it.
+    """One answer. The caller that asked for it owns it, and must close it when done.
 
-    `status` (200 to 599) and `headers` (names in lower case, in their order) are known from the start; the
-    body comes from `read()`. `complete` tells that its last byte has arrived, read or not.
+    `status` (200 to 599) and `headers` (lower-case names, in their order) are known from the start; the body
+    comes from `read()`. `complete` is true once the last byte has arrived, read or not.
     """
 
     def __init__(
@@ -56,8 +59,8 @@ class Answer:
         self._transport = transport
         self._release: Callable[[bool], None] | None = release
         self._is_head = method == "HEAD"
-        # It holds methods of this object, and `begin` may be one of who holds this: close() drops both, for
-        # answers must not wait for the cycle collector.
+        # The parser holds methods of this object, and `begin` may belong to an object that holds this one.
+        # close() drops both to break these reference cycles: answers must not wait for the garbage collector.
         self._parser: Any = httptools.HttpResponseParser(self)
         self._begin = begin
         self._parts: list[bytes] = []
@@ -66,8 +69,8 @@ class Answer:
         self._keep_alive = False
         self._ends_with_connection = False
         self._paused = False
-        self._was_held_back = False  # since its reader was slow
-        # The parser stands between two chunks.
+        self._was_held_back = False  # because its reader was slow
+        # The parser is between two chunks.
         self._between_chunks = False
         self._error: EngineLost | None = None
         self._waiter: asyncio.Future[bool] | None = None
@@ -75,15 +78,15 @@ class Answer:
 
     @property
     def at_end(self) -> bool:
-        """All of it has come, and has been read."""
+        """Whether the whole answer has arrived and has been read."""
         return self.complete and not self._parts
 
     def header(self, name: bytes) -> bytes | None:
-        """The first header of that name (in lower case)."""
+        """The first header with that name (in lower case), or None."""
         return self._fields.get(name)
 
     async def head(self) -> "Answer":
-        """Wait for status and headers; without them it is closed. Raises EngineLost."""
+        """Wait for status and headers. If they do not come, close the answer. Raises EngineLost."""
         try:
             while not self.status:
                 if self._error is not None:
@@ -95,12 +98,13 @@ class Answer:
         return self
 
     async def read(self, take: Take | None = None) -> bytes:
-        """All that has come since the last read, in one piece; b"" at the end, and once where `begin` took
-        what this waited for. Raises EngineLost.
+        """Everything that has arrived since the last read, in one piece. Raises EngineLost.
 
-        `take` spares a switch of tasks for each piece: what arrives while this waits is offered to it from
-        within the event loop's callback, and only what it refuses (by False) is returned. What comes together
-        with the end is never offered. It must not raise.
+        Returns b"" at the end, and also once if `begin` took the piece that this call was waiting for.
+
+        `take` saves a task switch per piece: what arrives while this call waits is offered to `take` inside
+        the event loop's callback, and only pieces that it refuses (by returning False) are returned. A piece
+        that arrives together with the end is never offered. `take` must not raise.
         """
         while not self._parts:
             if self._error is not None:
@@ -117,8 +121,10 @@ class Answer:
         return piece
 
     def close(self) -> None:
-        """Give the connection back if the answer has come to its end; otherwise break it off, by which the
-        engine learns to stop generating. Only the first call counts: the connection may be another's by then.
+        """Return the connection to the pool if the answer is complete; otherwise close the connection.
+
+        Closing it tells the engine to stop generating. Only the first call counts: after it, the connection
+        may belong to another answer.
         """
         if self._release is None:
             return
@@ -127,7 +133,7 @@ class Answer:
         self._resume()
         release(self.complete and self._keep_alive and self._error is None)
 
-    # What the connection calls.
+    # Called by the connection.
 
     def feed(self, data: bytes) -> None:
         if self._take is not None and self._between_chunks and self._take_whole(data, self._take):
@@ -145,13 +151,13 @@ class Answer:
             if self._bodiless > _HEAD_LIMIT:
                 self._fail(f"its answer has more than {_HEAD_LIMIT} bytes without content")
         if self._between_chunks:
-            # But not if the beginning of the next one's size came, too.
+            # Unless the beginning of the next chunk's size has arrived as well.
             self._between_chunks = data.endswith(_SIZE_END)
         if self._error is None:
             self._deliver()
 
     def lost(self, error: Exception | None) -> None:
-        """The connection has ended, which completes an answer of undeclared length and breaks any other."""
+        """The connection has ended: this completes an answer of undeclared length and breaks any other."""
         if self.complete:
             return
         if self._ends_with_connection and error is None:
@@ -161,10 +167,10 @@ class Answer:
             when = "in the middle of its answer" if self.status else "before it answered"
             self._fail(f"it closed the connection {when}" + (f": {error}" if error else ""))
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Trailers, after a status, go nowhere.
+        # Once the status is known these are trailers, which are dropped.
         if not self.status:
             self.headers.append((name.lower(), value))
 
@@ -179,13 +185,14 @@ class Answer:
         if not 200 <= status < 600:
             return self._fail(f"its answer has the status {status}")
         framing = [field for field in self.headers if field[0] in _FRAMING]
-        # Anything but one length or one plain `chunked` is what request smuggling is made of.
+        # Accept one length or one plain `chunked` and nothing else: ambiguous framing is how requests are
+        # smuggled.
         if len(framing) > 1 or (framing and framing[0][0] == _CODING and framing[0][1].lower() != b"chunked"):
             return self._fail("the length of its answer is declared in an unclear way")
         self.status = status
         self._fields = dict(reversed(self.headers))
         self._ends_with_connection = not framing
-        # To what a HEAD was answered the parser expects a body, so it cannot tell whether more came.
+        # The parser expects a body after the answer to a HEAD, so it cannot tell whether more bytes came.
         self._keep_alive = not self._is_head and self._parser.should_keep_alive()
         self.complete = self._is_head
 
@@ -206,10 +213,10 @@ class Answer:
         if self.status:
             self.complete = True
 
-    # Between them.
+    # Helpers of both.
 
     def _fail(self, why: str) -> None:
-        """After the end of an answer this only spoils its connection: the answer itself is good."""
+        """Fail the answer. If it is already complete, it stays good and only its connection is not reused."""
         self._keep_alive = False
         if self._error is None and not self.complete:
             self._error = EngineLost(why)
@@ -218,15 +225,17 @@ class Answer:
             self._wake()
 
     def _take_whole(self, data: bytes, take: Take) -> bool:
-        """Past the parser, if this is one whole chunk and nothing else, as each read of a stream is: it goes
-        on as it came. Only what we would write ourselves counts: no extension, no leading zero."""
+        """Pass on data that is exactly one chunk without parsing it, as almost every read of a stream is.
+
+        Only the form that we would write ourselves counts: no chunk extension, no leading zero.
+        """
         at = data.find(_SIZE_END, 1, _SIZE_DIGITS + len(_SIZE_END))
         size = len(data) - at - 2 * len(_SIZE_END)
         if at < 0 or size <= 0 or not data.startswith(b"%x\r\n" % size) or not data.endswith(_SIZE_END):
             return False
         if take(data[at + 2 : -2], data):
             return True
-        # It need not be asked again.
+        # Having refused once, `take` is not called again.
         self._take = None
         return False
 
@@ -259,8 +268,10 @@ class Answer:
         self._paused = False
 
     def _next(self, take: Take | None) -> asyncio.Future[bool]:
-        """For whatever comes next: whether `begin` took it. Who gives up waiting closes the answer, so nobody
-        tidies up after them."""
+        """A future for whatever comes next; its result is whether `begin` took it.
+
+        A caller that stops waiting closes the answer, so an abandoned future needs no cleanup.
+        """
         self._take = take
         self._waiter = waiter = asyncio.get_running_loop().create_future()
         return waiter

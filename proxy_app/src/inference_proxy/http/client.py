@@ -1,4 +1,4 @@
-"""HTTP/1.1 to the engines: a pool of connections, and one request at a time on each of them."""
+"""HTTP/1.1 client for the engines: a connection pool, with one request at a time per connection."""
 
 import asyncio
 import functools
@@ -10,38 +10,42 @@ from urllib.parse import urlsplit
 from inference_proxy.http.answer import Answer, Begin, EngineLost
 from inference_proxy.http.request_head import request_head
 
-# Below the 5 s after which a vLLM with its defaults closes an idle connection: one that we close first is
-# never reused at the moment in which the engine gives it up.
+# Shorter than the 5 s after which vLLM by default closes an idle connection. A connection that we close first
+# cannot be reused at the very moment when the engine closes it.
 _IDLE_S = 4.0
-# A document for the poller: a list of models, a page of metrics.
+# For the poller's documents: a list of models, a page of metrics.
 _DOCUMENT_LIMIT = 4 * 1024 * 1024
 
 
 class EngineUnreachable(EngineLost):
-    """No connection came about, so the engine has seen nothing of the request: unless, by `has_sent`, an
-    earlier connection broke on which it was sent."""
+    """No connection could be made, so the engine has seen nothing of the request.
+
+    The exception is `has_sent`: the request was sent before, on a pooled connection that then broke.
+    """
 
     has_sent = False
 
 
 class ConnectTimeout(EngineUnreachable):
-    """Nor did anybody refuse it: the engine's host is silent."""
+    """The connection was neither made nor refused in time: the engine's host is silent."""
 
 
 class EngineClient:
     """Connections to any number of engines, each named by its origin: scheme, host and port of a URL.
 
-    A connection serves one request at a time and is kept for the next one, idle for a few seconds at most.
-    There are as many as requests in flight: whoever admits requests bounds them.
+    A connection serves one request at a time and is then kept for the next, idle for a few seconds at most.
+    There are as many connections as requests in flight: the caller that admits requests limits their number.
     """
 
     def __init__(self) -> None:
-        # Per origin, the idle longest first. Empty ones are dropped, so engines that are gone leave nothing.
+        # Per origin, longest idle first. Empty entries are dropped, so engines that are gone leave nothing
+        # behind.
         self._idle: dict[str, dict[_Connection, float]] = {}
-        # Before Python 3.12 asking for it is a system call.
+        # Kept, because looking it up is a system call before Python 3.12.
         self._loop = asyncio.get_running_loop()
         self._sweeping: asyncio.TimerHandle | None = None
-        # What is left for the end of this turn of the event loop; None: it has sent nothing yet.
+        # Connections whose request is sent at the end of this turn of the event loop. None: nothing has been
+        # sent in this turn yet.
         self._later: list[_Connection] | None = None
 
     async def request(
@@ -55,14 +59,15 @@ class EngineClient:
         connect_s: float,
         begin: Begin | None = None,
     ) -> Answer:
-        """Send a request and wait for the head of its answer, however long that takes: bounding it is the
-        caller's. The caller owns the Answer and must close() it.
+        """Send a request and wait for the head of its answer, without a time limit: the caller sets one.
 
-        `origin` is such as "http://10.0.0.5:8000" or "https://[fd00::5]"; `target` is path and query. What
-        the message's frame needs (host, content-length …) is written here and refused in `headers`.
+        The caller owns the Answer and must close() it.
 
-        `begin` is offered the first piece of the body from within the event loop's callback, before anybody
-        is woken. What comes together with the end is not offered. It must not raise.
+        `origin` is, for example, "http://10.0.0.5:8000" or "https://[fd00::5]"; `target` is path and query.
+        Headers that frame the message (host, content-length …) are written here and refused in `headers`.
+
+        `begin` is called with the first piece of the body inside the event loop's callback, before any task
+        wakes. A piece that arrives together with the end is not offered. `begin` must not raise.
 
         Raises EngineUnreachable (nothing was sent), EngineLost (the engine may have begun to work),
         ValueError for a method, target or header that cannot be sent.
@@ -75,8 +80,8 @@ class EngineClient:
             try:
                 return await answer.head()
             except EngineLost:
-                # The engine closed an idle connection just as we wrote to it. It has not read the request, as
-                # far as anyone can know, and a new connection cannot have the same fate.
+                # The engine closed the idle connection just as we wrote to it. As far as can be known it has
+                # not read the request, and a new connection cannot fail in the same way.
                 if answer.began:
                     raise
         try:
@@ -87,14 +92,17 @@ class EngineClient:
         return await fresh.ask(method, head, body, begin).head()
 
     async def get(self, url: str, *, timeout_s: float) -> tuple[int, bytes]:
-        """Status and body of a small document, as of ask()."""
+        """Status and body of a small document, as from ask()."""
         return await self.ask("GET", url, {}, b"", timeout_s=timeout_s)
 
     async def ask(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, timeout_s: float
     ) -> tuple[int, bytes]:
-        """Status and body of a small answer, over a connection of its own: so it also tells whether new
-        connections can be had. Raises TimeoutError, EngineLost (also when it is larger than 4 MiB)."""
+        """Status and body of a small answer, fetched over a new connection.
+
+        So it also tests whether the engine accepts new connections. Raises TimeoutError and EngineLost (also
+        when the answer is larger than 4 MiB).
+        """
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
         head = request_head(method, parts.netloc, parts.path or "/", headers, len(body), close=True)
@@ -112,7 +120,7 @@ class EngineClient:
                 answer.close()
 
     def close(self) -> None:
-        """Close the idle connections. Answers in use are their owners' to close."""
+        """Close the idle connections. Answers in use are closed by their owners."""
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
@@ -122,7 +130,7 @@ class EngineClient:
         self._idle.clear()
 
     def _reuse(self, origin: str) -> "_Connection | None":
-        """The one that was used last: the others grow old and are closed."""
+        """The connection that was used last. The others stay idle until they are old enough to be closed."""
         idle = self._idle.get(origin)
         while idle:
             connection, _ = idle.popitem()
@@ -131,9 +139,12 @@ class EngineClient:
         return None
 
     def send(self, connection: "_Connection") -> None:
-        """Have what it asked for sent: at once, or, where another request was sent in this turn of the event
-        loop, at the turn's end. One after another they cost less than each between the steps of other
-        requests, and the engines' answers come together as well (docs/performance.md has by how much)."""
+        """Send the connection's request, at once or at the end of this turn of the event loop.
+
+        It is deferred if another request was already sent in this turn. Sent one after another, requests cost
+        less than when each is sent between the steps of other requests, and the engines' answers arrive
+        together as well (docs/performance.md has the numbers).
+        """
         if self._later is None:
             self._later = []
             self._loop.call_soon(self._send_rest)
@@ -147,7 +158,7 @@ class EngineClient:
             try:
                 connection.send()
             except Exception as error:
-                # That of one request: the others are sent all the same.
+                # Only this request fails: the others are still sent.
                 connection.fail(error)
 
     def give_back(self, connection: "_Connection") -> None:
@@ -160,7 +171,7 @@ class EngineClient:
             idle.pop(connection, None)
 
     def _sweep(self) -> None:
-        """Close what has been idle too long, and come again when the next will have been."""
+        """Close connections that have been idle too long, and schedule the next sweep."""
         now = self._loop.time()
         for origin, idle in list(self._idle.items()):
             for connection, since in list(idle.items()):
@@ -195,7 +206,7 @@ class EngineClient:
 
 
 class _Connection(asyncio.Protocol):
-    """A connection and the answer that is read from it at the moment, if there is one."""
+    """A connection, and the answer that is being read from it, if any."""
 
     transport: asyncio.Transport
 
@@ -216,19 +227,19 @@ class _Connection(asyncio.Protocol):
         return self._answer
 
     def send(self) -> None:
-        """What ask() has left, unless nobody waits for an answer any more."""
+        """Send the request that ask() prepared, unless it was cancelled in the meantime."""
         unsent, self._unsent = self._unsent, None
         if unsent is not None and not self.transport.is_closing():
             self.transport.writelines(unsent)
 
     def fail(self, error: Exception) -> None:
-        """What it was asked cannot be sent."""
+        """The request cannot be sent: fail its answer."""
         self.transport.abort()
         self.connection_lost(error)
 
     def _release(self, reusable: bool) -> None:
         self._answer = self._unsent = None
-        # An answer that came before the request was sent in full has left a rest of it here.
+        # If the answer came before the request was sent in full, the rest is still in the write buffer.
         sent = not self.transport.is_closing() and not self.transport.get_write_buffer_size()
         if reusable and sent and not self._last:
             self._client.give_back(self)
@@ -236,14 +247,14 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not an isinstance: uvloop's transports are of no class of asyncio's.
+        # cast and not isinstance: uvloop's transports do not inherit from asyncio's classes.
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         if self._answer is not None and self._unsent is None:
             self._answer.feed(data)
         else:
-            # Nobody has asked: whatever it is, it must not become the beginning of the next answer.
+            # Unsolicited data, which must not become the beginning of the next answer.
             self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -253,7 +264,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Address(NamedTuple):
-    """Where an origin is; `netloc` is what the host header says of it."""
+    """Where an origin is. `netloc` is the value for the host header."""
 
     secure: bool
     host: str
@@ -272,5 +283,5 @@ class _Address(NamedTuple):
 
 @functools.cache
 def _trusting() -> ssl.SSLContext:
-    """The system's authorities, and those of the file that SSL_CERT_FILE names."""
+    """A TLS context that trusts the system's authorities and those in the file that SSL_CERT_FILE names."""
     return ssl.create_default_context()

@@ -1,9 +1,9 @@
-"""Words that both sides of HTTP share."""
+"""Types and helpers for HTTP messages that both sides use."""
 
 from collections.abc import Mapping, Sequence
 
 HeaderFields = Mapping[bytes, bytes]
-"""Header fields of a client's request by their names in lower case; of two of one name the first."""
+"""A client's header fields by lower-case name; where a name occurs twice, the first."""
 
 
 def fields_of(headers: Sequence[tuple[bytes, bytes]]) -> HeaderFields:
@@ -11,7 +11,7 @@ def fields_of(headers: Sequence[tuple[bytes, bytes]]) -> HeaderFields:
 
 
 def frame(piece: bytes) -> bytes:
-    """A piece of a body as a chunk of HTTP/1.1; an empty one would end the body."""
+    """A piece of a body as an HTTP/1.1 chunk. It must not be empty: an empty chunk ends the body."""
     return b"%x\r\n%b\r\n" % (len(piece), piece)
 
 

@@ -1,4 +1,4 @@
-"""Heads of requests: a client's, looked up by name, and an engine's, where alone text becomes HTTP."""
+"""Writes the head of a request to an engine: the only place where text becomes HTTP."""
 
 import re
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from functools import lru_cache
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _TARGET = re.compile(r"/[!-~]*")
-# RFC 9110, 5.5, without the obsolete folding: a control character could end the header and begin another.
+# RFC 9110, 5.5, without obsolete line folding: a control character could end the header and begin another.
 _VALUES = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-# They say where this message ends and how its connection is used, which the client alone knows.
+# These frame the message or control its connection, which is the HTTP client's business alone.
 _OWN = frozenset(
     {"accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection",
      "te", "trailer", "transfer-encoding", "upgrade", "user-agent"}
@@ -19,10 +19,10 @@ _BODILESS = frozenset({"GET", "HEAD"})
 def request_head(
     method: str, host: str, target: str, headers: Mapping[str, str], length: int, *, close: bool = False
 ) -> bytes:
-    """Request line and headers for a body of `length` bytes, up to and with the empty line.
+    """Request line and headers for a body of `length` bytes, including the empty line at the end.
 
-    `target` is path and query, as they go on the wire. Names of headers may have any case. Raises ValueError
-    for whatever could be read as more than one request, or as one of another length: nothing is repaired.
+    `target` is path and query as sent. Header names may have any case. Raises ValueError for anything that
+    could be read as more than one request, or as a request of another length: nothing is repaired.
     """
     head = [_beginning(method, host, target)]
     for name, value in headers.items():
@@ -38,7 +38,7 @@ def request_head(
     return "".join(head).encode("latin-1")
 
 
-# What all requests have in common: worked out once for each engine and path, and for each name.
+# The parts that all requests share are built once for each engine and path, and once for each header name.
 @lru_cache(maxsize=1024)
 def _beginning(method: str, host: str, target: str) -> str:
     if not _TOKEN.fullmatch(method):
@@ -47,7 +47,7 @@ def _beginning(method: str, host: str, target: str) -> str:
         raise ValueError(
             f"path {target!r}: it must begin with / and hold neither spaces nor control characters"
         )
-    # Bytes of an answer pass through as they are, so an engine must not be invited to compress them.
+    # An answer's bytes are passed on unchanged, so the engine must not compress them.
     return (
         f"{method} {target} HTTP/1.1\r\nhost: {host}\r\naccept-encoding: identity\r\n"
         "user-agent: ec2-inference-proxy\r\n"

@@ -1,8 +1,9 @@
-"""uvicorn's HTTP protocol, with short ways past ASGI for what is frequent, strict about where requests end.
+"""uvicorn's HTTP protocol with shortcuts past ASGI for the frequent cases.
 
-A small body need not be waited for, an answer that is all there goes out in one piece, a chunk of a stream
-needs no task's turn, and noticing that a client left no task of its own. Under another server they are
-missing, and `send()` and `receive()` do the same, only at a higher price.
+It is strict about where requests end. The shortcuts: a small body is there without waiting, a whole answer is
+written in one piece, a chunk of a stream is written without switching tasks, and no extra task is needed to
+notice that a client has left. Under another server the shortcuts are missing: `send()` and `receive()` then
+do the same at a higher cost.
 """
 
 import asyncio
@@ -18,22 +19,22 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from inference_proxy.http.message import Header, frame
 
 _EXTENSION = "inference_proxy.connection"
-# Of request line and headers while they are incomplete. One read of the event loop (256 KiB) may come on top.
+# For a request line and headers that are still incomplete. One read of the event loop (256 KiB) may be added.
 _HEAD_LIMIT = 64 * 1024
 _LAST_CHUNK = b"0\r\n\r\n"
-# Requests that came while another one runs and are kept for later: beyond them nothing is read.
+# How many pipelined requests are kept while another one runs. Beyond that, reading stops.
 _MOST_IN_A_ROW = 8
 # How long the rest of an upload is read after its answer, before the connection is closed.
 _LINGER_S = 10
 
 
-# Status, code and message of answers to what is no request.
+# Status, code and message of the answers to bytes that are not a valid request.
 _TOO_LARGE = (431, "head_too_large", f"Request line and headers exceed {_HEAD_LIMIT} bytes.")
 _MALFORMED = (400, "malformed_request", "What was sent is not a valid request of HTTP/1.1.")
 
 
 class ClientConnection:
-    """The connection on which a request came, for as long as that request lasts."""
+    """The connection on which a request came, valid for as long as that request lasts."""
 
     __slots__ = ("_cycle", "_flow", "_protocol")
 
@@ -43,11 +44,11 @@ class ClientConnection:
         self._flow: FlowControl = protocol.flow
 
     def write(self, chunk: bytes) -> bool:
-        """Write a piece of the body as `send()` would, but at once. `chunk` is framed: size and all.
+        """Write a piece of the body at once, as `send()` would. `chunk` is already framed as an HTTP chunk.
 
-        False means that it did not, and that the piece is for `send()`: the client reads too slowly or has
-        left, or the body is not chunked. Not to be called while a `send()` is under way, nor with an empty
-        piece, which ends a body.
+        Returns False if it wrote nothing and the piece has to go through `send()`: the client reads too
+        slowly or has left, or the body is not chunked. Must not be called while a `send()` is under way, nor
+        with an empty piece, which would end the body.
         """
         cycle = self._cycle
         if self._flow.write_paused or not cycle.chunked_encoding or cycle.disconnected:
@@ -56,11 +57,12 @@ class ClientConnection:
         return True
 
     def answer(self, status: int, headers: Iterable[Header], body: bytes) -> bool:
-        """Write a whole answer as `send()` would, but at once.
+        """Write a whole answer at once, as `send()` would.
 
-        `headers` say nothing of the body's length or the connection, and hold nothing that could end a
-        header: an engine's have been through a parser, all others are our own. Not for an answer to HEAD,
-        nor for a status without a body. False means that it wrote nothing: then it is for `send()`.
+        `headers` must not describe the body's length or the connection, nor contain anything that could end a
+        header: an engine's headers have been through a parser, and all others are our own. Not for an answer
+        to HEAD, nor for a status without a body. Returns False if it wrote nothing and the answer has to go
+        through `send()`.
         """
         if not self.may_start:
             return False
@@ -71,8 +73,11 @@ class ClientConnection:
         return True
 
     def begin(self, status: int, headers: Iterable[Header], chunk: bytes) -> bool:
-        """Write the head of an answer in chunks, under the same conditions as a whole one, and the first of
-        them, framed; empty means none. The others follow by write() or by `send()`."""
+        """Write the head of a chunked answer and its first chunk, under the same conditions as answer().
+
+        `chunk` is framed; an empty one means that there is no first chunk yet. The others follow through
+        write() or `send()`.
+        """
         cycle = self._cycle
         if not self.may_start or isinstance(cycle, _UntilClose):
             return False
@@ -83,7 +88,10 @@ class ClientConnection:
         return True
 
     def end(self, chunk: bytes) -> bool:
-        """Write the last piece of the body, not framed and perhaps empty, and its end, as write() would."""
+        """Write the last piece of the body and its end, under the same conditions as write().
+
+        The piece is not framed and may be empty.
+        """
         cycle = self._cycle
         if self._flow.write_paused or not cycle.chunked_encoding or cycle.disconnected:
             return False
@@ -91,12 +99,12 @@ class ClientConnection:
         return True
 
     async def wait_until_read(self) -> None:
-        """Wait until it has read enough, or has left, so that nothing else needs to wait for it."""
+        """Wait until the client has read enough for more to be written, or has left."""
         if self._flow.write_paused:
             await self._flow.drain()
 
     def body(self) -> bytes | None:
-        """The request's body, if it came with its head, as small ones do; else it is for `receive()`."""
+        """The request's body if it arrived together with its head, as small ones do; otherwise None."""
         cycle = self._cycle
         if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
             return None
@@ -111,7 +119,7 @@ class ClientConnection:
         return not (self._flow.write_paused or cycle.disconnected or cycle.response_started)
 
     def _head(self, status: int, headers: Iterable[Header]) -> list[bytes]:
-        """Its lines, without their ends."""
+        """The lines of an answer's head, without line ends."""
         cycle = self._cycle
         lines = [STATUS_LINE[status][:-2]]
         lines += [b": ".join(header) for header in chain(cycle.default_headers, headers)]
@@ -129,8 +137,11 @@ class ClientConnection:
         cycle.on_response()
 
     def watch(self, gone: Callable[[], None]) -> None:
-        """Call `gone` when the connection ends, at once if it already has. Not before the body was read."""
-        # A large body may have paused it, and then nobody would hear of the end.
+        """Call `gone` when the connection ends, or at once if it already has.
+
+        Call this only after the body was read.
+        """
+        # A large body may have paused reading, and the end of a paused connection goes unnoticed.
         self._flow.resume_reading()
         if self._cycle.disconnected:
             gone()
@@ -142,15 +153,17 @@ class ClientConnection:
 
 
 class _Trailers(list[tuple[bytes, bytes]]):
-    """Where header fields after a body go: nowhere. uvicorn adds them to the request's own, without bound."""
+    """Discards header fields after a body. uvicorn would add them to the request's own, without a limit."""
 
     def append(self, _: tuple[bytes, bytes]) -> None:
         pass
 
 
 class _UntilClose(RequestResponseCycle):
-    """A request of HTTP/1.0, which does not know chunks: where no length is told, an answer ends with its
-    connection, as that of each such request does."""
+    """A request of HTTP/1.0, which has no chunks: an answer without a length ends when its connection closes.
+
+    Every connection of HTTP/1.0 is closed after its answer.
+    """
 
     _without_length = False
 
@@ -159,14 +172,17 @@ class _UntilClose(RequestResponseCycle):
             if all(name.lower() != b"content-length" for name, _ in message.get("headers", ())):
                 self._without_length, self.chunked_encoding = True, False
         elif message["type"] == "http.response.body" and self._without_length:
-            # uvicorn counts down to the end of a body; each piece is as long as it is.
+            # uvicorn counts down to the end of a body, so each piece is declared as long as it is.
             self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
 
 
 class _LastTransport(asyncio.Transport):
-    """That of a connection's last answer. Closed before the whole request is there, a connection is reset,
-    and the client may lose the answer: so it is told the end first, and what it still sends is dropped."""
+    """The transport of a connection's last answer.
+
+    It closes for writing first, then drops what is still sent: a connection that is closed before the whole
+    request has arrived is reset, and the client may lose the answer.
+    """
 
     def __init__(self, protocol: "Protocol") -> None:
         super().__init__()
@@ -211,16 +227,19 @@ class _Lingering(asyncio.Protocol):
 
 
 class Protocol(HttpToolsProtocol):
-    """`idle_since` is when its last answer ended, by the loop's time; None while it has a request, and before
-    the first one."""
+    """One connection's protocol.
+
+    `idle_since` is when its last answer ended, by the loop's time; None while a request runs and before the
+    first one.
+    """
 
     gone: Callable[[], None] | None = None
     idle_since: float | None = None
     _head_size: int | None = None  # None between heads
-    # Of requests that came one after another without a wait, the one that is being answered.
+    # Of pipelined requests, the one that is being answered.
     _running: RequestResponseCycle | None = None
     _upgrading = False
-    _deaf = False  # what comes is dropped: reading goes on only to see the client leave
+    _deaf = False  # input is dropped; reading goes on only to notice that the client leaves
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -237,10 +256,11 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(*_TOO_LARGE)
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
-        """Read a head that asked for another protocol again, as if it had not: any server may ignore that
-        (RFC 9110, 7.8). Whatever follows it is then the request's body, and after that the next request.
+        """Parse a head that asked for a protocol upgrade again, without the upgrade.
 
-        llhttp itself takes what follows for the other protocol, and httptools for the next request.
+        Any server may ignore an upgrade (RFC 9110, 7.8). What follows the head is then the request's body,
+        and after it the next request. llhttp would take what follows for the other protocol, and httptools
+        for the next request.
         """
         while True:
             self._upgrading = False
@@ -261,15 +281,18 @@ class Protocol(HttpToolsProtocol):
         return version.encode()
 
     def error_body(self, code: str, message: str) -> bytes:
-        """The JSON body of an answer that this protocol gives itself, to what is no request."""
+        """The JSON body of the protocol's own answer to bytes that are not a valid request."""
         raise NotImplementedError
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        """End the connection over bytes that cannot be read. A request that is complete gets its answer
-        first: these bytes came after it, and an answer to them would land in the middle of its own."""
+        """End the connection after bytes that cannot be parsed.
+
+        A complete request gets its answer first: these bytes came after it, and an answer to them would land
+        in the middle of its own.
+        """
         cycle: RequestResponseCycle | None = self.cycle
         if self.pipeline and self.cycle.more_body:
-            # It is the last one's body that cannot be read: those before it are complete.
+            # The body of the last pipelined request cannot be parsed; the requests before it are complete.
             self.pipeline.popleft()
             cycle = self.pipeline[0][0] if self.pipeline else self._running
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
@@ -299,30 +322,31 @@ class Protocol(HttpToolsProtocol):
             self._upgrading = True
             return
         if self.expect_100_continue and self._version() != b"1.1":
-            # A client of HTTP/1.0 would take an interim answer for its own (RFC 9110, 10.1.1).
+            # A client of HTTP/1.0 would take the interim answer for the final one (RFC 9110, 10.1.1).
             self.expect_100_continue = False
         super().on_headers_complete()
         self.idle_since = None
         if not self.pipeline:
             self._running = self.cycle
         elif len(self.pipeline) < _MOST_IN_A_ROW:
-            # uvicorn has paused it, and then nobody would hear of the client's end.
+            # uvicorn has paused reading, so the end of the connection would go unnoticed.
             self.flow.resume_reading()
         self.headers = _Trailers()
         if self.expect_100_continue or not self.cycle.keep_alive:
             self._prepare_to_close(self.cycle)
-        # The task that runs the application begins later, so it finds this in its scope.
+        # The task that runs the application starts later, so it finds this in its scope.
         self.scope["extensions"] = {_EXTENSION: {"connection": ClientConnection(self)}}
 
     def _prepare_to_close(self, cycle: RequestResponseCycle) -> None:
-        # A client that was answered without having been told to go on may send its body or leave it out.
+        # A client that was answered without a `100 Continue` may send its body or leave it out, so what
+        # follows on this connection is ambiguous.
         cycle.keep_alive = False
         cycle.transport = _LastTransport(self)
         if self.scope["http_version"] != "1.1":
             cycle.__class__ = _UntilClose
 
     def on_body(self, body: bytes) -> None:
-        """As uvicorn's, which also asks each time whether the request is to be upgraded."""
+        """uvicorn's method without its check of each piece for a protocol upgrade."""
         cycle = self.cycle
         if not cycle.response_complete:
             cycle.body += body
@@ -332,13 +356,16 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         cycle = self.cycle
-        # What comes before an upgrade is no message yet.
+        # The message that ends before an upgrade is not the whole request yet.
         if not self._upgrading and not cycle.response_complete:
             cycle.more_body = False
             cycle.message_event.set()
 
     def on_response_complete(self) -> None:
-        """As uvicorn's, but for a timer: setting one after each answer costs more than all the rest of it."""
+        """uvicorn's method without its keep-alive timer.
+
+        Setting a timer after each answer costs more than the rest of the method.
+        """
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -352,7 +379,8 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         running = self._running
         if running is not None and running is not self.cycle and not running.response_complete:
-            # uvicorn tells the last one only, and this one would go on for nobody.
+            # uvicorn notifies the last request only; without this the running one would continue without a
+            # client.
             running.disconnected = True
             running.message_event.set()
         super().connection_lost(error)
@@ -361,7 +389,7 @@ class Protocol(HttpToolsProtocol):
 
 
 def close_idle(connections: Iterable[object], now: float, idle_s: float) -> None:
-    """Close those of our protocol that have had no request for so long. `now` is by the loop's time."""
+    """Close connections of this protocol that have been idle for `idle_s`. `now` is by the loop's time."""
     for connection in list(connections):
         if isinstance(connection, Protocol):
             since = connection.idle_since
@@ -370,8 +398,11 @@ def close_idle(connections: Iterable[object], now: float, idle_s: float) -> None
 
 
 def take_connection(scope: Scope) -> ClientConnection | None:
-    """None under a server that does not run this protocol. It is in the scope no longer: client, uvicorn's
-    cycle and scope would hold each other, and each request would be left for the garbage collector."""
+    """Take the connection out of the scope; None under a server that does not run this protocol.
+
+    Left in the scope it would form a reference cycle of client, uvicorn's cycle and scope, and each request
+    would wait for the garbage collector.
+    """
     extension = scope.get("extensions", {}).pop(_EXTENSION, None)
     connection: ClientConnection | None = extension and extension["connection"]
     return connection

@@ -1,4 +1,4 @@
-"""Server-sent events as they come: where one ends, and what it holds (WHATWG HTML, 9.2)."""
+"""Server-sent events: where an event ends and what it holds (WHATWG HTML, 9.2)."""
 
 import re
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from typing import Any
 
 import msgspec
 
-# A line ends with LF, CR LF or CR, an event with an empty line. A CR at the end may be half of a CR LF.
+# A line ends with LF, CR LF or CR; an event ends with an empty line. A final CR may be half of a CR LF.
 _LINE = rb"(?:\r\n|\n|\r(?!\n))"
 _EVENT_END = re.compile(_LINE + _LINE)
 _LINE_END = re.compile(_LINE)
 
 
 def end_of_events(data: bytes) -> int:
-    """Where the last whole event in `data` ends; 0 if there is none."""
+    """Where the last complete event in `data` ends; 0 if there is none."""
     end = 0
     for match in _EVENT_END.finditer(data):
         end = match.end()
@@ -21,7 +21,7 @@ def end_of_events(data: bytes) -> int:
 
 
 def split_events(data: bytes) -> list[bytes]:
-    """The events in `data`, each with the empty line that ends it; the last may lack it."""
+    """The events in `data`, each with the empty line that ends it. The last may lack that line."""
     events = []
     start = 0
     for match in _EVENT_END.finditer(data):
@@ -33,7 +33,7 @@ def split_events(data: bytes) -> list[bytes]:
 
 
 def documents(data: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON objects that events hold as their data, or that `data` itself is. Others are left out."""
+    """The JSON objects in the events' data, or `data` itself if it is one object. All else is skipped."""
     is_one = data.lstrip()[:1] == b"{"
     for text in [data] if is_one else map(_data, split_events(data)):
         try:

@@ -1,1 +1,1 @@
-"""API keys: who calls, from where, and the file that lists them."""
+"""API keys: which caller they belong to, from where they may be used, and the file that lists them."""

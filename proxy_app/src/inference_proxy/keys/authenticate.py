@@ -1,4 +1,4 @@
-"""First step: whose request is this?"""
+"""First step: find the key that a request belongs to."""
 
 import base64
 import hashlib
@@ -15,9 +15,9 @@ from inference_proxy.http.message import HeaderFields
 from inference_proxy.keys.client_address import client_address, within
 
 _UNLIMITED = KeyLimits()
-# Where a key may stand, as people write it: OpenAI's clients, Anthropic's, and Azure's.
+# Headers that may carry a key, in their usual spelling: OpenAI's clients', Anthropic's, and Azure's.
 _HEADERS = {b"authorization": "Authorization", b"x-api-key": "x-api-key", b"api-key": "api-key"}
-# Each costs a hash. One key may come in all three headers, beside a gateway's own.
+# Each token costs a hash. One key may come in all three headers, together with a gateway's own.
 _MOST_TOKENS = 8
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -25,8 +25,11 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Key:
-    """`owner` is the tenant, who may have several keys; `priority` names a class of the configuration;
-    `expires` is a time as time.time() has it, None: never."""
+    """An API key.
+
+    `owner` is the tenant, which may have several keys; `priority` names a class of the configuration;
+    `expires` is in time.time()'s seconds, or None.
+    """
 
     name: str
     sha256: str
@@ -43,7 +46,7 @@ class Key:
 
 
 class KeyRing:
-    """Keys by their hash. What it holds is of no use to a thief: keys in clear exist at clients only."""
+    """Keys by their hash. Holds hashes only; plaintext keys exist only on clients."""
 
     def __init__(self, keys: Sequence[KeyConfig]) -> None:
         hashes: dict[str, list[str]] = {}
@@ -53,22 +56,22 @@ class KeyRing:
         self._by_digest = {key.sha256: _key(key, salts[key.owner or key.name]) for key in keys}
 
     def find(self, token: bytes) -> Key | None:
-        """The key of a token, or None: the same work for both, and nothing is remembered of either."""
-        # The lookup's timing depends on a hash that no caller can steer; the comparison that decides is
-        # constant in time.
+        """The key for a token, or None. The work is the same in both cases, and nothing is cached."""
+        # The lookup's timing depends on a hash that callers cannot control; the comparison that decides takes
+        # constant time.
         digest = hashlib.sha256(token).hexdigest()
         key = self._by_digest.get(digest, _NOBODY)
         return key if hmac.compare_digest(digest, key.sha256) else None
 
     def knows(self, key: Key) -> bool:
-        """Whether a key that was found earlier is still there."""
+        """Whether a key that was found earlier still exists."""
         return key.sha256 in self._by_digest
 
     def owners(self) -> frozenset[str]:
         return frozenset(key.owner for key in self._by_digest.values())
 
 
-# Compared like any other, and no hash has such digits.
+# Compared like any other key; no hash has such digits.
 _NOBODY = Key("", "-" * 64, frozenset(), "", "", "")
 
 
@@ -87,9 +90,11 @@ def _key(key: KeyConfig, salt: str) -> Key:
 
 
 def cache_salt(owner: str, hashes: Sequence[str]) -> str:
-    """A tenant's own text for vLLM's `cache_salt`, of 43 characters: the same on every host, and nobody can
-    guess it or find the owner from it, since it is made with what only the keys file holds. It changes, at
-    the price of a cold cache, when the owner's first key (by hash) does."""
+    """A tenant's own value for vLLM's `cache_salt`, of 43 characters and the same on every host.
+
+    It can neither be guessed nor reveal the owner, because it is derived from what only the keys file holds.
+    It changes, at the cost of a cold cache, when the owner's first key (by hash) does.
+    """
     digest = hmac.digest(min(hashes).encode(), b"cache_salt " + owner.encode(), hashlib.sha256)
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
@@ -97,8 +102,11 @@ def cache_salt(owner: str, hashes: Sequence[str]) -> str:
 def authenticate(
     fields: HeaderFields, scope: Scope, keys: KeyRing, trusted_proxies: Sequence[IpNetwork]
 ) -> Key:
-    """The key of a request: whichever of the headers in _HEADERS carries a valid one. Raises ApiError: 401
-    where none does, 400 where two different ones are sent, 403 for a client outside of the key's networks."""
+    """A request's key: the valid one in any of the headers in _HEADERS.
+
+    Raises ApiError: 401 if there is none, 400 if there are two different ones, 403 for a client outside the
+    key's networks.
+    """
     headers = scope["headers"]
     authorization = fields.get(b"authorization")
     if (
@@ -107,7 +115,7 @@ def authenticate(
         and b"api-key" not in fields
         and len(fields) == len(headers)
     ):
-        # The ordinary case: one header, which is there once.
+        # The usual case: one header, which occurs once.
         key = keys.find(_bearer(authorization))
         if key is None or _is_expired(key):
             raise _unauthorized(headers, keys)
@@ -125,8 +133,10 @@ def authenticate(
 
 
 def _only_key(headers: Headers, keys: KeyRing) -> Key:
-    """The one valid key of all headers that may carry one. SDKs, gateways and browsers add credentials of
-    their own, such as a dummy bearer: those decide nothing."""
+    """The only valid key in all headers that may carry one.
+
+    SDKs, gateways and browsers add credentials of their own, such as a dummy bearer: they are ignored.
+    """
     tokens = _tokens(headers)
     if len(tokens) > _MOST_TOKENS:
         raise ApiError(400, "several_api_keys", f"More than {_MOST_TOKENS} API keys were sent: send one.")
@@ -134,14 +144,14 @@ def _only_key(headers: Headers, keys: KeyRing) -> Key:
     if not found:
         raise _unauthorized(headers, keys)
     if len(found) > 1:
-        # Whichever were taken, its limits and its bill could be the wrong ones.
+        # The limits and the bill of either one could be wrong.
         names = ", ".join(dict.fromkeys(tokens[token] for token in tokens if keys.find(token) in found))
         raise ApiError(400, "several_api_keys", f"Different valid API keys were sent ({names}): send one.")
     return found[0]
 
 
 def _tokens(headers: Headers) -> dict[bytes, str]:
-    """What may be a key, each once, and the header that it stands in."""
+    """Possible keys without duplicates, and the header of each."""
     tokens: dict[bytes, str] = {}
     for name, value in headers:
         if name in _HEADERS and (token := _bearer(value) if name == b"authorization" else value.strip()):
@@ -159,7 +169,7 @@ def _is_expired(key: Key) -> bool:
 
 
 def _unauthorized(headers: Headers, keys: KeyRing) -> ApiError:
-    """Which headers were looked at, and what was wrong with them."""
+    """A 401 that says which headers were checked, and what was wrong with them."""
     tokens = _tokens(headers)
     if any(keys.find(token) is not None for token in tokens):
         code, message = "expired_api_key", "The API key has expired: ask for a new one."

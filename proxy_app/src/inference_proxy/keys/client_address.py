@@ -1,4 +1,4 @@
-"""Where a request comes from: the peer's address, or what a trusted proxy says of its own peer."""
+"""Where a request comes from: the peer's address, or the one that a trusted proxy reports."""
 
 import ipaddress
 from collections.abc import Iterable, Sequence
@@ -9,11 +9,11 @@ from inference_proxy.config import IpAddress, IpNetwork
 
 
 def client_address(scope: Scope, trusted: Sequence[IpNetwork]) -> IpAddress | None:
-    """The client's address; None when nobody who is believed tells one.
+    """The client's address; None if no trusted source gives one.
 
-    Only a peer in `trusted` is believed: anybody else could write any address into a header. Of
-    X-Forwarded-For the last entry counts that is not itself a trusted proxy's, since each proxy appends what
-    it saw and clients write what they like before it; without that header X-Real-IP.
+    Only a peer in `trusted` may report another address, because anyone can write one into a header. In
+    X-Forwarded-For, the last entry counts that is not itself a trusted proxy: each proxy appends what it saw,
+    after whatever the client wrote. Without that header, X-Real-IP counts.
     """
     peer = _parse((scope.get("client") or ("", 0))[0])
     if peer is None or not within(peer, trusted):
@@ -35,7 +35,7 @@ def _parse(text: str) -> IpAddress | None:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    # An IPv4 client of a socket that listens on both.
+    # An IPv4 client of a dual-stack socket.
     return getattr(address, "ipv4_mapped", None) or address
 
 

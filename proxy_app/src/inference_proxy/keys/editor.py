@@ -1,4 +1,4 @@
-"""Changing a keys file by hand: `inference-proxy keys`. Workers take it over like any other change of it."""
+"""Edits a keys file: `inference-proxy keys`. Workers reload it like after any other change."""
 
 import contextlib
 import fcntl
@@ -21,7 +21,7 @@ Entry = dict[str, Any]
 
 
 def hash_of(key: str) -> str:
-    """What the keys file has of a key. Raises ConfigError for one that can be guessed."""
+    """The hash of a key for the keys file. Raises ConfigError for a key that can be guessed."""
     if len(key) < _LEAST_CHARACTERS:
         raise ConfigError(
             [f"the key has {len(key)} characters and can be guessed: use at least {_LEAST_CHARACTERS}"]
@@ -30,15 +30,17 @@ def hash_of(key: str) -> str:
 
 
 def add(path: Path, entry: Entry) -> str:
-    """Make a key for `entry`, which has a key's fields but its hash, and return it: it is in clear here and
-    nowhere else. Raises ConfigError, with the file as it was."""
+    """Create a key for `entry`, which has a key's fields except its hash, and return the key.
+
+    The key is in plaintext here and nowhere else. Raises ConfigError and leaves the file unchanged.
+    """
     key = "sk-" + secrets.token_urlsafe(32)
     _change(path, lambda entries: [*entries, entry | {"sha256": hash_of(key)}])
     return key
 
 
 def revoke(path: Path, name: str) -> None:
-    """Take the key out of the file. Raises ConfigError, also when it has none of that name."""
+    """Remove the key from the file. Raises ConfigError, also if there is no key with that name."""
 
     def without(entries: list[Entry]) -> list[Entry]:
         kept = [entry for entry in entries if entry["name"] != name]
@@ -50,7 +52,7 @@ def revoke(path: Path, name: str) -> None:
 
 
 def table(keys: Sequence[KeyConfig], now: datetime) -> Iterator[str]:
-    """A line a key, for people: everything but its hash."""
+    """One line per key, for people: everything except its hash."""
     yield f"{'NAME':<24} {'OWNER':<16} {'PRIORITY':<12} {'EXPIRES':<21} MODELS, NETWORKS, LIMITS"
     for key in keys:
         expires = "never"
@@ -73,9 +75,10 @@ def _limits(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _change(path: Path, change: Callable[[list[Entry]], list[Entry]]) -> None:
-    """Replace the file by rename, so that a reader sees the old or the new one, with owner and mode kept.
+    """Replace the file by renaming, so that readers see the old or the new one. Owner and mode are kept.
 
-    What is written is read first as the proxy would, and refused (ConfigError) as it would be.
+    The new content is first loaded as the proxy would load it, and refused (ConfigError) for the same
+    reasons.
     """
     with _locked(path.parent):
         load_keys(path)
@@ -108,7 +111,7 @@ def _check(new: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """One change at a time: a lock on the directory, since the file itself is replaced."""
+    """Lock out other changes. The lock is on the directory, because the file itself is replaced."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Limits of the caller: requests, tokens and budgets of a key, over all models and for each.
+"""A caller's limits: a key's requests, tokens and budgets, over all models and per model.
 
-`claims` says what a request takes from which counter, `store` what a store of counters can do, `local` and
-`shared` are the two that there are, `hold` is a request's way through them.
+`claims` computes what a request takes from which counter, `store` is the interface of a store of counters,
+`local_store` and `shared_store` implement it, and `hold` takes a request through its limits.
 """
 
 from inference_proxy.limits.claims import used_tokens

@@ -1,4 +1,4 @@
-"""What a request takes from which counters, and what it turned out to have used."""
+"""What a request takes from which counters, and what it has used in the end."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -18,17 +18,21 @@ from inference_proxy.request.job import Job
 
 _PREFIX = "inference-proxy"
 _DAY_S = 86_400
-# As request/estimate.py estimates a prompt.
+# The same as in request/estimate.py, for a prompt.
 _BYTES_A_TOKEN = 4
-# Events of a response are numbered. A client's own tools may hold such a number, too, but before the event's.
+# The events of a response are numbered. A client's own tools may contain such a number, too, but before the
+# event's.
 _EVENT_NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})\b')
 _NONE = RateLimits()
 _TOLD = (b"limit-", b"remaining-", b"reset-")
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """`field` is its name in the configuration, `model` None where it holds for all of a key's models
-    together. `claim` is what a request takes of it; where `tokens` are counted the claim is of one."""
+    """One limit of a key.
+
+    `field` is its name in the configuration. `model` is None if it covers all of a key's models together.
+    `claim` is what a request takes from it, and is the template for one if `tokens` are counted.
+    """
 
     claim: Claim
     field: str
@@ -37,9 +41,11 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, eq=False):
-    """The limits of one key for one model, in the order in which a refusal names them, and how they stood
-    when its latest request came, at `seen` by time.monotonic(). `told` are the headers that answers have, by
-    which of the limits: the tightest counts."""
+    """The limits of one key for one model, in the order in which a refusal checks them.
+
+    `standings` is how they stood when the latest request came, at `seen` by time.monotonic(). `told` are the
+    headers that answers get, and which limits each is about: the tightest one counts.
+    """
 
     key: str
     limits: Sequence[Limit]
@@ -49,7 +55,7 @@ class Plan(msgspec.Struct, eq=False):
     seen: float = 0.0
 
     def claim(self, least: int, most: int) -> list[Claim]:
-        """What a request takes that reserves so many tokens (see reserved_tokens)."""
+        """What a request takes that reserves this many tokens (see reserved_tokens)."""
         claims = []
         for limit in self.limits:
             claim = limit.claim
@@ -61,8 +67,10 @@ class Plan(msgspec.Struct, eq=False):
 
 
 class Plans:
-    """One for each key, model and whether tokens count: worked out once, until the configuration or the day
-    (in UTC) is another."""
+    """A plan per key, model and whether tokens count.
+
+    Cached until the configuration or the day (UTC) changes.
+    """
 
     def __init__(self) -> None:
         self._config: LimitsConfig | None = None
@@ -73,7 +81,7 @@ class Plans:
         return iter(self._known.values())
 
     def of(self, job: Job, config: LimitsConfig, now: float) -> Plan:
-        """`now` is a time as time.time() has it."""
+        """`now` is time.time()'s."""
         day = int(now) // _DAY_S
         if self._config is not config or self._day != day:
             self._config, self._day, self._known = config, day, {}
@@ -100,7 +108,7 @@ def _plan(key: Key, model: str, tokens: bool, config: LimitsConfig, today: date)
 
 
 def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator[Limit]:
-    # In a cluster all counters of a key lie on one node, as a script needs it.
+    # In a cluster, the braces keep all counters of a key on one node, as scripts require.
     base = f"{_PREFIX}:{{{quote(key.name, safe='')}}}"
     yield from _of(key.limits, config.default, base, None, today)
     own, general = key.limits.models.get(model), config.models.get(model)
@@ -130,7 +138,7 @@ def _month(day: date) -> tuple[str, int]:
 
 _LIMITS = rate_limits()
 _KINDS = {Span.MOMENT: PLACES, Span.MINUTE: WINDOW, Span.DAY: PERIOD, Span.MONTH: PERIOD}
-# The end of a counter's name, and when it ends, in milliseconds since 1970.
+# Per period: the end of a counter's name, and when the period ends, in milliseconds since 1970.
 _PERIODS = {Span.DAY: _day, Span.MONTH: _month}
 
 
@@ -139,8 +147,11 @@ def _start_ms(day: date) -> int:
 
 
 def reserved_tokens(job: Job, config: LimitsConfig) -> tuple[int, int]:
-    """At least and at most: the estimate of the prompt and the most that may be generated. They differ where
-    nobody set a cap: the configuration has a guess, which is not held against a limit smaller than it."""
+    """The least and the most tokens to reserve: the prompt's estimate and what may be generated.
+
+    They differ if there is no cap: then the most includes a configured guess, which is cut down to a limit
+    that is smaller than it.
+    """
     asked = job.asked
     prompt = max(asked.prompt_tokens, 1)
     if asked.endpoint.kind is POOLING:
@@ -152,9 +163,11 @@ def reserved_tokens(job: Job, config: LimitsConfig) -> tuple[int, int]:
 
 
 def used_tokens(job: Job, exchange: Exchange, error: BaseException | None) -> tuple[int, int]:
-    """Tokens of prompt and of answer: the engine's own numbers; where it told none, because it was cut off,
-    the estimate of the prompt and of what was relayed. None at all for a request that no engine began, or
-    that only counts tokens itself."""
+    """Tokens of prompt and answer: the engine's own numbers, or else estimates.
+
+    The prompt, and what was relayed, are estimated if the engine was cut off before it reported its numbers.
+    Zero for a request that no engine began, or that only counts tokens itself.
+    """
     if job.asked.endpoint.kind is UTILITY:
         return 0, 0
     prompt, completion = exchange.usage()
@@ -168,19 +181,25 @@ def used_tokens(job: Job, exchange: Exchange, error: BaseException | None) -> tu
 
 
 def _refused(exchange: Exchange, error: BaseException | None) -> bool:
-    """Or ended before its first byte by anything but its client, for whom the engine may have worked."""
+    """Whether the engine refused the request, or the request ended before its first byte.
+
+    The exception is a client that left: the engine may have worked for it.
+    """
     if exchange.status >= 400 or (not exchange.stream and exchange.outcome != "ok"):
-        # An error in a 200 that is no stream: all that there is of an answer.
+        # An error in a 200 that is not a stream: there is no other answer.
         return True
     return error is not None and exchange.first_byte is None and not exchange.client_left
 
 
 def relayed_tokens(exchange: Exchange) -> int:
-    """An estimate: an event of a stream has about one token, and its last events are as long as the others;
-    of any other body the bytes are divided as a prompt's are."""
+    """An estimate of the tokens that were relayed.
+
+    One event of a stream has about one token, and its last events are as long as the others. Any other body
+    counts by its bytes, like a prompt.
+    """
     tail = b"".join(exchange.tail)
     if exchange.stream and exchange.dialect is RESPONSES and (numbers := _EVENT_NUMBER.findall(tail)):
-        # The first events repeat what the client wrote, those near the end the whole text: lengths tell
+        # The first events repeat the client's input and the last ones the whole text, so their lengths say
         # little.
         return min(int(numbers[-1]), exchange.bytes_out)
     events = tail.count(b"\n\n") if exchange.stream else 0
@@ -190,8 +209,10 @@ def relayed_tokens(exchange: Exchange) -> int:
 def changes(
     plan: Plan, claims: Sequence[Claim], exchange: Exchange, error: BaseException | None
 ) -> list[int]:
-    """What each claim has to be changed by at the request's end. One that did not run for lack of our
-    capacity has taken nothing, not even a request."""
+    """How each claim has to change at the end of the request.
+
+    A request that did not run for lack of capacity has taken nothing, and does not count as a request either.
+    """
     if isinstance(error, Unavailable) or exchange.status == 503:
         return [-claim.cost for claim in claims]
     used = sum(exchange.used)

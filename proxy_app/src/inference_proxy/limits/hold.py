@@ -1,4 +1,4 @@
-"""A request's way through the limits of its caller: taken before it runs, settled when it has ended."""
+"""Takes a request through its caller's limits: reserves before it runs, settles when it has ended."""
 
 import asyncio
 import functools
@@ -21,12 +21,12 @@ from inference_proxy.limits.store import Claim, Store, StoreAway
 from inference_proxy.request.job import Job
 from inference_proxy.settings import Settings
 
-# Keys, each with a model, whose limits can be looked at.
+# For how many keys, each with a model, limits can be inspected.
 _MOST_SEEN = 100
 
 
 class Limits:
-    """The limits of one worker's requests, as `async with`: counted here, or in the configured store."""
+    """The limits of one worker's requests, used as `async with`: counted here, or in the configured store."""
 
     def __init__(self) -> None:
         self._config = LimitsConfig()
@@ -42,7 +42,7 @@ class Limits:
         self._entered = True
         self._choose_store()
         if self._shared is not None:
-            # So that the first requests are counted where all the others will be.
+            # Wait for the store, so that the first requests are counted there like all others.
             await self._shared.ready()
         return self
 
@@ -55,7 +55,7 @@ class Limits:
 
     @property
     def store_away(self) -> bool:
-        """Whether a store is configured and does not answer."""
+        """Whether a store is configured but does not answer."""
         return self._shared is not None and self._shared.away
 
     def reconfigure(self, settings: Settings) -> None:
@@ -64,8 +64,11 @@ class Limits:
             self._choose_store()
 
     def _choose_store(self) -> None:
-        """Take over another store, if the configuration names one. What the old one still has to settle is
-        lost: places there expire, and reservations stay as they are."""
+        """Change to another store if the configuration names one.
+
+        What was still to be settled in the old one is lost: places there expire, and reservations stay as
+        they are.
+        """
         config = self._config.store
         if config == self._follows:
             return
@@ -77,9 +80,11 @@ class Limits:
         self._shared = SharedStore(config) if config is not None else None
 
     async def hold(self, job: Job, exchange: Exchange) -> "Hold | None":
-        """Take what the request may use, until it is settled; None for a caller without limits. The answer
-        gets headers that tell how the limits stand. Raises Refused; Unavailable when the store is away and
-        the configuration does not let requests pass without it."""
+        """Reserve what the request may use, until it is settled; None for a caller without limits.
+
+        The answer gets headers with the state of the limits. Raises Refused, and Unavailable if the store
+        does not answer and the configuration does not let requests pass without it.
+        """
         config = self._config
         plan = self._plans.of(job, config, time.time())
         if not plan.limits:
@@ -109,12 +114,13 @@ class Limits:
         return Hold(store, plan, claims, lease, decision.slot)
 
     def rows(self) -> list[dict[str, Any]]:
-        """How limits stood when this worker's latest requests came, the latest key first. What all workers
-        have used is in it where they share a store."""
+        """How limits stood at this worker's latest requests, the latest key first.
+
+        If workers share a store, this includes what all of them have used.
+        """
         now = time.monotonic()
-        rows: dict[
-            str, dict[str, Any]
-        ] = {}  # by counter: a request of another model had the same ones, earlier
+        # By counter: plans for different models share some of them, and the latest one counts.
+        rows: dict[str, dict[str, Any]] = {}
         for plan in sorted(self._plans, key=lambda plan: plan.seen, reverse=True)[:_MOST_SEEN]:
             for limit, claim, standing in zip(plan.limits, plan.claims, plan.standings, strict=True):
                 row = {
@@ -130,7 +136,7 @@ class Limits:
 
 
 class Hold(msgspec.Struct, frozen=True, eq=False):
-    """What one request has taken of its caller's limits."""
+    """What one request has reserved of its caller's limits."""
 
     store: Store
     plan: Plan
@@ -139,13 +145,13 @@ class Hold(msgspec.Struct, frozen=True, eq=False):
     slot: int
 
     def settle(self, exchange: Exchange, error: BaseException | None) -> None:
-        """At the request's end: give back what was not used, or take what was used more."""
+        """At the end of the request: return what was not used, or charge what was used in addition."""
         by = changes(self.plan, self.claims, exchange, error)
         self.store.settle(self.claims, self.lease, self.slot, by)
 
 
 class Refused(ApiError):
-    """429: a limit of the caller's, by the standings of its plan."""
+    """429: one of the caller's limits is exceeded, as the plan's standings show."""
 
     def __init__(self, plan: Plan) -> None:
         over = [
@@ -164,7 +170,7 @@ class Refused(ApiError):
                 f"This request may take {claim.cost} tokens, more than your key's limit of "
                 f"{claim.limit} {what}{of}: shorten the prompt or ask for fewer tokens."
             )
-            # Clients of OpenAI's heed it: no waiting makes this one fit.
+            # OpenAI's clients respect it: this request will never fit, however long they wait.
             headers.append((b"x-should-retry", b"false"))
         else:
             code = f"{limit.field}_exceeded"
@@ -173,7 +179,10 @@ class Refused(ApiError):
 
 
 def _part(claims: Sequence[Claim], workers: int) -> list[Claim]:
-    """One worker's part of each limit; what is larger than that takes all of it, rather than never run."""
+    """One worker's share of each limit.
+
+    A claim larger than the share takes all of it, so that it can run at all.
+    """
     parts = []
     for claim in claims:
         limit = max(claim.limit // workers, 1)
@@ -183,7 +192,10 @@ def _part(claims: Sequence[Claim], workers: int) -> list[Claim]:
 
 
 def _headers(plan: Plan) -> tuple[Header, ...]:
-    """OpenAI's headers, of the tightest limit of requests and the tightest of tokens; resets in seconds."""
+    """OpenAI's headers, for the tightest limit of requests and the tightest of tokens.
+
+    Resets are in seconds.
+    """
     claims, standings = plan.claims, plan.standings
     headers: list[Header] = []
     for (limit, remaining, reset), members in plan.told:

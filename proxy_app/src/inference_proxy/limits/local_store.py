@@ -1,4 +1,4 @@
-"""Counters of one process."""
+"""Counters in the memory of one process."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,21 +17,23 @@ from inference_proxy.limits.store import (
 )
 
 _SWEEP_MS = 60_000
-# Nobody knows when a running request ends.
+# It is unknown when a running request will end.
 PLACE_WAIT_MS = 1_000
-# A claim that is larger than the limit.
+# For a claim that is larger than the limit.
 _NEVER_MS = (SLOTS + 1) * SLOT_MS
 
 
 class _Counter(Protocol):
-    """Times are in milliseconds: `now` of a clock that never goes back, `today` since 1970; `slot` is that of
-    now."""
+    """Times are in milliseconds: `now` of a monotonic clock, `today` since 1970.
+
+    `slot` is the current one.
+    """
 
     def take(self, claim: Claim, lease: str, slot: int, now: int, today: int) -> Standing | None:
-        """None: it does not fit, and nothing was taken."""
+        """Take the claim. Returns None if it does not fit; then nothing was taken."""
 
     def look(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
-        """For a refusal: when would it fit?"""
+        """For a refusal: when would the claim fit?"""
 
     def settle(self, lease: str, taken_in: int, change: int, slot: int) -> None: ...
 
@@ -39,14 +41,14 @@ class _Counter(Protocol):
 
 
 class _Window:
-    """What was taken in each slot that still counts, the oldest first, and in all of them."""
+    """What was taken in each slot that still counts, oldest first, and their sum."""
 
     __slots__ = ("_all", "_seen", "_slots")
 
     def __init__(self, _: Claim) -> None:
         self._slots: dict[int, int] = {}
         self._all = 0
-        self._seen = 0  # the slot in which it was last asked
+        self._seen = 0  # the slot of the latest call
 
     def take(self, claim: Claim, lease: str, slot: int, now: int, today: int) -> Standing | None:
         if slot != self._seen:
@@ -64,7 +66,7 @@ class _Window:
         wait = reset = 0
         for taken_in, taken in self._slots.items():
             if taken:
-                # Until what was taken in that slot no longer counts.
+                # When that slot no longer counts.
                 reset = (taken_in + SLOTS + 1) * SLOT_MS - now
                 if over > 0:
                     wait, over = reset, over - taken
@@ -72,7 +74,7 @@ class _Window:
 
     def settle(self, lease: str, taken_in: int, change: int, slot: int) -> None:
         if change > 0:
-            # Used now, whenever it was reserved.
+            # Counts from now on, whenever it was reserved.
             self._add(slot, change)
         elif change and taken_in in self._slots:
             self._add(taken_in, max(change, -self._slots[taken_in]))
@@ -82,7 +84,7 @@ class _Window:
         return not self._slots
 
     def _forget(self, slot: int) -> None:
-        """What no longer counts in this one."""
+        """Drop slots that no longer count."""
         self._seen, slots = slot, self._slots
         while slots and (oldest := next(iter(slots))) < slot - SLOTS:
             self._all -= slots.pop(oldest)
@@ -93,7 +95,10 @@ class _Window:
 
 
 class _Period:
-    """What was taken since its beginning. Its end is in the counter's name, so each has its own."""
+    """What was taken since the period's beginning.
+
+    The counter's name contains the period's end, so each period has its own counter.
+    """
 
     __slots__ = ("_all", "_ends")
 
@@ -147,10 +152,10 @@ _COUNTERS: dict[Kind, Callable[[Claim], _Counter]] = {WINDOW: _Window, PERIOD: _
 
 
 class LocalStore:
-    """A Store in memory: exact for one worker, gone with it. It holds a window for a minute after it is back
-    at zero, and a period's count to the period's end.
+    """A Store in memory: exact for one worker, and lost when the worker ends.
 
-    `clock` gives seconds that never go back; `calendar` seconds since 1970.
+    It keeps a window for a minute after the window is back at zero, and a period's count until the period
+    ends. `clock` returns seconds and never goes back; `calendar` returns seconds since 1970.
     """
 
     def __init__(
@@ -185,11 +190,12 @@ class LocalStore:
         for claim, change in zip(claims, changes, strict=True):
             if change or claim.kind is PLACES:
                 counter = self._counters.get(claim.counter)
-                # Without it nothing is left of what was claimed; what was used beyond counts from now on.
+                # If the counter was removed, the claim no longer counts. What was used in addition counts
+                # from now on.
                 (counter or self._new(claim)).settle(lease, slot, change, now)
 
     def __len__(self) -> int:
-        """Counters that take room."""
+        """How many counters are in memory."""
         return len(self._counters)
 
     def _new(self, claim: Claim) -> _Counter:

@@ -1,7 +1,7 @@
-"""A client of Redis and Valkey, for scripts only: one connection, on which commands do not wait for answers.
+"""A client for Redis and Valkey that only runs scripts: one connection, with pipelined commands.
 
-A pool of connections, as kept libraries have, would cost a request more than all of its limits do. What is
-hard in the protocol, reading it, is hiredis's.
+A connection pool, as in the usual libraries, would cost a request more than all its limits do. The hard part
+of the protocol, parsing replies, is done by hiredis.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from inference_proxy.api.numbers import MOST
 from inference_proxy.config import StoreConfig
 from inference_proxy.limits.store import StoreAway
 
-# Seconds between two attempts to connect: doubled from the first to the last, less a random part.
+# Seconds between two attempts to connect: doubled from the first value to the last, minus a random part.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
-# A connection that lasted so long was a good one: the next attempt comes at once.
+# After a connection that lasted this long, the next attempt comes at once.
 _STEADY_S = 10.0
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,10 @@ Argument = str | int | bytes
 
 
 class Connection(asyncio.Protocol):
-    """Answers come in the order of the commands. One that is late, or an error, ends the connection: nobody
-    could say any more what the store did."""
+    """One connection. Replies come in the order of the commands.
+
+    A late reply or an error ends the connection, because it is then unknown what the store has done.
+    """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -50,7 +52,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def send(self, *words: Argument) -> asyncio.Future[Reply]:
-        """The command's answer, once it comes. Its exception is StoreAway."""
+        """Send a command. The future is its reply, or fails with StoreAway."""
         future: asyncio.Future[Reply] = self._loop.create_future()
         if self.lost.done():
             future.set_exception(StoreAway(self._why))
@@ -84,13 +86,13 @@ class Connection(asyncio.Protocol):
         self._waiting.clear()
 
     def fail(self, why: str) -> None:
-        """End it at once."""
+        """End the connection at once."""
         self._why = why
         self._transport.abort()
         self.connection_lost(None)
 
     def close(self) -> None:
-        """End it once all commands are sent."""
+        """End the connection once all commands are sent."""
         self._transport.close()
 
     def _look_at_clock(self) -> None:
@@ -105,10 +107,14 @@ class Connection(asyncio.Protocol):
 
 
 class RedisClient:
-    """Keeps a connection on which `scripts` are loaded; without one, commands fail at once."""
+    """Keeps one connection on which `scripts` are loaded. Without a connection, commands fail at once."""
 
     def __init__(self, config: StoreConfig, scripts: Sequence[str], trial: Sequence[Argument]) -> None:
-        """`trial` are the number of keys, keys and arguments with which the first script writes something."""
+        """Start connecting.
+
+        `trial` is the number of keys, the keys and the arguments with which the first script writes
+        something.
+        """
         self._trial = trial
         self._config = config
         self._scripts = scripts
@@ -126,10 +132,13 @@ class RedisClient:
         return self._connection is not None
 
     def call(self, script: str, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Reply]:
-        """Run a script. Raises StoreAway, at once or as the future's exception; OverflowError for a number
-        that the protocol does not have."""
+        """Run a script.
+
+        Raises StoreAway, at once or through the future; OverflowError for a number outside the protocol's
+        range.
+        """
         for argument in arguments:
-            # With one of some thousand digits hiredis would end the process.
+            # hiredis would end the process on a number of some thousand digits.
             if type(argument) is int and not -MOST <= argument <= MOST:
                 raise OverflowError("a number of more than 64 bits is not for the store of limits")
         if self._connection is None:
@@ -186,8 +195,8 @@ class RedisClient:
                 await connection.send("SELECT", database)
             for script in self._scripts:
                 self._hashes[script] = cast(bytes, await connection.send("SCRIPT", "LOAD", script))
-            # A replica, or a store whose disk or memory is full, takes connections and refuses what they
-            # write: it is away until it takes this.
+            # A replica, or a store whose disk or memory is full, accepts connections but refuses writes: it
+            # counts as away until this write succeeds.
             await connection.send("EVALSHA", self._hashes[self._scripts[0]], *self._trial)
             undo.pop_all()
         return connection

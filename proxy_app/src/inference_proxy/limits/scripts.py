@@ -1,16 +1,16 @@
-"""What the store itself does, in one step each: between two commands another worker could take the same.
+"""Scripts that run atomically in the store: between two commands, another worker could take the same.
 
-They count as local_store.py does. Time is the store's: workers' clocks need not agree.
+They count as local_store.py does. Time is the store's, so workers' clocks need not agree.
 """
 
 from inference_proxy.limits.local_store import PLACE_WAIT_MS
 from inference_proxy.limits.store import SLOT_MS, SLOTS
 
-# One line by itself: the tests put another clock in its place.
+# On a line of its own, because the tests replace the clock.
 NOW = "local time = redis.call('TIME'); local now = time[1] * 1000 + math.floor(time[2] / 1000)"
 
-# KEYS: a counter for each claim. ARGV: lease, its milliseconds, then for each claim kind, limit, cost, end.
-# Answers granted (0 or 1) and slot, then for each claim used, wait_ms and reset_ms.
+# KEYS: a counter per claim. ARGV: lease, its milliseconds, then kind, limit, cost and end of each claim.
+# Returns granted (0 or 1) and slot, then used, wait_ms and reset_ms of each claim.
 RESERVE = f"""
 {NOW}
 local slot = math.floor(now / {SLOT_MS})
@@ -94,7 +94,7 @@ end
 return answer
 """
 
-# KEYS: as above. ARGV: lease, slot, then for each claim kind, change and end.
+# KEYS: as above. ARGV: lease, slot, then kind, change and end of each claim.
 SETTLE = f"""
 {NOW}
 local current = math.floor(now / {SLOT_MS})

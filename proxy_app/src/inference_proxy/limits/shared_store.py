@@ -1,4 +1,4 @@
-"""Counters in Redis or Valkey, which workers of all hosts share."""
+"""Counters in Redis or Valkey, shared by the workers of all hosts."""
 
 import asyncio
 import contextlib
@@ -13,17 +13,17 @@ from inference_proxy.limits.redis import Argument, RedisClient, Reply
 from inference_proxy.limits.scripts import RENEW, RESERVE, SETTLE
 from inference_proxy.limits.store import PLACES, WINDOW, Claim, Decision, Standing, StoreAway
 
-# So long after a worker has died its places are free again; a worker that lives renews them in time.
+# How long after a worker has died its places are free again. A live worker renews them in time.
 _LEASE_S = 30.0
 _RENEWALS = 3
 
 
-# Takes nothing from a counter that nobody has.
+# Its counter is used by nothing else, and the claim takes nothing from it.
 _TRIAL: tuple[Argument, ...] = (1, "inference-proxy:trial", "trial", 1, WINDOW, 1, 0, 0)
 
 
 class SharedStore:
-    """A Store for many workers. To be closed."""
+    """A Store for many workers. Must be closed."""
 
     def __init__(self, config: StoreConfig) -> None:
         self._client = RedisClient(config, (RESERVE, SETTLE, RENEW), _TRIAL)
@@ -36,7 +36,7 @@ class SharedStore:
         return not self._client.connected
 
     async def ready(self) -> None:
-        """Wait until it is known whether the store is there."""
+        """Wait until it is known whether the store answers."""
         await self._client.first_attempt()
 
     async def close(self) -> None:
@@ -53,7 +53,7 @@ class SharedStore:
         try:
             decision = _decision(await asyncio.shield(reply), claims)
         except asyncio.CancelledError:
-            # The caller leaves, but the store may have said yes.
+            # The caller leaves, but the store may have granted the claims.
             reply.add_done_callback(lambda reply: self._give_back(claims, lease, reply))
             raise
         places = [claim.counter for claim in claims if claim.kind is PLACES]
@@ -91,7 +91,8 @@ class SharedStore:
 
     def _tell(self, script: str, counters: Sequence[str], arguments: Sequence[Argument]) -> None:
         with contextlib.suppress(StoreAway):
-            # The client tells of a store that is away; that nobody waits for the answer is no error.
+            # The Redis client logs when the store is away. The reply is not awaited, so its failure is not an
+            # error here.
             self._client.call(script, counters, arguments).add_done_callback(_forget)
 
 
@@ -101,7 +102,7 @@ def _forget(reply: "asyncio.Future[Reply]") -> None:
 
 
 def _decision(reply: Reply, claims: Sequence[Claim]) -> Decision:
-    """Raises StoreAway for what our script cannot have answered."""
+    """Raises StoreAway for a reply that our script cannot have sent."""
     try:
         granted, slot, *numbers = cast(list[int], reply)
         standings = [Standing(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]

@@ -1,4 +1,4 @@
-"""What a store of counters can do: all that there is between limits and where they are counted."""
+"""The interface between limits and the store that counts them."""
 
 import enum
 from collections.abc import Sequence
@@ -7,29 +7,37 @@ from typing import Protocol
 import msgspec
 
 SLOT_MS = 5_000
-"""A sliding minute is counted in slots of this length, so that a counter takes a bounded room."""
+"""A sliding minute is counted in slots of this length, so that a counter's size is bounded."""
 
 SLOTS = 12
-"""A slot counts until this many others have followed it: what was taken in it then is older than a minute.
-So no 60 seconds see more than the limit, and what was taken is free again after 60 to 65."""
+"""How many later slots it takes until a slot no longer counts.
+
+Everything taken in it is then older than a minute. So no 60 seconds exceed the limit, and what was taken is
+free again after 60 to 65 seconds.
+"""
 
 
 class Kind(enum.StrEnum):
-    """WINDOW: what was taken in the last minute. PERIOD: what was taken since its beginning, until its end.
-    PLACES: those that are occupied now."""
+    """How a counter counts.
+
+    WINDOW: what was taken in the last minute. PERIOD: what was taken since the period's beginning, until its
+    end. PLACES: the places that are occupied now.
+    """
 
     WINDOW = "window"
     PERIOD = "period"
     PLACES = "places"
 
 
-# As config/paths.py has it for endpoints' classes.
+# Module-level names, as for endpoint classes in config/paths.py.
 WINDOW, PERIOD, PLACES = Kind
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What one request takes from one counter: `cost` of `limit`. `ends_ms` is the end of a PERIOD, in
-    milliseconds since 1970; the name of its counter has the period in it."""
+    """What one request takes from one counter: `cost` of `limit`.
+
+    `ends_ms` is the end of a PERIOD, in milliseconds since 1970; the counter's name contains the period.
+    """
 
     counter: str
     kind: Kind
@@ -39,8 +47,11 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How a counter stands: `used` now, with the claim in it if that was granted; `wait_ms` until the claim
-    would fit, 0 if it does; `reset_ms` until nothing is used, if nothing is taken any more."""
+    """The state of a counter.
+
+    `used` is the amount in use, including the claim if it was granted. `wait_ms` is the time until the claim
+    would fit, 0 if it does. `reset_ms` is the time until nothing is in use, if nothing else is taken.
+    """
 
     used: int
     wait_ms: int
@@ -48,7 +59,10 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """`slot` is where the claims are counted, by the store's own clock; one standing for each claim."""
+    """The result of a reservation.
+
+    `slot` is where the claims are counted, by the store's clock; there is one standing per claim.
+    """
 
     granted: bool
     slot: int
@@ -56,14 +70,19 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class StoreAway(Exception):
-    """The store does not answer, or not as it should; the message says why, for the log."""
+    """The store does not answer, or not as it should. The message gives the reason for the log."""
 
 
 class Store(Protocol):
-    """It also has `reserve`, which takes all claims, or none if one does not fit, and whose answer is a
-    Decision: LocalStore's at once, SharedStore's to be awaited. A lease names a request's place among PLACES.
+    """A store of counters. A lease names a request's place among PLACES.
+
+    A store also has `reserve`, which takes all claims, or none if one does not fit, and returns a Decision:
+    LocalStore's at once, SharedStore's as an awaitable.
     """
 
     def settle(self, claims: Sequence[Claim], lease: str, slot: int, changes: Sequence[int]) -> None:
-        """End a reservation: its place is free, and `changes`, one for each claim, is what was taken more
-        (or less, if negative) than claimed. Does not wait, nor fail: without the store it has no effect."""
+        """End a reservation: free its place, and apply `changes`, one per claim.
+
+        A change is what was used beyond the claim, negative if less. Neither waits nor fails: without the
+        store it has no effect.
+        """

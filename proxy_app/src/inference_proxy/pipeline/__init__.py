@@ -1,1 +1,1 @@
-"""The steps of a request for an engine, in their order."""
+"""The steps of a request for an engine, in order."""

@@ -1,4 +1,7 @@
-"""Third step: may it run, and when? 429 for a limit of the caller's, 503 for what is our capacity."""
+"""Third step: whether a request may run, and when.
+
+429 for the caller's limits, 503 for a lack of capacity.
+"""
 
 import time
 from types import TracebackType
@@ -12,11 +15,11 @@ from inference_proxy.scheduling.queues import Place, Queues
 
 
 class Admission:
-    """Leave for one request to run, as `async with`, at the engine of the place that it gives.
+    """Permission for one request to run, used as `async with`; it yields a place at an engine.
 
-    Entering holds the request against its caller's limits, then waits in line for the place: raises ApiError
-    429 and Unavailable. Leaving gives the place back and settles what was held: by then `exchange.usage()`
-    tells what the engine counted, or None where the request did not come that far.
+    Entering charges the request against its caller's limits, then waits in the queue for a place. Raises
+    ApiError 429 and Unavailable. Leaving frees the place and settles the charge: by then `exchange.usage()`
+    returns what the engine counted, or None if the request did not get that far.
     """
 
     __slots__ = ("_config", "_exchange", "_faults", "_hold", "_job", "_limits", "_place", "_queues")
@@ -54,7 +57,7 @@ class Admission:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         place, job, exchange = self._place, self._job, self._exchange
-        # Each of them, whatever the others do.
+        # Do each of these steps even if another one fails.
         try:
             place.leave()
         except Exception:
@@ -67,7 +70,7 @@ class Admission:
 
     def _settle(self, error: BaseException | None) -> None:
         try:
-            # Not for its caller's limits alone: what they count is what the usage by day has.
+            # Needed without limits, too: usage by day has the same numbers.
             self._exchange.used = used_tokens(self._job, self._exchange, error)
         except Exception:
             self._faults.note_damage()

@@ -26,21 +26,22 @@ from inference_proxy.state import State
 
 log = logging.getLogger(__name__)
 
-# However long an engine asks to be left alone: what it says is not checked, and it may have recovered.
+# The longest Retry-After of an engine that is respected: its value is not verified, and the engine may
+# recover sooner.
 _LONGEST_REST_S = 60
 HUNG = "The engine has stopped working."
-# Attempts that one request may break, over all engines and models: it may be what breaks them.
+# How many attempts one request may break, over all engines and models: the request may be what breaks them.
 _MOST_BREAKS = 2
-# Callers' keys do not reach an engine: by these it refuses the proxy, and with it whoever asks.
+# An engine never sees callers' keys, so with these it refuses the proxy, and thereby every caller.
 _REFUSES_US = frozenset({401, 403})
 
 
 class _EngineHung(EngineLost):
-    """It was given up before it answered."""
+    """The attempt was given up because the engine hung before it answered."""
 
 
 class Attempts:
-    """`engine` and `relay` are those of the latest attempt; None before the first one."""
+    """Runs the attempts. `engine` and `relay` are those of the latest one; None before the first."""
 
     __slots__ = (
         "_breaks",
@@ -76,7 +77,7 @@ class Attempts:
         self.relay: Relay | None = None
 
     async def run(self, asked: Asked) -> None:
-        """By the model that was asked for, or else by the first that stands in for it and has room."""
+        """Try the requested model first, then each of its fallbacks until one has room."""
         settings, exchange = self._settings, self._exchange
         limits, queues = self._state.limits, self._state.queues
         named = settings.catalogue.resolve(asked.model, asked.key)
@@ -107,9 +108,10 @@ class Attempts:
                     raise
 
     async def _relay_from(self, place: Place, job: Job, model: ModelConfig) -> None:
-        """At the engine of the place, or at another one as long as the client has seen nothing.
+        """Send the request to the engine of the place, and if that fails to another engine.
 
-        A request that reached the first engine may be computed twice; it changes nothing there.
+        There is no retry once the client has received anything. A request that reached the first engine may
+        be computed twice, which changes nothing there.
         """
         retries = self._settings.config.retries
         self._state.retries.earn(retries)
@@ -137,7 +139,7 @@ class Attempts:
             await asyncio.sleep(random.uniform(0, retries.backoff_s))
 
     async def _attempt(self, engine: Engine, job: Job, model: ModelConfig, left: int) -> Engine | None:
-        """Answer the client, or return the engine that has to be asked instead. Raises EngineLost."""
+        """Answer the client, or return the engine to try instead. Raises EngineLost."""
         exchange, timeouts, fleet = self._exchange, self._settings.config.timeouts, self._state.fleet
         waiting = 0 if engine.gauges is None else engine.gauges.waiting
         clocks = Clocks.of(job, timeouts, model.size, waiting)
@@ -161,7 +163,8 @@ class Attempts:
                 if (other := self._after_503(answer, engine, job, left)) is not None:
                     return other
             elif answer.status >= 500:
-                # vLLM answers so to some mistakes of clients, too: a probe tells.
+                # vLLM also answers some mistakes of clients with a 5xx: a probe finds out whether the engine
+                # works.
                 fleet.suspect(engine)
             elif answer.status in _REFUSES_US:
                 fleet.suspect(engine)
@@ -172,7 +175,7 @@ class Attempts:
             if answer.status < 300:
                 await relay.run(chunk)
                 if exchange.outcome == "ok":
-                    # What only counts tokens says nothing of an engine that is to generate them.
+                    # Counting tokens does not show that an engine can generate them.
                     if self._incoming.endpoint.kind is not UTILITY:
                         fleet.succeeded(engine, exchange.key)
                 elif exchange.outcome == "engine_error":
@@ -186,8 +189,10 @@ class Attempts:
             answer.close()
 
     def _after_503(self, answer: Answer, engine: Engine, job: Job, left: int) -> Engine | None:
-        """The engine is full. Another that has room, once; None: this answer is passed on. Raises Unavailable
-        where another model may answer."""
+        """The engine is full: return another one with room, or None to pass this answer on.
+
+        Returns another one only if there is a retry left. Raises Unavailable if a fallback model may answer.
+        """
         asked = (answer.header(b"retry-after") or b"")[:9]
         if asked.isdigit():
             engine.rests_until = self._state.fleet.now() + min(int(asked), _LONGEST_REST_S)
@@ -199,11 +204,12 @@ class Attempts:
         return None
 
     def _after(self, lost: EngineLost, engine: Engine, job: Job, left: int) -> Engine:
-        """Who is asked instead, the same engine if it is alone. Raises ApiError: nobody."""
+        """The engine to retry at: the same one if there is no other. Raises ApiError if there is none."""
         fleet = self._state.fleet
         log.warning("request %s: engine %s lost: %s", self._exchange.request_id, engine.id, lost)
         if isinstance(lost, EngineUnreachable):
-            # Nobody listens there: others need not find out by themselves; the poller brings it back.
+            # The engine refuses connections: spare other requests the attempt. The poller will mark it as
+            # reachable again.
             engine.reachable = False
             self._breaks += lost.has_sent
         else:
@@ -226,7 +232,7 @@ class Attempts:
         raise self._lost_for_good(lost) from lost
 
     def _lost_for_good(self, lost: EngineLost) -> ApiError:
-        # A request that may be what breaks engines: clients' libraries would send it again.
+        # This request may be what breaks engines, and clients' libraries would send it again.
         headers = [(b"x-should-retry", b"false")] if self._breaks >= _MOST_BREAKS else []
         if isinstance(lost, _EngineHung):
             return ApiError(502, Reason.ENGINE_HUNG.value, HUNG, headers=headers)
@@ -237,8 +243,10 @@ class Attempts:
         return ApiError(502, "engine_unreachable", "The engine could not be reached.", headers=headers)
 
     def _check_key(self, model: ModelConfig) -> None:
-        """Once more, for a key may have been revoked, or have expired, while its request waited. Raises
-        ApiError 401, 403, 404."""
+        """Check the key again: it may have been revoked or have expired while the request waited.
+
+        Raises ApiError 401, 403, 404.
+        """
         key, settings = self._guard.key, self._state.settings
         if key is None or (settings is self._settings and (key.expires is None or time.time() < key.expires)):
             return

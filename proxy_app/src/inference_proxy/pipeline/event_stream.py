@@ -1,39 +1,44 @@
-"""A stream of events on its way: passed on event by event, whatever pieces it comes in."""
+"""Passes a stream of events on event by event, however the engine's bytes are split."""
 
 from inference_proxy.accounting.exchange import Exchange
 from inference_proxy.http.sse import end_of_events
 
-# An event that is longer than this is passed on in pieces rather than kept.
+# A longer event is passed on in pieces instead of being buffered.
 _EVENT_LIMIT = 256 * 1024
-# The line that names an event, with which it begins, is not longer.
+# Longer than the line at the beginning of an event that names it.
 _EVENT_NAME_BYTES = 64
 
 
 class EventStream:
-    """`held` is the beginning of an event whose end has not come; `is_open` says that an event has begun, of
-    which what comes next is a part."""
+    """One stream.
+
+    `held` is the beginning of an incomplete event. `is_open`: an event has been passed on in part, and the
+    next bytes belong to it.
+    """
 
     __slots__ = ("_exchange", "_in_pieces", "_opened", "held", "is_open")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._in_pieces = False  # an event that is too long to be kept is on its way
+        self._in_pieces = False  # an event too long to buffer is being passed on
         self._opened = b""  # the beginning of the last such event
         self.held = b""
         self.is_open = False
 
     def is_complete(self) -> bool:
-        """Whether the stream has come to an end that the engine meant."""
+        """Whether the stream has reached its API's regular end."""
         return not self._in_pieces and self._exchange.dialect.is_complete(self.end(self.held))
 
     def end(self, rest: bytes) -> bytes:
-        """The last that was passed on, with the `rest` that was not."""
+        """The last bytes that were passed on, followed by `rest`, which was not."""
         return b"".join((self._opened, *self._exchange.tail, rest))
 
     def whole(self, chunk: bytes) -> bytes:
-        """The whole events of what was held and `chunk`. The beginning of an unfinished one is held: no
-        error event then lands in the middle of another, where no client could read it. Engines write event by
-        event: this is rare."""
+        """The complete events in what was held and `chunk`. The beginning of an incomplete one is held.
+
+        So an error event never lands in the middle of another event, where no client could parse it. Engines
+        write whole events: an incomplete one is rare.
+        """
         data = self.held + chunk if self.held else chunk
         self.held = b""
         if data.endswith(b"\n\n") and not self._in_pieces:
@@ -41,7 +46,7 @@ class EventStream:
             return data
         cut = end_of_events(data)
         if self._in_pieces and not cut:
-            # The end of a line may be half of the event's end.
+            # A line end may be half of the empty line that ends the event.
             cut = len(data.rstrip(b"\r\n"))
             self._exchange.find_usage(data[:cut])
         elif len(data) - cut > _EVENT_LIMIT:

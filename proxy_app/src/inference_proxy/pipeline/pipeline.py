@@ -1,4 +1,4 @@
-"""A request's steps, in their order: authenticate, validate, admit, route, relay, account."""
+"""The steps of a request in order: authenticate, validate, admit, route, relay, account."""
 
 import asyncio
 import logging
@@ -20,20 +20,20 @@ from inference_proxy.state import State
 
 log = logging.getLogger(__name__)
 
-# nginx's number for a client that left before it was answered. It appears in the log only.
+# nginx's status for a client that left before it was answered. It appears in the log only.
 _CLIENT_GONE = 499
 _CLOCKS = frozenset({Reason.FIRST_BYTE, Reason.BETWEEN_CHUNKS, Reason.TOTAL})
 
 
 class Pipeline:
-    """Neither Starlette's router nor any middleware stands around it."""
+    """Runs the steps. Called directly, without Starlette's router and without middleware."""
 
     def __init__(self, state: State, client: EngineClient) -> None:
         self._state = state
         self._client = client
 
     async def serve(self, incoming: Incoming, exchange: Exchange) -> None:
-        """Answer a request. Admission, the choice of an engine and the relay are in its attempts."""
+        """Answer a request. Its attempts do the admission, the choice of an engine and the relay."""
         state, settings = self._state, self._state.settings
         guard = Guard(state.guards, limit_s(incoming.endpoint.kind, settings.config.timeouts))
         attempts = Attempts(state, settings, self._client, incoming, exchange, guard)
@@ -43,7 +43,7 @@ class Pipeline:
                 guard.key = key = self._authenticate(incoming, settings, exchange)
                 body = await _body(incoming)
                 asked = self._validate(incoming, settings, exchange, key, body)
-                # All that `receive` can still tell is that the client left.
+                # The body has been read, so `receive` can only report that the client has left.
                 guard.watch(incoming.receive, incoming.connection)
                 await attempts.run(asked)
         except ClientGone:
@@ -115,7 +115,7 @@ def _why(reason: Reason, exchange: Exchange) -> ApiError:
 
 
 async def _end(incoming: Incoming, exchange: Exchange, attempts: Attempts, error: ApiError) -> None:
-    """Tell the client of an error, in the middle of its answer if that has begun."""
+    """Send an error to the client, as the stream's last event if its answer has already begun."""
     exchange.outcome = error.code or "error"
     if attempts.relay is not None and attempts.relay.started:
         return await attempts.relay.fail(error)
@@ -129,6 +129,6 @@ def _note_client_gone(exchange: Exchange) -> None:
 
 
 async def refuse(send: Send, error: ApiError, exchange: Exchange) -> None:
-    """Answer with an error, in the dialect of the exchange."""
+    """Answer with an error in the exchange's dialect."""
     headers = [*exchange.headers(), *error.headers]
     await send_json(send, error.status, exchange.dialect.error_body(error, exchange.request_id), headers)

@@ -1,4 +1,4 @@
-"""Fifth step: the request to the engine, the engine's answer to the client, bytes as they come."""
+"""Fifth step: send the request to the engine and pass the engine's answer to the client as it arrives."""
 
 import asyncio
 import functools
@@ -19,16 +19,16 @@ from inference_proxy.request.guard import Guard
 from inference_proxy.request.stream_usage import MARK, split
 
 _ERROR_BODY_LIMIT = 64 * 1024
-# How long a client that was cut off may take to accept the reason.
+# How long a client whose stream is cut off may take to accept the error event.
 _FAREWELL_S = 5.0
 
-# Headers of an answer that belong to one connection, or that the server in front writes itself.
+# Headers of an answer that concern one connection, or that our server writes itself.
 _NOT_PASSED_ON = frozenset(
     {b"connection", b"date", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"server", b"te",
      b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id", b"request-id"}
 )  # fmt: skip
 
-# How JSON ends that begins so. A number, say, ends anywhere.
+# How JSON with this beginning must end. Other values, such as numbers, may end in any way.
 _CLOSING = {b"{": b"}", b"[": b"]", b'"': b'"'}
 _CUT = "its JSON ends in the middle"
 _STOPPING = "it dropped the request because it is stopping"
@@ -37,19 +37,20 @@ log = logging.getLogger(__name__)
 
 
 class Relay:
-    """One answer of an engine on its way to the client, which it can take in five ways:
+    """Passes one answer of an engine to its client, in one of five ways:
 
-        first chunk of a stream       begin()             at once, without a switch of tasks
+        first chunk of a stream       begin()             at once, without a task switch
         its further chunks            _take()             the same
         all that is not plain there,  run()               by the request's task
         and long answers
-        the end of an answer,         finish()            when nothing is held for the request any more
+        the end of an answer,         finish()            once the request's place and limits are released
         and the whole of a short one
         errors                        refuse(), fail()    in the client's dialect
 
-    Nothing is sent before the engine's first byte, although its headers come earlier: until then a broken
-    engine can be replaced by another, and a late one still answered with 504. Nor is the end, before nothing
-    is held for the request any more: who has read it may ask again at once, of another worker as well.
+    Nothing is sent before the first byte of the engine's body, although its headers come earlier: until then
+    a broken engine can be replaced by another, and a late one answered with 504. Nor is the end sent before
+    the request's place and limits are released: a client that has read the end may send its next request at
+    once, also to another worker.
     """
 
     __slots__ = (
@@ -79,14 +80,16 @@ class Relay:
         self._send = send
         self._connection = connection
         self._hides_usage = hides_usage
-        self._events: EventStream | None = None  # None where the answer is no stream
+        self._events: EventStream | None = None  # None if the answer is not a stream
         self._rest: bytes | None = None
         self._now = guard.now
         self.started = False
 
     def begin(self, answer: Answer, chunk: bytes) -> bool:
-        """The short way of a stream's first chunk: as soon as it comes, without a switch of tasks. False: it
-        is for first_chunk() and run()."""
+        """Fast path of a stream's first chunk: write it as soon as it arrives, without a task switch.
+
+        Returns False if it has to go through first_chunk() and run().
+        """
         self._adopt(answer)
         if answer.status >= 300 or not self._is_plain(chunk):
             return False
@@ -104,7 +107,7 @@ class Relay:
         return True
 
     async def first_chunk(self, answer: Answer) -> bytes:
-        """Wait for the engine's first byte, of which begin() may have left nothing. Raises EngineLost."""
+        """Wait for the engine's first byte. Returns b"" if begin() has passed it on. Raises EngineLost."""
         self._adopt(answer)
         chunk = await answer.read()
         if self._answer.status < 400 and self._exchange.dialect.is_aborted(chunk):
@@ -112,11 +115,11 @@ class Relay:
         return chunk
 
     async def run(self, chunk: bytes) -> None:
-        """Pass the answer on, beginning with `chunk` (or with what begin() has passed on), but for its end,
-        which is for finish(). Raises EngineLost when it does not come to its end.
+        """Pass the answer on, starting with `chunk`, except for its end, which finish() sends.
 
-        The next chunk is read only when the server has taken the last one, so a client that does not read
-        stops its own stream and fills no memory.
+        If begin() has passed on the first chunk, start after it. Raises EngineLost if the engine's answer
+        breaks off. The next chunk is read only when the server has taken the last one, so a client that does
+        not read stops its own stream and fills no memory.
         """
         exchange, guard, events = self._exchange, self._guard, self._events
         if events is None:
@@ -143,7 +146,7 @@ class Relay:
                 if chunk:
                     exchange.note_chunk(chunk)
             if self._answer.at_end and (events is None or events.is_complete()):
-                # Together with the end of the body.
+                # The last event arrived together with the end of the body.
                 rest = chunk if events is None else chunk + events.held
                 break
             guard.reading_since = None
@@ -167,12 +170,12 @@ class Relay:
         if not self.started:
             await self._start(b"")
         if self._connection is not None:
-            # However slowly it reads, finish() need not wait.
+            # Wait for a slow reader here, so that finish() need not.
             await self._connection.wait_until_read()
         self._rest = rest
 
     async def finish(self) -> None:
-        """Send what run() has left."""
+        """Send what run() has kept for the end."""
         rest, connection = self._rest, self._connection
         if rest is None:
             return
@@ -182,7 +185,10 @@ class Relay:
             await self._send({"type": "http.response.body", "body": rest})
 
     async def _next(self, take: Take | None) -> bytes:
-        """The next chunk; empty at the end. After its last event a stream has nothing to lose."""
+        """The next chunk, or b"" at the end.
+
+        A connection that breaks after a stream's last event counts as its end.
+        """
         try:
             return await self._answer.read(take)
         except EngineLost:
@@ -191,7 +197,7 @@ class Relay:
             raise
 
     def _at_once(self, body: bytes) -> bool:
-        """The short way of an answer that is all there. False: it has to take the other."""
+        """Fast path of an answer that has arrived completely. Returns False if it has to go the other way."""
         if self._connection is None or not self._connection.may_start:
             return False
         exchange = self._exchange
@@ -202,9 +208,11 @@ class Relay:
         return True
 
     def _take(self, chunk: bytes, framed: bytes) -> bool:
-        """The short way of a chunk, from the engine's socket to the client's without a switch of tasks, while
-        `run` waits for the next one. Whatever is out of the ordinary is left for `run`. `framed` is the same
-        as it stands on the wire."""
+        """Fast path of a chunk, from the engine's socket to the client's without a task switch.
+
+        Called while `run` waits for the next chunk. Anything unusual is left for `run`. `framed` is the same
+        chunk, framed for HTTP.
+        """
         exchange, connection, events = self._exchange, self._connection, self._events
         if connection is None or events is None or events.is_open or not self._is_plain(chunk):
             return False
@@ -216,7 +224,7 @@ class Relay:
         return True
 
     def _is_plain(self, chunk: bytes) -> bool:
-        """Whole events for the client, as they are."""
+        """Whether the chunk is made of complete events that are passed on unchanged."""
         return (
             self._events is not None
             and chunk.endswith(b"\n\n")
@@ -225,7 +233,7 @@ class Relay:
         )
 
     async def refuse(self, chunk: bytes) -> None:
-        """Pass on an answer of 4xx or 5xx, in our one shape whatever its own. Raises EngineLost."""
+        """Pass on a 4xx or 5xx, translated from the engine's error shape into ours. Raises EngineLost."""
         body = chunk
         while chunk and len(body) <= _ERROR_BODY_LIMIT:
             chunk = await self._answer.read()
@@ -243,8 +251,11 @@ class Relay:
         await send_json(self._send, status, body, headers)
 
     async def fail(self, error: ApiError) -> None:
-        """Tell a client in mid-answer that this is not its end. A stream gets an event; any other answer is
-        left incomplete, and the server then closes the connection, which no client takes for success."""
+        """Tell a client in the middle of its answer that the answer has failed.
+
+        A stream gets an error event. Any other answer stays incomplete and the server closes the connection,
+        which no client takes for success.
+        """
         if self._events is None:
             return
         event = self._exchange.dialect.error_event(error, self._exchange.request_id)
@@ -255,9 +266,9 @@ class Relay:
             log.warning("request %s: its client does not read", self._exchange.request_id)
 
     async def _start(self, chunk: bytes) -> None:
-        """The head, and a first piece of the body if there is one."""
+        """Send the head, and a first piece of the body if there is one."""
         status = self._answer.status
-        # Events are of a length that nobody knows: they may be held back or added.
+        # The length of an event stream is unknown: events may be held back or added.
         headers = self._headers() if self._events is None else self._headers(b"content-length")
         self._exchange.status = status
         self.started = True
@@ -278,8 +289,10 @@ class Relay:
             self._events = EventStream(self._exchange)
 
     def _is_cut(self, body: bytes) -> bool:
-        """Whether JSON ends in its middle, although it is as long as it said. Few are parsed: those whose
-        braces are not balanced."""
+        """Whether a JSON body ends too early, although its length is as declared.
+
+        Only bodies with unbalanced braces are parsed.
+        """
         if body and body.count(b"{") == body.count(b"}"):
             return False
         if not self._is_json():
@@ -291,7 +304,7 @@ class Relay:
         return False
 
     def _is_open(self, beginning: bytes) -> bool:
-        """The same of JSON that came in parts, of which there are only the first byte and the last parts."""
+        """The same for JSON that came in parts, of which only the first byte and the last parts are kept."""
         end = b"".join(self._exchange.tail).rstrip()
         return bool(end) and self._is_json() and not end.endswith(_CLOSING.get(beginning, b""))
 
@@ -299,7 +312,7 @@ class Relay:
         return (self._answer.header(b"content-type") or b"").startswith(b"application/json")
 
     def _headers(self, *more: bytes) -> list[Header]:
-        """Ours and the engine's, without those of one connection and `more`."""
+        """Our headers and the engine's, without those that concern one connection and without `more`."""
         answer = self._answer
         headers = self._exchange.headers()
         unwanted = _NOT_PASSED_ON.union(more) if more else _NOT_PASSED_ON
@@ -307,7 +320,7 @@ class Relay:
             unwanted |= {name.strip().lower() for name in connection.split(b",")}
         headers += [header for header in answer.headers if header[0] not in unwanted]
         if self._events is not None:
-            # Said in the answer itself, so that it holds for whatever stands in front of us.
+            # Set on the answer itself, so that it works with any server in front of us.
             headers.append((b"x-accel-buffering", b"no"))
             if answer.header(b"cache-control") is None:
                 headers.append((b"cache-control", b"no-cache"))

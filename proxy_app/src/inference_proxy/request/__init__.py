@@ -1,1 +1,1 @@
-"""One request: read, checked, and made into a job for an engine."""
+"""One request: read, validated and turned into a job for an engine."""

@@ -1,4 +1,4 @@
-"""Which model is meant: aliases, old names, defaults, and who stands in for whom."""
+"""Finds the model that a client's name means: aliases, old names, defaults and fallbacks."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
@@ -12,14 +12,14 @@ from inference_proxy.keys.authenticate import Key
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a client's name of a model stands for, and headers that the answer gets because of the name."""
+    """The model that a client's name means, and the headers that the answer gets because of that name."""
 
     model: ModelConfig
     headers: tuple[Header, ...] = ()
 
 
 class Catalogue:
-    """The models of the configuration by all their names."""
+    """The configured models by all their names."""
 
     def __init__(self, config: Config) -> None:
         served = {name for engine in config.engines for name in engine.models}
@@ -31,15 +31,17 @@ class Catalogue:
             self._names |= {old.name: Named(model, _deprecation(old)) for old in model.deprecated}
 
     def resolve(self, name: str, key: Key) -> Named:
-        """What a name stands for. Raises ApiError 404, also for a model that the key may not use: for it that
-        one does not exist, and the answer tells nothing about the others."""
+        """The model that a name means. Raises ApiError 404, also for a model that the key may not use.
+
+        For such a key the model does not exist, so the error does not reveal other models.
+        """
         named = self._names.get(name)
         if named is None or not key.may_use(named.model.name):
             raise unknown_model(name)
         return named
 
     def line(self, model: ModelConfig, key: Key) -> list[ModelConfig]:
-        """The model, then those that stand in for it, each once, as far as the key may use them."""
+        """The model followed by its fallbacks without duplicates, as far as the key may use them."""
         if model.fallback is None:
             return [model]
         line = [model]
@@ -56,7 +58,7 @@ class Catalogue:
 
 
 def unknown_model(name: str) -> ApiError:
-    """404, whether it does not exist or the key may not use it."""
+    """404, both for a model that does not exist and for one that the key may not use."""
     return ApiError(
         404,
         "model_not_found",

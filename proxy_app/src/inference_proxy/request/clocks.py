@@ -1,4 +1,4 @@
-"""How long a request may take: four clocks, scaled by what it asks for."""
+"""How long a request may take: four clocks, scaled by the size of the request."""
 
 import msgspec
 
@@ -7,8 +7,11 @@ from inference_proxy.request.job import Job
 
 
 class Clocks(msgspec.Struct, frozen=True):
-    """Seconds. `first_byte_s` and `total_s` count from the moment in which the engine is chosen, so that the
-    wait in line, which has a bound of its own, is in neither."""
+    """Seconds.
+
+    `first_byte_s` and `total_s` start when the engine is chosen, so neither includes the time in the queue,
+    which has its own limit.
+    """
 
     connect_s: float
     first_byte_s: float
@@ -17,14 +20,14 @@ class Clocks(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, job: Job, timeouts: Timeouts, size: str, waiting: int) -> "Clocks":
-        """`size` is the model's; `waiting` requests wait in the engine's own queue.
+        """`size` is the model's; `waiting` is how many requests wait in the engine's own queue.
 
         first byte = (first_byte_s + prompt tokens / 1000 * per_1k_prompt_tokens_s) * size
                      + waiting * per_waiting_request_s
         total      = first byte + tokens to generate * per_token_s * size, at most total_s of its class
 
-        An answer that is no stream comes when all of it is there: its first byte may take the total. So may a
-        request that does not say how much it wants take all that its class has.
+        An answer that is not a stream arrives only when it is complete, so its first byte may take the total.
+        A request without a token cap may take its class's full total_s.
         """
         endpoint, slow = job.asked.endpoint, timeouts.size_factors[size]
         prompt_s = job.asked.prompt_tokens / 1000 * timeouts.per_1k_prompt_tokens_s
@@ -43,7 +46,7 @@ class Clocks(msgspec.Struct, frozen=True):
 
 
 def limit_s(kind: EndpointClass, timeouts: Timeouts) -> float:
-    """Most seconds for a request of this class, from its arrival."""
+    """The most seconds that a request of this class may take from its arrival."""
     limits = timeouts.total_s
     if kind is POOLING:
         return limits.pooling

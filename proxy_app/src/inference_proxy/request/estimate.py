@@ -1,4 +1,4 @@
-"""How many prompts a body has, and how many tokens, about: by the size of its fields, not building them."""
+"""Estimates how many prompts and tokens a body has, from the size of its fields and without decoding them."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,31 +8,34 @@ import msgspec
 from inference_proxy.api.endpoints import Endpoint
 from inference_proxy.api.numbers import MOST_TOKENS
 
-# A token of English prose has about four bytes. What is counted against limits is the engine's own number in
-# the end; this one only has to be near it when a request is let in.
+# A token of English prose has about four bytes. Limits finally count the engine's own number; this one only
+# has to be close to it when a request is admitted.
 _BYTES_A_TOKEN = 4
 # An image or a sound costs an engine by its pixels or seconds, not by its bytes in the body.
 _MEDIUM_TOKENS = 1000
-# One that is smaller than this counts by its bytes, which comes to the same. So only bodies with a long run
-# without a blank are looked at closely: a sample of each _STRIDE_BYTES finds every run of twice as many.
+# A medium smaller than this counts by its bytes, which gives about the same. So only bodies that contain a
+# long run without a blank are searched for media: one sample every _STRIDE_BYTES finds each run of twice that
+# length.
 _STRIDE_BYTES = 2048
 _SAMPLE_BYTES = 64
 
-# Where the APIs of OpenAI, Anthropic and vLLM put media. In a part of a message: its own text, or an object
-# with it. Nowhere else: what stands in `text`, in tools or in a tool call's arguments is read by the model.
+# Where the APIs of OpenAI, Anthropic and vLLM put media: in a part of a message, as its own text or as an
+# object that holds it. Nowhere else: the model reads what is in `text`, in tools or in a tool call's
+# arguments.
 _MEDIA = frozenset({"image_url", "audio_url", "video_url", "image_embeds", "audio_embeds", "file_data"})
 _HOLDERS = frozenset({"source", "input_audio", "image_url", "audio_url", "video_url", "file", "output"})
 _DATA = frozenset({"data", "url", "file_data", "image_url"})
 _LISTS = frozenset({"content", "output"})
-# A document's source can be plain text, too.
+# A document's source may also be plain text.
 _TEXT = b'"text"'
 _NOT_MESSAGES = "tools"
-# Beyond it all is text: nobody sends as many parts of messages, and looking at each would take its time.
+# Above this, all of the body counts as text: no client sends as many message parts, and checking each would
+# take too long.
 _MOST_PARTS = 20_000
 _MOST_QUOTES = 20 * _MOST_PARTS
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'",'))
 _STRINGS = re.compile(rb'"[^"]*"')
-# A message holds parts, a part (a tool's result) parts again.
+# Messages contain parts, and a part (a tool's result) may contain parts again.
 _DEPTH = 6
 
 _Object = Mapping[str, msgspec.Raw]
@@ -43,7 +46,7 @@ _FIRST = re.compile(rb"\[\s*(.)", re.DOTALL)
 
 
 def estimate(endpoint: Endpoint, fields: _Object, body: bytes) -> tuple[int, int]:
-    """Prompts (1 or more) and tokens of all of them together."""
+    """How many prompts (1 or more), and the tokens of all of them together."""
     prompts, tokens = 1, 0
     looks = _may_hold_media(body)
     for name in endpoint.prompt:
@@ -61,7 +64,7 @@ def estimate(endpoint: Endpoint, fields: _Object, body: bytes) -> tuple[int, int
 
 
 def _tokens(raw: msgspec.Raw, looks: bool) -> int:
-    """Of a text or of whatever holds one."""
+    """The tokens of a text, or of a value that contains text."""
     size, media = len(raw), 0
     if looks:
         for medium in _media(raw):
@@ -83,13 +86,17 @@ def _may_hold_media(body: bytes) -> bool:
     return _parts(body) <= _MOST_PARTS
 
 
-# Lists are counted by their bytes. Objects for their items would take a second and half a gigabyte for the
-# largest body.
+# Lists are counted by their bytes. Decoding the items of the largest body would take a second and half a
+# gigabyte.
 
 
 def _batch(raw: msgspec.Raw) -> tuple[int, int] | None:
-    """Prompts and tokens of a list of texts, of lists of token ids, or of token ids, which is one prompt;
-    None for anything else. An empty list has one prompt, for the engine to refuse."""
+    """Prompts and tokens of a list of texts, of lists of token ids, or of token ids (which is one prompt).
+
+    None for anything else.
+
+    An empty list counts as one prompt; the engine refuses it.
+    """
     if _begins(raw) != _LIST:
         return None
     text = bytes(raw)
@@ -103,7 +110,7 @@ def _batch(raw: msgspec.Raw) -> tuple[int, int] | None:
 
 
 def _first_of(text: bytes) -> bytes:
-    """How the first item of a list begins."""
+    """The first byte of a list's first item."""
     found = _FIRST.match(text)
     return found[1] if found else b""
 
@@ -115,20 +122,22 @@ def _strings(text: bytes) -> int:
 
 
 def _parts(text: bytes) -> int:
-    """At least as many as valid JSON has items and fields at all its levels, which is what taking it apart
-    costs; exact where there would be many. Commas of strings do not count."""
+    """An upper bound for the items and fields of valid JSON at all levels, which is what decoding it costs.
+
+    Exact where the bound would be large. Commas inside strings do not count.
+    """
     commas = text.count(b",")
     if commas <= _MOST_PARTS or text.count(_STRING) > _MOST_QUOTES:
         return commas
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Strings without commas go at once, the others one by one.
+    # Remove strings: those without commas are adjacent quotes by now, the others are removed one by one.
     structure = text.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
     return _STRINGS.sub(b"", structure).count(b",")
 
 
 def _items(raw: msgspec.Raw) -> int:
-    """How many texts there are to compare, at least: those of a list, or of an object's `content`."""
+    """A lower bound for the texts to compare: the items of a list, or of an object's `content`."""
     parts = _parts(bytes(raw))
     if parts > _MOST_PARTS:
         return parts
@@ -143,18 +152,24 @@ def _items(raw: msgspec.Raw) -> int:
 
 
 def _repeated(first: msgspec.Raw, second: msgspec.Raw, looks: bool) -> int:
-    """One text that is compared with several is read once more for each further one."""
+    """Additional tokens for a text that is compared with several others.
+
+    It is read again for each one after the first.
+    """
     if _items(first) != 1:
         return 0
     return max(_items(second) - 1, 0) * _tokens(first, looks)
 
 
 def _media(raw: msgspec.Raw) -> Iterator[msgspec.Raw]:
-    """The embedded images, sounds and files of a list of messages, or of one, as they stand in the body."""
+    """The embedded images, sounds and files in one message or in a list of messages.
+
+    As encoded in the body.
+    """
     try:
         yield from _in_parts(raw, _DEPTH)
     except msgspec.MsgspecError:
-        # Not what an API knows: then all of it is text.
+        # Not a shape that the APIs know: all of it counts as text.
         return
 
 

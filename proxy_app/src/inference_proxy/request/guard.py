@@ -1,4 +1,4 @@
-"""What may end a request before its time: the client leaving, a clock running out, the server stopping."""
+"""What may end a request early: the client leaving, a clock running out, the server stopping."""
 
 import asyncio
 import enum
@@ -14,9 +14,10 @@ from inference_proxy.keys.authenticate import Key
 from inference_proxy.request.clocks import Clocks
 
 GRAIN_S = 0.1
-"""How late a clock may end its request, at most, in seconds."""
+"""The most, in seconds, by which a clock may end its request too late."""
 
-# Mostly sooner than any clock runs out, and later than a request ends: so most are looked at once or never.
+# Usually sooner than any clock runs out, and later than a request ends: so most requests are checked once or
+# never.
 _FIRST_LOOK_S = 30.0
 
 
@@ -30,12 +31,12 @@ class Reason(enum.Enum):
     SHUTDOWN = "shutdown"
 
 
-# Each request needs it, and before Python 3.12 finding an enum's member costs as much as a function.
+# Used by each request; before Python 3.12, looking up an enum's member costs as much as a function call.
 _CLIENT_GONE = Reason.CLIENT_GONE
 
 
 class Interrupted(Exception):
-    """The guarded block was ended from outside, and why."""
+    """The guarded block was ended from outside; `reason` says why."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
@@ -43,23 +44,24 @@ class Interrupted(Exception):
 
 
 class Guards:
-    """Those of a worker's running requests, and one timer for all of their clocks: a timer of the event loop
-    for each costs more than the rest of a guard. It is a timing wheel (Varghese and Lauck 1987), which finds
-    whoever is due without looking at the others.
+    """The guards of a worker's running requests, with one timer for all their clocks.
+
+    One event loop timer per guard would cost more than the rest of the guard. This is a timing wheel
+    (Varghese and Lauck 1987), which finds expired entries without looking at the others.
     """
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
         self._all: set[Guard] = set()
-        self._slots: dict[int, set[Guard]] = {}  # of GRAIN_S each, by their number
-        self._turned = 0  # the last slot that was seen to
+        self._slots: dict[int, set[Guard]] = {}  # by slot number; a slot is GRAIN_S long
+        self._turned = 0  # the last slot that was processed
         self._turning = False
 
     def __len__(self) -> int:
         return len(self._all)
 
     def __iter__(self) -> Iterator["Guard"]:
-        """They may leave meanwhile."""
+        """A copy, because guards may leave during the iteration."""
         return iter(list(self._all))
 
     def enter(self, guard: "Guard") -> None:
@@ -70,7 +72,7 @@ class Guards:
         self.cancel(guard, slot)
 
     def call_at(self, when: float, guard: "Guard", loop: asyncio.AbstractEventLoop) -> int:
-        """Have it look at its clocks then, by the loop's time. The slot is for cancel()."""
+        """Have the guard check its clocks at that loop time. Returns the slot for cancel()."""
         if not self._turning:
             self._turning, self._turned = True, int(loop.time() / GRAIN_S)
             self._turn_at(self._turned + 1, loop)
@@ -92,7 +94,7 @@ class Guards:
         loop.call_at(slot * GRAIN_S, self._turn, slot, loop)
 
     def _turn(self, slot: int, loop: asyncio.AbstractEventLoop) -> None:
-        # By the time alone it could be the slot before, for floats are rounded.
+        # Floats are rounded, so the time alone could give the slot before.
         slot = max(slot, int(loop.time() / GRAIN_S))
         while self._turned < slot:
             self._turned += 1
@@ -109,11 +111,11 @@ class Guards:
 class Guard:
     """Cancels the task inside `with guard:` for a Reason; the block then ends with Interrupted.
 
-    From its beginning the request has `limit_s` seconds in all; start() sets the clocks that run while an
-    engine works for it. They are looked at too early rather than being set again, so that a chunk costs an
-    assignment to `reading_since`. While a chunk is on its way to a client that does not read, `reading_since`
-    is None: only the total clock runs then, for the engine is not to blame. now() is the time by which
-    `reading_since` counts.
+    The request has `limit_s` seconds in all from its beginning; start() sets the clocks that run while an
+    engine works on it. Timers are not reset: the clocks are checked early instead, so that a chunk costs only
+    an assignment to `reading_since`. While a chunk is being sent to a client that does not read,
+    `reading_since` is None: only the total clock runs then, because the engine is not to blame. now() is the
+    clock that `reading_since` uses.
     """
 
     __slots__ = (
@@ -165,15 +167,17 @@ class Guard:
         task, self._task = self._task, None
         if self.reason is not None and task is not None:
             others = task.uncancel()
-            # Cancelled by somebody else as well: that is not ours to swallow.
+            # Someone else has cancelled the task as well: do not swallow that.
             if kind is asyncio.CancelledError and not others:
                 raise Interrupted(self.reason) from None
 
     def watch(self, receive: Receive, connection: ClientConnection | None) -> None:
-        """From here on (the body has been read) all that `receive` can still tell is that the client left.
+        """End the request when its client leaves.
 
-        Without it nobody notices: the server drops what is sent to a closed connection in silence. `client`
-        tells the same without a task that waits for it.
+        Call this once the body has been read: after it, `receive` reports nothing else.
+
+        Without this a lost client goes unnoticed: the server silently drops what is sent to a closed
+        connection. `connection` reports the same without a task that waits for it.
         """
         if connection is not None:
             self._connection = connection
@@ -181,7 +185,10 @@ class Guard:
         self._watcher = self._loop.create_task(self._until_gone(receive))
 
     def start(self, clocks: Clocks) -> None:
-        """An engine is asked now. A second one has time for its first byte anew, and no more in all."""
+        """An engine has been asked.
+
+        After a retry, the clock for the first byte starts again, but the total does not grow.
+        """
         now = self.now()
         self._first_byte_at = now + clocks.first_byte_s
         self._between_s = clocks.between_chunks_s
@@ -189,12 +196,15 @@ class Guard:
         self._look_at(min(self._first_byte_at, self._total_at))
 
     def first_byte_came(self) -> None:
-        """Stops that clock and starts the one between chunks."""
+        """Stop the clock for the first byte and start the one between chunks."""
         self._first_byte_at = None
         self._look_at(min(self.now() + self._between_s, self._total_at))
 
     def interrupt(self, reason: Reason) -> None:
-        """End the block. The first reason stands, but for ENGINE_HUNG, which outlive() may make good."""
+        """End the block.
+
+        The first reason stands, except that any other replaces ENGINE_HUNG, which outlive() may undo.
+        """
         if self._task is None or self.reason not in (None, Reason.ENGINE_HUNG):
             return
         if self.reason is None:
@@ -202,14 +212,20 @@ class Guard:
         self.reason = reason
 
     def outlive(self) -> bool:
-        """Inside the block, where it was cancelled: whether it may go on, ENGINE_HUNG being all there was."""
+        """Whether the block may continue although it was cancelled.
+
+        Called inside the block. It may if the only reason was ENGINE_HUNG.
+        """
         if self.reason is not Reason.ENGINE_HUNG or self._task is None:
             return False
         self.reason = None
         return not self._task.uncancel()
 
     def silent_s(self) -> float | None:
-        """For how long the engine has sent nothing. None: it has not begun, or the client does not read."""
+        """For how long the engine has sent nothing.
+
+        None before its first byte, or while the client does not read.
+        """
         return None if self.reading_since is None else self.now() - self.reading_since
 
     async def _until_gone(self, receive: Receive) -> None:
@@ -218,7 +234,7 @@ class Guard:
         self.interrupt(_CLIENT_GONE)
 
     def look(self) -> None:
-        """End the block if a clock has run out, or look again when one may have."""
+        """End the block if a clock has run out; otherwise check again when the next one may have."""
         self._slot = 0
         now = self.now()
         if now >= self._total_at:
@@ -232,7 +248,7 @@ class Guard:
         self._look_at(min(due, self._total_at))
 
     def _look_at(self, when: float) -> None:
-        """Then at the latest."""
+        """Check the clocks at that time or earlier."""
         if self._slot:
             if when >= self._slot * GRAIN_S:
                 return

@@ -1,4 +1,4 @@
-"""A request as it came in."""
+"""A request as it arrived."""
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -9,7 +9,10 @@ from inference_proxy.http.server_protocol import ClientConnection
 
 
 class Incoming(msgspec.Struct, frozen=True, eq=False):
-    """`client` has the short ways of the server's protocol; None under a server that has none."""
+    """The values that ASGI hands over.
+
+    `connection` offers the fast paths of our server protocol; None under another server.
+    """
 
     endpoint: Endpoint
     headers: HeaderFields

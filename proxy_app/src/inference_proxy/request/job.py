@@ -1,4 +1,4 @@
-"""What an engine gets: the client's own bytes, but for what is the proxy's to say."""
+"""What an engine gets: the client's own bytes, except for fields that only the proxy may set."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from inference_proxy.http.message import Header, HeaderFields
 from inference_proxy.request.stream_usage import ask
 from inference_proxy.request.validate import Asked
 
-# By these an engine takes orders from whoever schedules it. A client that wrote them could overtake others,
-# share their cached prompts, have another request's state handed over, or be counted for less than it gets:
-# by an interval an event holds many tokens, and with its messages the answer repeats objects of the client's.
+# Fields by which a scheduler controls an engine. A client that set them could overtake others, share their
+# cached prompts, get another request's state, or be charged too little: with an interval one event holds many
+# tokens, and with the engine's messages the answer repeats objects of the client's.
 _PROXYS_OWN = frozenset(
     {"priority", "cache_salt", "request_id", "session_id", "kv_transfer_params", "ec_transfer_params",
      "vllm_xargs", "stream_interval", "enable_response_messages"}
 )  # fmt: skip
-# What a client may say in headers. All else stays here: its key, its cookies, and the headers by which vLLM
-# takes orders (priority, rank, load metrics).
+# The client's headers that are passed on. All others are dropped: its key, its cookies, and the headers by
+# which vLLM can be controlled (priority, rank, load metrics).
 _FORWARDED = tuple((name.encode(), name) for name in ("accept", "traceparent", "tracestate"))
 
 
@@ -29,9 +29,9 @@ class Job(msgspec.Struct, frozen=True, eq=False):
     """A request as it is admitted, routed and sent: `asked`, for engines that serve `model`.
 
     `max_tokens` is the most that may be generated for each choice, after the model's default and limit and
-    within `context_tokens`, the model's context; None: as much as fits. `notices` are headers
-    that tell the client what was changed. `hides_usage`: the engine tells usage in an event that the client
-    did not ask for.
+    within `context_tokens`, the model's context; None: as much as fits. `notices` are headers that tell the
+    client what was changed. `hides_usage`: the engine reports usage in an event that the client did not ask
+    for.
     """
 
     asked: Asked
@@ -52,7 +52,11 @@ def prepare(
     request_id: str,
     context_tokens: int = MOST_CONTEXT_TOKENS,
 ) -> Job:
-    """Raises ApiError 400 for a form with fields that are the proxy's own: its bytes are not taken apart."""
+    """Make the job.
+
+    Raises ApiError 400 for a form with fields that only the proxy may set, because a form's bytes are not
+    rewritten.
+    """
     headers = {"x-request-id": request_id}
     for field, name in _FORWARDED:
         if field in client_headers:
@@ -100,8 +104,8 @@ def _changes(asked: Asked, model: ModelConfig, max_tokens: int | None) -> dict[s
         changes["model"] = model.name
     caps = [name for name in endpoint.cap if name in asked.fields]
     if endpoint.cap and (max_tokens != asked.max_tokens or len(caps) > 1):
-        # A body may have both of chat's fields: each is set, so that neither says more. An engine that takes
-        # 0 for none would go by the other one.
+        # A chat body may have two such fields: set both, so that neither asks for more. An engine that
+        # ignores 0 would otherwise use the other one.
         changes |= dict.fromkeys(caps or endpoint.cap[:1], max_tokens)
     return changes
 

@@ -1,4 +1,4 @@
-"""The body of a request, read whole and within its limit."""
+"""Reads the whole body of a request, up to its limit."""
 
 from starlette.types import Receive
 
@@ -7,12 +7,14 @@ from inference_proxy.http.server_protocol import ClientConnection
 
 
 class ClientGone(Exception):
-    """The client left before its request was complete: there is nobody to answer."""
+    """The client left before its request was complete: there is no one to answer."""
 
 
 def body_at_once(connection: ClientConnection | None, limit: int) -> bytes | None:
-    """The whole body, if it came with its head and is at most `limit` bytes; None: it is for read_body().
-    Raises ApiError 413."""
+    """The whole body if it arrived together with its head, otherwise None: use read_body().
+
+    Raises ApiError 413 above `limit` bytes.
+    """
     body = None if connection is None else connection.body()
     if body is not None and len(body) > limit:
         raise _too_large(limit)
@@ -22,8 +24,8 @@ def body_at_once(connection: ClientConnection | None, limit: int) -> bytes | Non
 async def read_body(receive: Receive, declared: bytes | None, limit: int) -> bytes:
     """The whole body, at most `limit` bytes. Raises ApiError 413, ClientGone.
 
-    The declared length is only a reason to refuse early: what counts is what arrives, so an upload in chunks
-    meets the same limit.
+    The declared length only serves to refuse early. What counts is what arrives, so a chunked upload meets
+    the same limit.
     """
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)

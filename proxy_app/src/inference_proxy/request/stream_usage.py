@@ -1,7 +1,7 @@
-"""The usage of a stream whose client did not ask for it: asked for at the engine, and kept from the client.
+"""Asks engines for the usage of a stream whose client did not, and hides it from that client.
 
-An engine tells it in an event of its own, before `[DONE]`, with an empty list of choices (OpenAI's API
-reference, `stream_options.include_usage`; vLLM 0.32 sends it so, and leaves the other events as they are).
+An engine sends usage in an event of its own, before `[DONE]`, with an empty list of choices (OpenAI's API
+reference, `stream_options.include_usage`; vLLM 0.32 does so and leaves the other events unchanged).
 """
 
 from collections.abc import Mapping
@@ -13,22 +13,24 @@ from inference_proxy.http.sse import documents, split_events
 from inference_proxy.request.validate import Asked, flag_of, wrong
 
 MARK = b'"usage":'
-"""No chunk without it has such an event. A model cannot write it: in a JSON string quotes are escaped."""
+"""A chunk without this has no usage event. A model cannot write it: in a JSON string quotes are escaped."""
 
 _OPTIONS, _FLAG = "stream_options", "include_usage"
-# What else is in them is not read: it may hold numbers that are too large for us, and not for an engine.
+# Other options stay undecoded: they may hold numbers that are too large for us but not for an engine.
 _split_options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 _scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
 
 
-# Two flags fill a tenth of it.
+# Two flags fill a tenth of this.
 _MOST_BYTES = 1024
 
 
 def ask(asked: Asked, changes: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     """Further changes of the body, besides `changes`, and whether the client did not ask for usage itself.
-    No changes where usage is told anyway, or in no stream. Raises ApiError 400 for what engines might read in
-    another way, so that usage would be missed."""
+
+    No changes if usage is reported anyway or the answer is not a stream. Raises ApiError 400 for options that
+    engines might read differently, so that usage would be missed.
+    """
     if not asked.stream or not asked.endpoint.usage_option:
         return {}, False
     options = _options(asked, changes)
@@ -43,7 +45,7 @@ def ask(asked: Asked, changes: Mapping[str, Any]) -> tuple[dict[str, Any], bool]
 
 
 def _options(asked: Asked, changes: Mapping[str, Any]) -> dict[str, Any] | None:
-    """None for what is no object, which the engine refuses."""
+    """The stream options; None if they are not an object, which the engine refuses."""
     raw = asked.fields.get(_OPTIONS)
     if raw is None:
         return changes.get(_OPTIONS) or {}
@@ -53,13 +55,13 @@ def _options(asked: Asked, changes: Mapping[str, Any]) -> dict[str, Any] | None:
         return _split_options(raw) or {}
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         if bytes(raw).startswith(b"{"):
-            # An object, with names that are not UTF-8, which an engine's parser may let pass.
+            # An object with names that are not UTF-8, which an engine's parser may accept.
             raise wrong(_OPTIONS, "invalid_value", f"'{_OPTIONS}' cannot be read: {error}.") from error
         return None
 
 
 def _wanted(options: dict[str, Any]) -> Any:
-    """The flag's value, whatever it is; something that is no flag where it cannot be read."""
+    """The flag's value, of any type; a value that is not a flag if it cannot be decoded."""
     value = options.get(_FLAG)
     if not isinstance(value, msgspec.Raw):
         return value
@@ -70,7 +72,7 @@ def _wanted(options: dict[str, Any]) -> Any:
 
 
 def split(chunk: bytes) -> tuple[bytes, bytes]:
-    """Whole events of a stream without those that tell usage and nothing else; and those."""
+    """Split complete events of a stream into those for the client and those that contain only usage."""
     kept: list[bytes] = []
     hidden: list[bytes] = []
     for event in split_events(chunk):

@@ -1,4 +1,4 @@
-"""Second step: the body, as far as the proxy needs to understand it."""
+"""Second step: check the body, as far as the proxy needs to understand it."""
 
 import re
 from collections.abc import Mapping
@@ -17,25 +17,25 @@ from inference_proxy.http.message import HeaderFields
 from inference_proxy.keys.authenticate import Key
 from inference_proxy.request.estimate import estimate
 
-# As a string has a whole number; more digits are more than MOST.
+# A whole number written as a string; one with more digits is above MOST.
 _DIGITS = re.compile(r"([+-]?[0-9]{1,19})(?:\.0*)?", re.ASCII)
 
 _BOM = b"\xef\xbb\xbf"
-# Besides JSON's own, engines take these as well, and a form has no others.
+# Accepted by engines besides JSON's own; in forms, the only ones.
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
-# All that is built of a JSON body.
+# The only fields of a JSON body that are decoded.
 _ACTED_ON = frozenset({"model", "stream", "n", "user"}).union(*(row.cap + row.refused for row in TABLE))
-# Fails at the first byte of a list or an object, which could hold millions of parts.
+# Fails at the first byte of a list or an object, which could have millions of parts.
 _scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
-# What it is then, for it is wrong wherever it is not refused.
+# Stands for such a value: it has the wrong type wherever it is not refused.
 _NESTED = object()
 _Values = Mapping[str, Any]
 
 
 class _Metadata(msgspec.Struct):
-    """Of Anthropic's `metadata`; what else it has is skipped, not built."""
+    """Anthropic's `metadata`. Other fields are skipped without decoding them."""
 
     user_id: str | None = None
 
@@ -44,12 +44,12 @@ _metadata = msgspec.json.Decoder(_Metadata).decode
 
 
 class Asked(msgspec.Struct, frozen=True, eq=False):
-    """What a request asks for: all that the later steps decide by.
+    """What a request asks for: everything that the later steps need to know.
 
     `model` is the name that the client wrote. `max_tokens` is the client's cap for each choice, None without
-    one; `choices` the number of answers, `n` for each prompt. `prompt_tokens` is an estimate. `session` ties
-    requests of one conversation together, and is whatever the client chose for it. `body` is what came, byte
-    for byte; `fields` are the parts of a JSON body, `form` those of a multipart one.
+    one; `choices` is the number of answers, `n` for each prompt. `prompt_tokens` is an estimate. `session`
+    identifies the conversation; clients choose its value. `body` is the client's, byte for byte; `fields` are
+    the parts of a JSON body, `form` those of a multipart one.
     """
 
     endpoint: Endpoint
@@ -66,7 +66,10 @@ class Asked(msgspec.Struct, frozen=True, eq=False):
 
 
 def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -> Asked:
-    """Check the fields that the proxy acts on, and no others. Raises ApiError 400, 415, naming the field."""
+    """Check the fields that the proxy acts on, and no others.
+
+    Raises ApiError 400 or 415; 400 names the field.
+    """
     if endpoint.body is not JSON and (endpoint.body is MULTIPART or _is_form(headers)):
         form = Form(headers.get(b"content-type", b"").decode("latin-1"), body)
         return Asked(
@@ -84,12 +87,12 @@ def validate(endpoint: Endpoint, key: Key, headers: HeaderFields, body: bytes) -
         )
     check_is_json(headers)
     if body.startswith(_BOM):
-        # What some editors and Windows clients put before a text. Engines skip it.
+        # Some editors and Windows clients put this before a text. Engines skip it.
         body = body[len(_BOM) :]
     fields = parse(body)
     values = _built(fields)
     if endpoint.defaults:
-        # What the client wrote counts, and be it null.
+        # The client's value takes precedence, even if it is null.
         values = {**endpoint.defaults, **values}
     for name in endpoint.refused:
         if values.get(name):
@@ -123,7 +126,7 @@ def _built(fields: JsonFields) -> dict[str, Any]:
                 if memoryview(raw)[:1] in NESTING:
                     values[name] = _NESTED
                     continue
-                # Only what is built is looked at so closely: a string that is not UTF-8, a number beyond all.
+                # Found only in decoded fields: a string that is not UTF-8, or a number out of every range.
                 raise wrong(name, "invalid_value", f"'{name}' cannot be read: {error}.") from error
     return values
 
@@ -139,7 +142,7 @@ def _flag(values: _Values, name: str) -> bool:
 
 
 def flag_of(value: Any) -> bool | None:
-    """A boolean, also as engines take it besides: 1 and "true"; None for anything else."""
+    """A boolean, or 1, 0, "true" and the like, which engines accept as well; None for anything else."""
     if isinstance(value, str):
         return _FLAGS.get(value.lower())
     return bool(value) if value in (0, 1) else None
@@ -153,14 +156,17 @@ def _cap(values: _Values, endpoint: Endpoint) -> int | None:
 
 
 def _choices(values: _Values, endpoint: Endpoint) -> int:
-    """Answers to each prompt. Where nothing is generated, `n` means nothing, or something else."""
+    """The number of answers to each prompt.
+
+    Where nothing is generated, `n` means nothing or something else.
+    """
     if endpoint.kind is not GENERATION:
         return 1
     return _count(values, "n", 1, MOST_CHOICES) or 1
 
 
 def _count(values: _Values, name: str, least: int, most: int) -> int | None:
-    """A whole number, also as engines take it besides: 100.0 and "100"."""
+    """A whole number, or 100.0 and "100", which engines accept as well."""
     value = values.get(name)
     if value is None:
         return None
@@ -176,7 +182,7 @@ def _count(values: _Values, name: str, least: int, most: int) -> int | None:
 
 
 def _user(fields: JsonFields, values: _Values, dialect: Dialect) -> str | None:
-    """What the API has for telling users apart."""
+    """The API's field for telling end users apart."""
     if dialect is MESSAGES:
         try:
             return _metadata(fields.get("metadata", b"{}")).user_id
@@ -194,7 +200,7 @@ def _session(headers: HeaderFields) -> str | None:
 
 
 def check_is_json(headers: HeaderFields) -> None:
-    """Raises ApiError 415. No content type at all is taken for JSON, which is all that could be meant."""
+    """Raises ApiError 415. A missing content type is taken for JSON, the only type that could be meant."""
     if headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers:
         return
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()

@@ -1,1 +1,1 @@
-"""Which request goes to which engine, and when."""
+"""Which engine a request goes to, and when."""

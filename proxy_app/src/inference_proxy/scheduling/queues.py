@@ -1,6 +1,6 @@
-"""A place at an engine: at once where there is room, else after a wait in line, bounded and not for ever.
+"""Finds a request a place at an engine: at once if there is room, otherwise after a bounded wait in a queue.
 
-What is refused here is our capacity: 503 with the wait that the line expects as Retry-After.
+A refusal here means a lack of capacity: 503, with the queue's expected wait as Retry-After.
 """
 
 import asyncio
@@ -17,12 +17,15 @@ from inference_proxy.request.job import Job
 from inference_proxy.scheduling import affinity, route
 from inference_proxy.scheduling.fair_line import Line
 
-# However much those ask for who stand in line, their requests may end at once.
+# The most that a Retry-After says: waiting requests may end sooner than their size suggests.
 _LONGEST_WAIT_S = 600
 
 
 class LineView(msgspec.Struct, frozen=True):
-    """A line at one moment: how many wait, by priority class, and how long a newcomer in `default` would."""
+    """A snapshot of a queue.
+
+    `waiting` is by priority class; `expected_wait_s` is that of a new request in `default`.
+    """
 
     model: str
     pool: str | None
@@ -31,9 +34,11 @@ class LineView(msgspec.Struct, frozen=True):
 
 
 class Place:
-    """Counts a request at its engine, from the choice on, so that the next choice sees it. To be left.
+    """Counts a request at its engine from the choice on, so that the next choice sees it.
 
-    `turn` is the line in which it waited, and its class there.
+    Must be left with leave().
+
+    `turn` is the queue in which the request waited, and its class there.
     """
 
     __slots__ = ("_cost", "_fleet", "_turn", "engine")
@@ -61,15 +66,18 @@ class Place:
         self._take(engine)
 
     def settle(self, used: int, most: int) -> None:
-        """At the request's end: its class in the line has had as many tokens as were really used. More than
-        `most`, which is all that the model could do for it, is an error of the engine's."""
+        """At the end of the request: charge its class in the queue with the tokens that were really used.
+
+        More than `most`, which is all that the model could do for it, is a mistake of the engine's and is not
+        charged.
+        """
         if self._turn is not None:
             line, priority = self._turn
             line.settle(priority, min(used, max(most, self._cost)) - self._cost)
 
 
 class _Request(msgspec.Struct, frozen=True, eq=False):
-    """What a job needs of an engine."""
+    """A request's needs and cost at an engine."""
 
     job: Job
     config: Config
@@ -97,21 +105,24 @@ class _Waiter:
 
 @dataclass(slots=True)
 class _Lane:
-    """All in it can use the same engines, so the first is in nobody's way who could go on."""
+    """A queue and its rate.
+
+    All requests in it can use the same engines, so the first never blocks one that could run.
+    """
 
     since: float
     line: Line[_Waiter] = field(default_factory=Line)
     served: int = 0  # tokens
 
     def expected_wait_s(self, now: float, priority: str, config: Config) -> float:
-        """At the rate at which the line has moved so far; max_wait_s while that is not known."""
+        """Expected wait at the queue's rate so far; max_wait_s while that is unknown."""
         if not self.served or now <= self.since:
             return config.queue.max_wait_s
         return self.line.ahead(priority, config.priorities[priority].share) * (now - self.since) / self.served
 
 
 class Queues:
-    """A line for each model (and pool) for which somebody waits, and none for the others. One a worker."""
+    """A worker's queues: one for each model (and pool) that requests are waiting for."""
 
     def __init__(self, fleet: Fleet, faults: Faults) -> None:
         self._fleet = fleet
@@ -120,7 +131,7 @@ class Queues:
         fleet.when_freed(self.wake)
 
     async def enter(self, job: Job, config: Config) -> Place:
-        """Wait for a place, which the caller has to leave(). A caller that is cancelled is out at once.
+        """Wait for a place, which the caller must leave(). A cancelled caller leaves the queue at once.
 
         Raises Unavailable: `model_unavailable` (no engine serves the model), `queue_full`, `queue_timeout`.
         """
@@ -132,8 +143,10 @@ class Queues:
         return await self._wait(request)
 
     def elsewhere(self, job: Job, config: Config, tried: Engine, *, room: bool) -> Engine | None:
-        """Another engine for a job that has had its turn; None: none is in service, or, if `room` is
-        demanded, none has any."""
+        """Another engine for a job that has already had its turn.
+
+        None if no other is in service, or has room if `room` is set.
+        """
         request = _Request.of(job, config)
         now = self._fleet.now()
         try:
@@ -144,8 +157,11 @@ class Queues:
         return self._choose(engines, request)
 
     def wake(self) -> None:
-        """Engines may have room again: let in whoever is next. Whoever calls it has a request of its own, or
-        none, so what fails here is nobody's but the line's: those in it are refused, and a new one begins."""
+        """Engines may have room again: let the next requests in.
+
+        A failure here concerns only the queue, not the request that happens to call this: the queue's
+        requests are refused, and a new queue begins.
+        """
         served = bool(self._lanes)
         while served:
             served = False
@@ -158,7 +174,7 @@ class Queues:
                     continue
                 if advanced:
                     served = True
-                    # Lines take turns at engines that they share.
+                    # Queues take turns at engines that they share.
                     del self._lanes[name]
                     if lane.line.length:
                         self._lanes[name] = lane
@@ -196,7 +212,7 @@ class Queues:
         else:
             if engine is None:
                 return False
-            # First the turn: if it fails, no place has been taken that nobody would leave.
+            # Take the turn first: if that fails, no place has been taken that would never be left.
             waiter = lane.line.take()
             waiter.place = Place(
                 self._fleet, engine, request.cost, (lane.line, request.job.asked.key.priority)

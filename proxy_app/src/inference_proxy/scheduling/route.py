@@ -1,4 +1,7 @@
-"""Fourth step: which engine? The one with the least to do or, within a bound, one that knows the text."""
+"""Fourth step: choose an engine.
+
+The least loaded, or within a bound the one that has the text in its cache.
+"""
 
 import math
 import random
@@ -10,13 +13,15 @@ from inference_proxy.engines.fleet import Engine
 from inference_proxy.engines.rendezvous import score
 from inference_proxy.request.job import Job
 
-# Times the load of the engine in the middle, beyond which one is an exception.
+# An engine is an outlier if its load is more than this many times the median.
 _UNEQUAL = 4
 
 
 def cost_of(job: Job, routing: Routing) -> int:
-    """Tokens, 1 or more, by which the job counts as outstanding: its prompt and what it may generate. A cap
-    that the model's context cuts anyway says as little of that as none."""
+    """The tokens, 1 or more, that the job counts as outstanding: its prompt and what it may generate.
+
+    A cap that is not below the model's context counts like no cap.
+    """
     tokens = job.asked.prompt_tokens
     if job.asked.endpoint.kind is GENERATION:
         choices, context = job.asked.choices, job.context_tokens
@@ -28,7 +33,7 @@ def cost_of(job: Job, routing: Routing) -> int:
 
 
 def pool_of(job: Job, config: Config) -> str | None:
-    """The pool that the job's size puts it into."""
+    """The pool for a job of this size, or None."""
     for name, pool in config.routing.pools.items():
         long = pool.prompt_tokens is not None and job.asked.prompt_tokens >= pool.prompt_tokens
         if long or (pool.max_tokens is not None and (job.max_tokens or 0) >= pool.max_tokens):
@@ -43,12 +48,15 @@ def choose(
     routing: Routing,
     failing: Set[Engine] = frozenset(),
 ) -> Engine:
-    """Among one engine or more. With a key: the one with the largest claim to it, of those that this leaves
-    with at most `affinity_free_tokens` or `affinity_bound` times their fair share, by weight, of all
-    outstanding tokens. Else, or if none is within the bound: the least loaded, at random among equals.
+    """Choose among one or more engines.
 
-    The `failing` have no claims, and count as at least as loaded as the least loaded of the others: an engine
-    that fails fast has little to do, and would get all that comes."""
+    With a key: the one with the highest score for it, among those that would have at most
+    `affinity_free_tokens`, or `affinity_bound` times their fair share by weight of all outstanding tokens.
+    Without a key, or if none is within that bound: the least loaded, at random among equals.
+
+    The `failing` have no scores, and count as at least as loaded as the least loaded of the others: an engine
+    that fails fast has little to do, and would otherwise get every request.
+    """
     if len(engines) == 1:
         return engines[0]
     assumed = routing.assumed_tokens
@@ -77,8 +85,10 @@ def choose(
 
 
 def _fair_share(loads: Sequence[float], engines: Sequence[Engine], cost: int, routing: Routing) -> float:
-    """Outstanding tokens per weight with the new job (each load has its cost), of engines that are no
-    exception: a single request that counts for millions of tokens would lift the bound of all others."""
+    """Outstanding tokens per weight including the new job (each load includes its cost), without outliers.
+
+    A single request that counts millions of tokens would otherwise raise the bound for all others.
+    """
     if max(loads) > _UNEQUAL * min(loads):
         pairs = list(zip(loads, engines, strict=True))
         middle = sorted([load / engine.weight for load, engine in pairs])[(len(pairs) - 1) // 2]
@@ -90,7 +100,7 @@ def _fair_share(loads: Sequence[float], engines: Sequence[Engine], cost: int, ro
 
 
 def _without_idle(loads: list[float], engines: Sequence[Engine], failing: Set[Engine]) -> list[float]:
-    """Loads, of which none that is a failing engine's is below the least of the others', by weight."""
+    """Loads, in which a failing engine's is at least the lowest of the others', by weight."""
     pairs = list(zip(loads, engines, strict=True))
     least = min((load / engine.weight for load, engine in pairs if engine not in failing), default=0)
     return [max(load, least * engine.weight) if engine in failing else load for load, engine in pairs]
