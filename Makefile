@@ -35,7 +35,7 @@ test: check-machine venv browser ## everything that CI runs
 	@$(VENV)/bin/python tools/run_checks.py all
 
 molecule: check-machine venv ## one scenario: make molecule SCENARIO=proxy
-	@lab/molecule $(SCENARIO)
+	@lab/scenario $(SCENARIO)
 
 bench: venv ## measure the proxy beside other gateways: make bench BENCH="--quick"
 	@cd proxy_app && ../$(VENV)/bin/python -m benchmarks $(BENCH)

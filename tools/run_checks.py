@@ -37,7 +37,7 @@ FAST = [
     Step("mypy", "mypy && mypy --config-file proxy_app/pyproject.toml proxy_app/src proxy_app/benchmarks", 300),
     Step(
         "shellcheck",
-        "shellcheck lab/lab lab/molecule tools/bootstrap tools/lock tools/matrix tools/package .ci/run",
+        "shellcheck lab/lab lab/scenario tools/bootstrap tools/lock tools/matrix tools/package .ci/run",
         60,
     ),
     Step("yamllint", "yamllint --strict .", 60),
@@ -54,13 +54,13 @@ PACKAGING = [
 ]
 # The longest first, so that both of two parallel runs end at about the same time.
 SCENARIOS = [
-    Step("vllm", "lab/molecule vllm", 1800),
-    Step("rolling", "lab/molecule rolling", 1800),
-    Step("nvidia_drivers", "lab/molecule nvidia_drivers", 1800),
-    Step("proxy-role", "lab/molecule proxy", 1800),
-    Step("site", "lab/molecule site", 1800),
-    Step("single", "lab/molecule single", 1800),
-    Step("nginx_certbot", "lab/molecule nginx_certbot", 1800),
+    Step("vllm", "lab/scenario vllm", 1800),
+    Step("rolling", "lab/scenario rolling", 1800),
+    Step("nvidia_drivers", "lab/scenario nvidia_drivers", 1800),
+    Step("proxy-role", "lab/scenario proxy", 1800),
+    Step("site", "lab/scenario site", 1800),
+    Step("single", "lab/scenario single", 1800),
+    Step("nginx_certbot", "lab/scenario nginx_certbot", 1800),
     Step("matrix", "tools/matrix", 900),
 ]
 SETS = {"fast": FAST, "all": [*FAST, *PACKAGING, *SCENARIOS]}

@@ -11,15 +11,12 @@ from pathlib import Path
 
 from ec2lab import machine, network, process
 from ec2lab.images import remove_tree
-from ec2lab.machine import HOME
-from ec2lab.model import PROJECT, Host, Lab, Topology
+from ec2lab.model import Host, Lab, Topology
 from ec2lab.report import LabError, run
 
 BOOT_TIMEOUT_S = 90
 # Where a host sees the machine's directory of Python wheels.
 FIND_LINKS = "/srv/find-links"
-# Compiled modules that all hosts share; see ec2lab_compiled.
-COMPILED = HOME / "compiled"
 # nspawn exits with status 133 when its host reboots, and its caller has to boot the host again. The host's network interface may
 # exist for a moment longer, and until it is gone its name is taken.
 BOOT_AGAIN = """
@@ -27,7 +24,6 @@ cable=$1
 shift
 while "$@"; [ $? -eq 133 ]; do ip link delete "$cable" 2>/dev/null || :; done
 """
-KEEP_COMPILED = PROJECT / "lab" / "host" / "ec2lab_compiled.py"
 
 
 def directory(lab: Lab, host: Host) -> Path:
@@ -67,8 +63,7 @@ def boot(lab: Lab, host: Host) -> None:
         return
     process.kill(process.inside(device(lab, host.name)))
     network.remove_interfaces(f"{lab.tag}-{host.index}")
-    COMPILED.mkdir(parents=True, exist_ok=True)
-    binds = [f"--bind={COMPILED}:/var/cache/ec2lab-compiled"]
+    binds = []
     if wheels := machine.find_links():
         binds.append(f"--bind-ro={wheels}:{FIND_LINKS}")
     argv = [
@@ -187,8 +182,6 @@ def _seed(lab: Lab, host: Host, topology: Topology) -> None:
             f"Address={lab.address(host)}/{subnet.prefixlen}\nGateway={lab.address()}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
         ),
         "usr/local/share/ca-certificates/lab-acme.crt": (lab.directory / "acme" / "ca.pem").read_text(),
-        "usr/lib/python3/dist-packages/ec2lab_compiled.py": KEEP_COMPILED.read_text(),
-        "usr/lib/python3/dist-packages/ec2lab_compiled.pth": "import ec2lab_compiled\n",
     }
     for name, text in files.items():
         path = base / name

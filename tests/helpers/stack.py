@@ -1,6 +1,6 @@
 """Clients of the service under test, and commands on its hosts.
 
-The environment comes from lab/molecule: LAB_CLIENT is where the lab keeps keys and trust, LAB_PROJECT the checkout.
+The environment comes from lab/scenario: LAB_CLIENT is where the lab keeps keys and trust, LAB_PROJECT the checkout.
 """
 
 from __future__ import annotations
