@@ -29,6 +29,14 @@ def test_every_public_variable_has_the_roles_prefix_and_a_description(role: str)
     assert [name for name, spec in specs.items() if not spec.get("description")] == []
 
 
+@pytest.mark.parametrize("role", ["vllm", "proxy", "release"])
+def test_every_entry_point_has_an_argument_spec(role: str) -> None:
+    """What is in tasks/ itself may be called by others; everything else is in a folder of it."""
+    specs = load(role, "meta/argument_specs.yml")["argument_specs"]
+    assert {path.stem for path in (ROOT / "roles" / role / "tasks").glob("*.yml")} == set(specs)
+    assert [name for name, spec in specs.items() if not spec.get("short_description")] == []
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_internal_variables_are_marked_as_such(role: str) -> None:
     files = (ROOT / "roles" / role / "vars").rglob("*.yml")

@@ -119,7 +119,7 @@ def test_a_host_that_cannot_be_looked_at_is_a_line_of_the_report(inventory: Path
     assert status != 0
     for host in ("api1", "localhost"):
         assert f"host {host} cannot be reached: " in output
-    assert 'host engine2: "Collect what is wrong" failed' in output
+    assert 'host engine2: "Collect the problems" failed' in output
     assert 'host web1: "Collect the problems" failed' in output
     assert "engine one: model /nowhere has no config.json" in output, "of engine1"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "9f86d081884c7d659a2feaa0c55ad015"
@@ -65,7 +66,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory = tmp_path_factory.mktemp("ports")
     tasks: list[dict[str, Any]] = [{"ansible.builtin.set_fact": FACTS | {"cacheable": True}}]
     for role, cases in CASES.items():
-        template = ROOT / "roles" / role / "templates" / "problems.j2"
+        template = ROOT / "roles" / role / "templates" / "problems.yml.j2"
         lines = [LINE.format(address, f"at {address}") for address in cases]
         tasks.append(
             {
@@ -82,7 +83,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     command = [scripts / "ansible-playbook", "-i", "inventory.yml", "play.yml", "-e", "@settings.json"]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {role: (directory / role).read_text() for role in CASES}
+    return {role: "\n".join(yaml.safe_load((directory / role).read_text())) for role in CASES}
 
 
 @pytest.mark.parametrize(("role", "address"), [(role, address) for role, cases in CASES.items() for address in cases])

@@ -31,8 +31,13 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def superfluous(home: Path, keep: int, needed: str = "r5", environment_link: str = "venv") -> list[Path]:
+    """What prune would remove, with the caches below the same directory."""
+    return prune.superfluous(home, keep, home / "releases" / needed, environment_link, home / "caches")
+
+
 def test_prune_keeps_what_is_linked_and_the_newest_of_the_rest(home: Path) -> None:
-    gone = {path.name for path in prune.superfluous(home, home / "caches", keep=1)}
+    gone = {path.name for path in superfluous(home, keep=1)}
     assert gone == {"r1", "r3", "r4", "v1", "v3", "v4", "interrupted"}
 
 
@@ -43,7 +48,7 @@ def test_prune_removes_a_cache_with_the_last_release_that_has_its_engine(home: P
         (home / "caches" / fingerprint).mkdir(parents=True, exist_ok=True)
     os.utime(home / "releases" / "r1", (1, 1))
     (home / "caches" / "of a release from before").mkdir()
-    gone = {path.name for path in prune.superfluous(home, home / "caches", keep=0)}
+    gone = {path.name for path in superfluous(home, keep=0)}
     assert {"f1", "of a release from before"} <= gone
     assert not gone & {"f2", "f5"}
 
@@ -52,13 +57,20 @@ def test_prune_keeps_environments_that_several_releases_share(home: Path) -> Non
     link = home / "releases" / "r5" / "venv"
     link.unlink()
     link.symlink_to(home / "venvs" / "v1")
-    gone = {path.name for path in prune.superfluous(home, home / "caches", keep=0)}
+    gone = {path.name for path in superfluous(home, keep=0)}
     assert "v1" not in gone
     assert {"r1", "v5"} <= gone
 
 
+def test_prune_keeps_the_release_that_it_is_told_to_and_goes_by_the_link_that_it_is_told(home: Path) -> None:
+    (home / "releases" / "r1" / "needs").symlink_to(home / "venvs" / "v3")
+    gone = {path.name for path in superfluous(home, keep=0, needed="r1", environment_link="needs")}
+    assert not gone & {"r1", "r2", "r5", "v3"}
+    assert {"r3", "v1", "v5"} <= gone
+
+
 def test_prune_has_nothing_to_do_on_a_bare_host(tmp_path: Path) -> None:
-    assert prune.superfluous(tmp_path, tmp_path / "caches", keep=2) == []
+    assert superfluous(tmp_path, keep=2) == []
 
 
 def test_unknown_keys_are_all_told_with_a_guess() -> None:
