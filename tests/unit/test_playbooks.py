@@ -93,16 +93,36 @@ def test_a_run_stops_before_it_changes_anything(inventory: Path, playbook: str, 
     assert "changed=1" not in output
 
 
-@pytest.mark.parametrize("playbook", ["vllm", "proxy", "nginx", "drivers"])
+@pytest.mark.parametrize("playbook", ["shared/roll", "drivers"])
 def test_no_part_of_a_roll_can_be_begun_without_the_check(playbook: str) -> None:
     """With --start-at-task a run may begin in the middle; what a task inherits is asked all the same."""
-    check, *plays = yaml.safe_load((ROOT / "playbooks" / f"{playbook}.yml").read_text())
-    assert check["ansible.builtin.import_playbook"] == "check_inventory.yml"
+    path = ROOT / "playbooks" / f"{playbook}.yml"
+    check, *plays = yaml.safe_load(path.read_text())
+    assert (path.parent / check["ansible.builtin.import_playbook"]).resolve() == ROOT / "playbooks/check_inventory.yml"
     tasks = [task for play in plays for task in play["tasks"] if "ansible.builtin.assert" not in task]
     assert tasks
     assert [
         task["name"] for task in tasks if "__stack_inventory_checked | mandatory(" not in task.get("when", "")
     ] == []
+
+
+@pytest.mark.parametrize(
+    ("group", "role"),
+    [("vllm", "vllm"), ("proxy", "proxy"), ("nginx", "nginx_certbot")],
+    ids=["vllm", "proxy", "nginx"],
+)
+def test_a_tier_s_playbook_is_the_rolling_update_with_its_own_data(group: str, role: str) -> None:
+    (play,) = yaml.safe_load((ROOT / "playbooks" / f"{group}.yml").read_text())
+    assert play["ansible.builtin.import_playbook"] == "shared/roll.yml"
+    assert set(play["vars"]) == {"__stack_tier", "__stack_group", "__stack_role", "__stack_after_rollback"}
+    assert (play["vars"]["__stack_group"], play["vars"]["__stack_role"]) == (group, role)
+
+
+def test_a_task_file_that_notifies_handlers_runs_them_itself() -> None:
+    """Handlers at the end of a play would run after the rescue, so that their failure would roll nothing back."""
+    files = [path for path in (ROOT / "roles").glob("*/tasks/**/*.yml") if "notify:" in path.read_text()]
+    assert files
+    assert [str(path) for path in files if "flush_handlers" not in path.read_text()] == []
 
 
 def test_a_host_that_cannot_be_looked_at_is_a_line_of_the_report(inventory: Path) -> None:
