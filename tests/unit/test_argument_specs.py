@@ -1,5 +1,6 @@
 """A role's defaults and its argument specs say the same."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,18 @@ def test_every_public_variable_has_the_roles_prefix_and_a_description(role: str)
     specs = load(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
     assert [name for name in specs if not name.startswith(f"{role}_")] == []
     assert [name for name, spec in specs.items() if not spec.get("description")] == []
+
+
+# Numbers without a unit: counts, shares, and ports.
+PLAIN_NUMBERS = re.compile(r"_(port|workers|ratio|burst|per_ip|per_second|connections|keepalive|releases)$")
+UNITS = re.compile(r"_(s|mb|gb|days)$")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_number_that_is_no_count_has_its_unit_in_its_name(role: str) -> None:
+    specs = load(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    numbers = [name for name, spec in specs.items() if spec.get("type") in ("int", "float")]
+    assert [name for name in numbers if not UNITS.search(name) and not PLAIN_NUMBERS.search(name)] == []
 
 
 @pytest.mark.parametrize("role", ["vllm", "proxy", "release"])

@@ -64,7 +64,7 @@ def test_long_work_is_not_taken_for_a_hang(host):
     before = run_of(host, "local")
     address = host.interface("host0").addresses[0]
     body = '{"model": "tiny-local", "prompt": "Hi", "max_tokens": 1000, "ignore_eos": true}'
-    # More requests than the engine runs at once, for longer than the watchdog waits (vllm_watchdog_timeout in vars/main.yml).
+    # More requests than the engine runs at once, for longer than the watchdog waits (vllm_watchdog_timeout_s in vars/main.yml).
     host.check_output(
         f"end=$(($(date +%s) + 45)); for n in 1 2 3 4 5 6 7 8 9 10 11 12; do (while [ $(date +%s) -lt $end ]; do "
         f"curl --silent --fail --output /dev/null --json '{body}' http://{address}:{ENGINES['local']}/v1/completions || exit; done) & done; wait"

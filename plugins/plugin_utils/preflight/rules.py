@@ -49,6 +49,18 @@ STACK: dict[str, dict[str, Any]] = {
     "stack_domain": {"type": "string", **_HOST_NAME},
 }
 
+# Variables that have another name today, with that name.
+RENAMED = {
+    "proxy_between_chunks_timeout_s": "proxy_timeouts.between_chunks_s",
+    "proxy_connect_timeout_s": "proxy_timeouts.connect_s",
+    "proxy_first_byte_timeout_s": "proxy_timeouts.first_byte_s",
+    "proxy_total_timeout_s": "proxy_timeouts.total_s",
+    "vllm_drain_timeout": "vllm_drain_timeout_s",
+    "vllm_shutdown_timeout": "vllm_shutdown_timeout_s",
+    "vllm_start_timeout": "vllm_start_timeout_s",
+    "vllm_watchdog_timeout": "vllm_watchdog_timeout_s",
+}
+
 # By the variable's path; [] stands for each item of a list.
 RULES: dict[str, dict[str, Any]] = {
     "nginx_certbot_acme_ca_bundle": _FILE,
@@ -89,7 +101,7 @@ RULES: dict[str, dict[str, Any]] = {
     "proxy_traces_sample_ratio": {"minimum": 0, "maximum": 1},
     "proxy_usage_retention_days": {"minimum": 1, "maximum": 36_500},
     "proxy_workers": {"minimum": 0, "maximum": 64},
-    "vllm_drain_timeout": _SECONDS,
+    "vllm_drain_timeout_s": _SECONDS,
     "vllm_engines[].environment": _ENVIRONMENT,
     "vllm_engines[].gpus": {"minItems": 1},
     "vllm_engines[].gpus[]": _COUNT_OR_NONE,
@@ -109,10 +121,10 @@ RULES: dict[str, dict[str, Any]] = {
     "vllm_install_environment": _ENVIRONMENT,
     "vllm_keep_releases": _COUNT_OR_NONE,
     "vllm_models_dir": _MODELS_DIRECTORY,
-    "vllm_shutdown_timeout": _SECONDS,
-    "vllm_start_timeout": _SECONDS,
+    "vllm_shutdown_timeout_s": _SECONDS,
+    "vllm_start_timeout_s": _SECONDS,
     # It asks a quiet engine every 15 s.
-    "vllm_watchdog_timeout": {"minimum": 30, "maximum": 604_800},
+    "vllm_watchdog_timeout_s": {"minimum": 30, "maximum": 604_800},
     "vllm_version": {"pattern": r"^\d+(\.\d+)+\S*$", "x-words": "be a version, such as 0.33.0"},
 }
 

@@ -5,12 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from preflight_inventory import found, problems
+from preflight_inventory import OPTIONS, found, problems
+from stack_preflight import load
+
+RENAMED = load("rules").RENAMED
 
 
 def test_an_unknown_variable_names_its_hosts_and_the_nearest_known_one(inventory: dict[str, Any]) -> None:
     inventory["hostvars"]["api1"]["proxy_worker"] = 2
     assert problems(inventory) == ["unknown variable proxy_worker (set for api1): did you mean proxy_workers?"]
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_variable_names_the_new_one(inventory: dict[str, Any], old: str) -> None:
+    role = old.partition("_")[0]
+    host, new = ("engine1" if role == "vllm" else "api1"), RENAMED[old]
+    inventory["hostvars"][host][old] = 60
+    assert problems(inventory) == [f"variable {old} is now {new} (set for {host}): rename it"]
+    assert old not in OPTIONS[role]
+    assert new.partition(".")[0] in OPTIONS[role]
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ SLIPS: list[tuple[dict[str, Any], str]] = [
     ({"proxy_workers": 100}, "proxy_workers is 100, but must be at least 0 and at most 64"),
     ({"proxy_timeouts": {"connect_s": float("inf")}}, "connect_s is inf, but must be a finite number"),
     ({"proxy_health": {"max_ejected_share": 2}}, "max_ejected_share is 2"),
-    ({"vllm_start_timeout": 0}, "vllm_start_timeout is 0"),
-    *(({"vllm_watchdog_timeout": s}, "must be at least 30 and at most 604800") for s in (0, 1, -5)),
+    ({"vllm_start_timeout_s": 0}, "vllm_start_timeout_s is 0"),
+    *(({"vllm_watchdog_timeout_s": s}, "must be at least 30 and at most 604800") for s in (0, 1, -5)),
     ({"proxy_usage_retention_days": 1_000_000}, "must be at least 1 and at most 36500"),
     (engine(gpus=[]), "gpus is empty, but needs 1 or more"),
     (

@@ -62,6 +62,9 @@ def check_variable_names(inventory: Inventory) -> Iterator[str]:
         if meant:
             yield f"variable {name} is none of the collection's: did you mean {meant}?"
     for name, hosts in sorted(unknown.items()):
+        if name in rules.RENAMED:
+            yield f"variable {name} is now {rules.RENAMED[name]} (set for {', '.join(hosts)}): rename it"
+            continue
         role = next((role for role in ROLES if name.startswith(f"{role}_")), None)
         close = difflib.get_close_matches(name, options[role] if role else rules.STACK, n=1)
         where = f"roles/{role}/README.md lists the role's variables" if role else f"there are {', '.join(rules.STACK)}"
