@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 ROOT = Path(__file__).resolve().parents[2]
+SECRET = "correct-horse-battery-staple-nine"
 ROLES = ["vllm", "proxy", "nginx_certbot", "nvidia_drivers"]
 
 
@@ -48,6 +51,25 @@ def test_every_entry_point_has_an_argument_spec(role: str) -> None:
     specs = load(role, "meta/argument_specs.yml")["argument_specs"]
     assert {path.stem for path in (ROOT / "roles" / role / "tasks").glob("*.yml")} == set(specs)
     assert [name for name, spec in specs.items() if not spec.get("short_description")] == []
+
+
+@pytest.mark.parametrize(
+    ("role", "variables"),
+    [
+        ("proxy", {"proxy_keys": [SECRET]}),
+        ("proxy", {"proxy_keys": {"name": "a", "key": SECRET}}),
+        ("proxy", {"proxy_keys": [{"key": SECRET}]}),
+        ("proxy", {"proxy_keys": [{"name": "a", "key": [SECRET], "limits": SECRET}]}),
+        ("proxy", {"proxy_admin_key": [SECRET], "proxy_store_password": {"a": SECRET}}),
+        ("vllm", {"vllm_environment": SECRET, "vllm_fetch_environment": [SECRET]}),
+        ("vllm", {"vllm_engines": [{"name": "a", "environment": f"HF_TOKEN {SECRET}"}]}),
+    ],
+)
+def test_an_entry_point_that_refuses_variables_shows_no_secret(role: str, variables: dict[str, Any]) -> None:
+    options = load(role, "meta/argument_specs.yml")["argument_specs"]["prepare"]["options"]
+    refused = ArgumentSpecValidator(options).validate(variables, validate_role_argument_spec=True)
+    assert refused.error_messages
+    assert SECRET not in str(refused.error_messages)
 
 
 @pytest.mark.parametrize("role", ROLES)
