@@ -45,14 +45,6 @@ def test_every_number_that_is_no_count_has_its_unit_in_its_name(role: str) -> No
     assert [name for name in numbers if not UNITS.search(name) and not PLAIN_NUMBERS.search(name)] == []
 
 
-@pytest.mark.parametrize("role", ["vllm", "proxy", "release"])
-def test_every_entry_point_has_an_argument_spec(role: str) -> None:
-    """What is in tasks/ itself may be called by others; everything else is in a folder of it."""
-    specs = load(role, "meta/argument_specs.yml")["argument_specs"]
-    assert {path.stem for path in (ROOT / "roles" / role / "tasks").glob("*.yml")} == set(specs)
-    assert [name for name, spec in specs.items() if not spec.get("short_description")] == []
-
-
 @pytest.mark.parametrize(
     ("role", "variables"),
     [

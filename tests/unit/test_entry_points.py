@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-ROLES = ["nginx_certbot", "nvidia_drivers"]
+ROLES = ["vllm", "proxy", "nginx_certbot", "nvidia_drivers"]
 PHASES = ["preflight", "install", "configure", "service"]
 
 
@@ -17,7 +17,7 @@ def load(role: str, name: str) -> Any:
     return yaml.safe_load((ROOT / "roles" / role / name).read_text())
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", [*ROLES, "release"])
 def test_every_entry_point_has_an_argument_spec(role: str) -> None:
     specs = load(role, "meta/argument_specs.yml")["argument_specs"]
     assert {path.stem for path in (ROOT / "roles" / role / "tasks").glob("*.yml")} == set(specs)
