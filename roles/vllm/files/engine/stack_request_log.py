@@ -1,6 +1,6 @@
-"""ASGI middleware of an engine: its journal says when each request came in and how it ended, by the id that nginx gave it.
+"""ASGI middleware of an engine: logs when each request began and how it ended, by the id that nginx gave it.
 
-vLLM's own log of requests would say so too, with what clients wrote in it: stop words, schemas, messages of errors.
+vLLM's own request log would also have what clients sent: stop words, schemas, texts in error messages.
 Requests without an id (probes, scrapes) are not logged. Standard library only: it runs with the engine's Python.
 """
 
@@ -15,14 +15,14 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# A child of vLLM's logger, so that its level and its form hold here.
+# A child of vLLM's logger, whose level and format it has.
 logger = logging.getLogger("vllm.stack_request_log")
 
 
 class RequestLog:
     """Logs two lines for each request: ``request ID: POST /v1/completions`` and ``request ID: 200 after 1.234 s``.
 
-    The second says ``broken off`` when the answer did not get to its end, for which the client's leaving is one reason.
+    The second has ``broken off`` if the response was not completed, for example because the client disconnected.
     """
 
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
@@ -44,7 +44,7 @@ class RequestLog:
             elif message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
 
-        # The path is without its query, in which there could be a client's text.
+        # Without the query, which may have a client's text.
         logger.info("request %s: %s %s", request_id, scope["method"], _plain(scope["path"]))
         began_s = time.monotonic()
         try:
@@ -57,7 +57,7 @@ class RequestLog:
 
 
 def _request_id(scope: Message) -> str | None:
-    """The value of ``X-Request-Id``, None without one."""
+    """The value of ``X-Request-Id``, or None."""
     if scope["type"] != "http":
         return None
     for name, value in scope["headers"]:
@@ -67,5 +67,5 @@ def _request_id(scope: Message) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Without what would begin another line or steer a terminal: the proxy sends no such thing, others could."""
+    """Without characters that begin a new line or control a terminal. The proxy sends none, but other callers could."""
     return ascii(text)[1:-1]

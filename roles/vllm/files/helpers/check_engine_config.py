@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Ask vLLM itself whether it takes engines' configuration files, without starting an engine.
+"""Validate engines' configuration files with vLLM's own parser, without starting an engine.
 
     check_engine_config.py FILE.yml...
 
-Flags vanish between releases of vLLM, and an engine that meets one dies at its start, when its predecessor is
-already gone. Runs with the Python of the environment that will serve, takes about ten seconds (vLLM's imports).
-Exit status 1 with one line a problem on standard error.
+Releases of vLLM drop flags, and an engine with a dropped one fails at its start, when its predecessor has already
+stopped. Runs with the Python of the engine's venv and takes about ten seconds, for vLLM's imports.
+Exit status 1 with one line per problem on standard error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def flags_of(options: argparse.ArgumentParser) -> set[str]:
 
 
 def unknown_keys(config: dict[str, Any], known: set[str]) -> Iterator[str]:
-    """Keys that are no flag. vLLM itself would stop at the first, and overlook one whose value is false."""
+    """Keys that are no flag. vLLM itself stops at the first, and ignores one whose value is false."""
     for key in config:
         name = key.partition(".")[0].replace("_", "-")
         if name not in known:

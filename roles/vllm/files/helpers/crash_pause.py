@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Wait before an engine that crashes again and again is started once more: each pause is twice as long as the one before.
+"""Wait before an engine that keeps crashing is started again: each pause is twice as long as the one before.
 
     crash_pause.py NAME     called by the unit before each start
 
-The first three restarts come at once. A run of half an hour, or a start by hand, ends the row of crashes. It is counted in
-``/run/vllm-NAME/crashes.json``. The journal and ``systemctl status`` show the crashes and when the next start is.
+The first three restarts have no pause. A run of half an hour, or a start by hand, resets the count of crashes, which is kept in
+``/run/vllm-NAME/crashes.json``. The journal and ``systemctl status`` show the count and the time of the next start.
 Standard library only (Python 3.9 or newer).
 """
 
@@ -24,7 +24,7 @@ FIRST_PAUSE_S = 10
 LONGEST_PAUSE_S = 300
 # Restarts without a pause.
 AT_ONCE = 3
-# A run of this length ends the row.
+# A run of this length resets the count.
 GOOD_RUN_S = 1800
 
 
@@ -35,7 +35,7 @@ def restarts(name: str) -> int:
 
 
 def crashes_in_a_row(record: Path, by_itself: bool, now_s: float) -> int:
-    """Crashes in a row before this start, which is written down for the next one; seconds are since boot."""
+    """Count the crashes in a row before this start, and record them for the next one; seconds are since boot."""
     try:
         known: dict[str, float] = json.loads(record.read_text())
     except (OSError, ValueError):
@@ -55,7 +55,7 @@ def pause_s(crashes: int) -> int:
 
 
 def tell(text: str) -> None:
-    """Say it in the journal, and to systemd for ``systemctl status``."""
+    """Write it to the journal, and send it to systemd for ``systemctl status``."""
     print(text, flush=True)
     address = os.environ.get("NOTIFY_SOCKET")
     if address:

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Look at an engine on its own host: does it run as wanted, is it idle, does it really generate?
+"""Check an engine on its own host: whether it runs as wanted, is idle, and generates.
 
     engine_probe.py current NAME --release /opt/vllm/releases/X --timeout 1800   exit 0 when it runs that release and generates
     engine_probe.py idle    NAME --release /opt/vllm/current    --timeout 900    waits for its requests to end
     engine_probe.py prove   NAME --release /opt/vllm/current    --timeout 1800   waits until it has generated in every way
 
 A release has ``engines/NAME.fingerprint`` and ``engines/NAME.probe.json`` (url, model, probe). Times are in seconds.
-Exit status 1 with a message for a person when the answer is no.
+Exit status 1 with a message if it does not.
 
-Standard library only: it runs with the host's own Python (3.9 or newer), whatever state the engine's environment is in.
+Standard library only: it runs with the host's own Python (3.9 or newer), whatever state the engine's venv is in.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-# Everything that an engine still has to answer, and what moves while it does.
+# Gauges of the requests that an engine has not finished, and counters that rise while it works on them.
 UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{.*\})? (\S+)$", re.MULTILINE)
 TOKENS = re.compile(r"^vllm:iteration_tokens_total_sum(?:\{.*\})? (\S+)$", re.MULTILINE)
-# What an engine is asked for, by the name of its probe; the model is put in. Transcriptions get a form with silence.
+# The request of each probe, to which the model is added. Transcriptions get a form with silence.
 REQUESTS: Dict[str, Dict[str, Any]] = {
     "completions": {"prompt": "Hello", "max_tokens": 1, "temperature": 0},
     "embeddings": {"input": "Hello"},
@@ -38,7 +38,7 @@ REQUESTS: Dict[str, Dict[str, Any]] = {
     "classify": {"input": "Hello"},
     "rerank": {"query": "Hello", "documents": ["Hello"]},
 }
-# What clients may ask of text beyond that. Each takes code of its own, some of which is compiled at the first such request.
+# Further features of text generation. Each runs code of its own, some of which is compiled at the first such request.
 TEXT = {"prompt": "Hello", "max_tokens": 4}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
 FUNCTION = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
@@ -126,7 +126,7 @@ def question(engine: Engine) -> Tuple[str, bytes, str]:
 
 
 def made(engine: Engine, answer: Dict[str, Any]) -> bool:
-    """Whether the answer holds what it must. Silence has no words, so any text will do."""
+    """Whether the response has the expected content. The transcribed audio is silence, so any text will do."""
     if engine.probe == "transcriptions":
         return isinstance(answer.get("text"), str)
     if engine.probe == "completions":
@@ -139,9 +139,9 @@ def total(pattern: "re.Pattern[str]", metrics: str) -> float:
 
 
 def wait_idle(engine: Engine, timeout: float) -> int:
-    """Wait until no request is running or waiting; returns how many are left when the time is over.
+    """Wait until no request is running or waiting; return how many are left at the timeout.
 
-    An engine that does not answer has nothing to finish.
+    An engine that does not answer has no requests to wait for.
     """
     end = time.monotonic() + timeout
     while True:
@@ -155,7 +155,7 @@ def wait_idle(engine: Engine, timeout: float) -> int:
 
 
 def unit_state(unit: str, names: str = "ActiveState,Result,NRestarts,ExecMainStatus") -> Dict[str, str]:
-    """What systemd says about the unit."""
+    """The unit's state, from systemd."""
     shown = subprocess.run(
         ["systemctl", "show", unit, "--property", names], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -205,7 +205,7 @@ def prove(engine: Engine, timeout: float, crashes_before: int = 0) -> None:
 
 
 def sample(engine: Engine) -> None:
-    """Take the ways of sampling that clients can ask for. A refusal (4xx) is an answer too: not every model has them all."""
+    """Try the sampling features that clients can use. A refusal (4xx) is fine too: not every model supports them all."""
     if engine.probe != "completions":
         return
     for name, (path, options) in SAMPLING.items():
@@ -220,12 +220,12 @@ def sample(engine: Engine) -> None:
             raise ProbeError(
                 f"{engine.unit} generates, but a request with {name} fails at {path}: {error}\n{journal(engine.unit)}"
             ) from error
-    # One that such a request has killed answers no more.
+    # An engine that such a request has killed no longer answers.
     generate(engine)
 
 
 def generate(engine: Engine) -> None:
-    """Have the engine do its real work once. A busy engine that goes on generating for others has proved it as well."""
+    """Have the engine generate once. A busy engine that generates for clients meanwhile has proven itself too."""
     path, body, kind = question(engine)
     url = engine.url + path
     before = tokens(engine)
@@ -250,7 +250,7 @@ def tokens(engine: Engine) -> float:
 
 
 def check_current(engine: Engine, timeout: float) -> None:
-    """Raise ProbeError unless the engine runs as the release wants it, and works; one that is still loading is waited for."""
+    """Raise ProbeError unless the engine runs as the release says, and generates. Waits for one that is still loading."""
     state = unit_state(engine.unit)
     if state.get("ActiveState") != "active":
         raise ProbeError(f"{engine.unit} is {state.get('ActiveState')}")
@@ -275,7 +275,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     try:
         engine = Engine.read(options.name, options.release)
     except OSError as error:
-        # Nothing to wait for, and nothing that could be as wanted.
+        # The engine does not run, so there is nothing to wait for.
         print(f"release {options.release} does not know engine {options.name}: {error}")
         return 0 if options.what == "idle" else 1
     begin = time.monotonic()

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Watch the engines of this host, and kill one that hangs; its unit starts it again.
+"""Kill engines of this host that hang, so that their units start them again.
 
     engine_watchdog.py --timeout 60 --start-timeout 1800
 
-An engine hangs when for ``--timeout`` seconds it has neither answered a request of one token nor moved the counter of tokens.
-A busy engine moves that counter, however long its requests wait. One that starts has ``--start-timeout`` seconds until it
+An engine hangs if for ``--timeout`` seconds it has neither answered a request for one token nor increased its counter of tokens.
+A busy engine increases that counter, however long its requests wait. An engine that starts has ``--start-timeout`` seconds until it
 listens, and a little more than ``--timeout`` for its first token. Engines that are stopped, stopping or waiting after a crash are left alone.
-What runs is read from ``/run/vllm-NAME/probe.json``, which the unit writes at each start.
+The running engines are found by ``/run/vllm-NAME/probe.json``, which the unit writes at each start.
 Standard library only (Python 3.9 or newer).
 """
 
@@ -29,7 +29,7 @@ from engine_probe import Engine
 
 RUN = engine_probe.RUN
 LOOK_EVERY_S = 5.0
-# A quiet engine is asked for a token this often; more would fill its metrics with our own requests.
+# A quiet engine is asked for a token this often. More often would fill its metrics with the watchdog's requests.
 ASK_EVERY_S = 15.0
 # For the first token after a start, for which something may have to be loaded or compiled.
 FIRST_TOKEN_S = 90.0
@@ -51,13 +51,13 @@ class Watch:
 
 
 def running(name: str) -> Optional[str]:
-    """A name for the present run of the engine, or None when it is not up."""
+    """An id of the engine's current run, or None if it is not up."""
     state = engine_probe.unit_state(f"vllm@{name}.service", "ActiveState,InvocationID")
     return state.get("InvocationID") if state.get("ActiveState") == "active" else None
 
 
 def listens(engine: Engine) -> bool:
-    """Whether its port takes connections, which it does from when it has loaded; the kernel takes them for a frozen one too."""
+    """Whether its port accepts connections, which it does once the model is loaded. For a frozen engine the kernel accepts them."""
     address = urllib.parse.urlsplit(engine.url)
     try:
         with socket.create_connection((address.hostname or "", address.port or 80), timeout=2):
@@ -67,7 +67,7 @@ def listens(engine: Engine) -> bool:
 
 
 def kill(name: str) -> None:
-    """SIGKILL for every process of the engine: a stopped or deadlocked one hears nothing else."""
+    """Send SIGKILL to every process of the engine: a stopped or deadlocked one handles no other signal."""
     subprocess.run(["systemctl", "kill", "--signal=SIGKILL", f"vllm@{name}.service"], check=False)
 
 
@@ -86,7 +86,7 @@ class Watchdog:
         self.watches: Dict[str, Watch] = {}
 
     def look(self) -> None:
-        """Look at each engine once."""
+        """Check each engine once."""
         found = {directory.name: read(directory) for directory in sorted(RUN.glob("vllm-*"))}
         engines = {engine.name: engine for engine in found.values() if engine is not None}
         for name in self.watches.keys() - engines.keys():
@@ -117,13 +117,13 @@ class Watchdog:
             watch.question.start()
 
     def limit_s(self, watch: Watch) -> float:
-        """How long it may be quiet."""
+        """Seconds that it may be quiet."""
         if watch.served:
             return self.timeout_s
         return max(self.timeout_s, FIRST_TOKEN_S) if watch.listens else self.start_timeout_s
 
     def end(self, engine: Engine, watch: Watch, quiet_s: float) -> None:
-        """Kill it, unless it has been restarted or stopped while we looked."""
+        """Kill it, unless it was restarted or stopped during the check."""
         if running(engine.name) != watch.run:
             return
         print(
@@ -135,13 +135,13 @@ class Watchdog:
 
     @staticmethod
     def moved(engine: Engine, watch: Watch) -> bool:
-        """Whether it has generated since the last look."""
+        """Whether it has generated since the last check."""
         before, tokens = watch.tokens, engine_probe.tokens(engine)
         watch.tokens = max(tokens, before or 0.0)
         return before is not None and tokens > before
 
     def ask(self, engine: Engine, watch: Watch) -> None:
-        """Have it generate one token. An answer without one, such as a refusal for its load, proves nothing: the counter does."""
+        """Have it generate one token. A response without one, such as a refusal under load, proves nothing; then the counter decides."""
         path, body, kind = engine_probe.question(engine)
         try:
             answer = json.loads(engine_probe.request(engine.url + path, body, timeout=self.timeout_s, kind=kind))

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Bring a model to a directory of its own, or find it there already.
+"""Download a model to a directory of its own, unless it is there already.
 
     fetch_model.py --models-dir DIR [--revision COMMIT] [--check] MODEL
 
-MODEL is a hub id (``Qwen/Qwen3-8B``, with ``--revision``) or ``s3://bucket/prefix``. Where the hub or S3
-is and how to be let in comes by environment (``HF_ENDPOINT``, ``HF_TOKEN``, ``AWS_ENDPOINT_URL``, …), on AWS
+MODEL is a hub id (``Qwen/Qwen3-8B``, with ``--revision``) or ``s3://bucket/prefix``. Addresses and
+credentials of the hub or S3 come from the environment (``HF_ENDPOINT``, ``HF_TOKEN``, ``AWS_ENDPOINT_URL``, …), on AWS
 normally from the instance's role.
 
-The directory is named by the model and its exact content: the hub's commit, or a digest of what S3 lists.
-It appears in one step when everything is there; until then files gather in a ``.part`` directory beside it.
-The next try asks only for the bytes that are not there yet. One line of JSON tells the result: ``{"path": …, "changed": …}``.
+The directory is named after the model and its exact content: the hub's commit, or a digest of what S3 lists.
+It gets that name when everything is downloaded; until then files are in a ``.part`` directory beside it.
+The next try downloads only the missing bytes. The result is one line of JSON: ``{"path": …, "changed": …}``.
 
-Runs with the engine environment's Python, as the engines' user. Exit status 1 with a message for a person when
-the model cannot be had, 2 for a wrong call.
+Runs with the Python of the engines' venv, as the engines' user. Exit status 1 with a message if the model cannot be
+downloaded, 2 for wrong arguments.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from typing import Any, BinaryIO
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# Files at once: one connection alone does not fill the line.
+# Files at once: a single connection does not use the whole bandwidth.
 PARALLEL = 8
 CHUNK_BYTES = 1024 * 1024
 S3_TRIES = 5
 UNFINISHED = ".incomplete"
-# The same weights once more in another format: tens of gigabytes that no engine reads.
+# Copies of the weights in other formats: tens of gigabytes that no engine reads.
 OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "onnx/*")
 
 
 class FetchError(Exception):
-    """The model cannot be had; the text says what to do."""
+    """The model cannot be downloaded; the text says what to do."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model whose exact content is known: where it belongs, and how to download it into a directory."""
+    """A model with known content: the name of its directory, and how to download it into one."""
 
     directory_name: str
     download: Callable[[Path], None]
@@ -62,7 +62,7 @@ def sanitised(text: str) -> str:
 
 
 def from_hub(name: str, revision: str) -> Model:
-    """A repository of a Hugging Face hub at one commit. Nothing is asked of the hub before the download."""
+    """A repository of a Hugging Face hub at one commit. The hub is not asked before the download."""
     if not COMMIT.fullmatch(revision):
         raise FetchError(f"{name}: pin the revision to the 40 digits of a commit; it is {revision!r}")
 
@@ -105,7 +105,7 @@ def from_hub(name: str, revision: str) -> Model:
 
 
 def hub_file(name: str, revision: str, file: str, directory: Path) -> None:
-    """One file of a hub's repository. The hub's own client would start an interrupted file anew."""
+    """One file of a hub's repository. The hub's own client would start an interrupted file from its beginning."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # loaded lazily
@@ -115,7 +115,7 @@ def hub_file(name: str, revision: str, file: str, directory: Path) -> None:
         return
     url = hf_hub_url(name, file, revision=revision)
     told = get_hf_file_metadata(url)
-    # Compressed on the way, a file would have no bytes to go on from.
+    # A compressed transfer could not be continued at a byte of the file.
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
 
     def append(part: BinaryIO, have_bytes: int) -> None:
@@ -150,13 +150,13 @@ def from_s3(address: str) -> Model:
 
     def s3_file(name: str, directory: Path) -> None:
         target, entry = directory / name, objects[name]
-        # A file gets its name when it is whole, so the size is proof enough.
+        # A file gets its name when it is complete, so comparing the size is enough.
         if target.is_file() and target.stat().st_size == entry["Size"]:
             return
 
         def append(part: BinaryIO, have_bytes: int) -> None:
             for tries_left in reversed(range(S3_TRIES)):
-                # Only of the object that was listed: another one's bytes must not be joined to it.
+                # Only if it is still the object that was listed: bytes of another must not be appended.
                 wanted = {"Bucket": bucket, "Key": entry["Key"], "IfMatch": entry["ETag"]}
                 if part.tell():
                     wanted["Range"] = f"bytes={part.tell()}-"
@@ -180,14 +180,14 @@ def from_s3(address: str) -> Model:
 
 
 def inside(directory: Path, name: str, origin: str) -> Path:
-    """Where a file of the model belongs, which is nowhere else."""
+    """The path of a file of the model; raises FetchError for one outside the directory."""
     if ".." in Path(name).parts or name.startswith("/"):
         raise FetchError(f"{origin}: object {name!r} would leave the model's directory; rename it")
     return directory / name
 
 
 def in_parallel(download: Callable[[str], None], names: Iterable[str]) -> None:
-    """Download several files at once; raises the first error when all have ended, so that the others are kept."""
+    """Download several files at once; raise the first error after all have ended, so that the others are kept."""
     with ThreadPoolExecutor(PARALLEL) as pool:
         list(pool.map(download, names))
 
@@ -195,7 +195,7 @@ def in_parallel(download: Callable[[str], None], names: Iterable[str]) -> None:
 def complete(target: Path, size_bytes: int | None, sha256: str | None, append: Callable[[BinaryIO, int], None]) -> None:
     """Give `target` its whole content: `append` adds what follows the bytes that an earlier try has left.
 
-    What they are joined to is checked; content that is not as it should be is fetched once more from its beginning.
+    The whole is verified; a file with wrong content is downloaded once more from its beginning.
     """
     part = target.with_name(target.name + UNFINISHED)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ def file_sha256(path: Path) -> str:
 
 
 def fetch(model: Model, models_dir: Path) -> tuple[Path, bool]:
-    """Make sure that the model is in ``models_dir``; returns its directory and whether it had to be downloaded."""
+    """Ensure that the model is in ``models_dir``; return its directory and whether it was downloaded."""
     target = models_dir / model.directory_name
     if target.is_dir():
         return target, False
@@ -245,7 +245,7 @@ def fetch(model: Model, models_dir: Path) -> tuple[Path, bool]:
 
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Wait for another fetch of the same model, such as that of an interrupted run, which may go on by itself."""
+    """Wait for another download of the same model, such as that of an interrupted run, which may still go on."""
     with lock.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
