@@ -135,14 +135,14 @@ class Soak:
         if b"data: [DONE]" in answer and answer.count(b'"content":" @') == STREAM_TOKENS:
             self.tally.outcomes["stream ok"] += 1
         else:
-            self._told("stream", answer)
+            self._expect_engine_error("stream", answer)
 
     async def call(self) -> None:
         answer = await self._ask("call", tokens=16)
         if answer.startswith(b"HTTP/1.1 200 ") and b'"completion_tokens":16' in answer:
             self.tally.outcomes["call ok"] += 1
         else:
-            self._told("call", answer)
+            self._expect_engine_error("call", answer)
         await asyncio.sleep(CALL_PAUSE_S)
 
     async def leave(self) -> None:
@@ -237,7 +237,7 @@ class Soak:
             self.tally.lost.append(f"{what}: {error!r}")
             return b""
 
-    def _told(self, what: str, answer: bytes) -> None:
+    def _expect_engine_error(self, what: str, answer: bytes) -> None:
         """An engine was killed: its client must get an error with a code."""
         if answer and b'"error":' in answer and b'"code":"engine_' in answer:
             self.tally.outcomes[f"{what} told"] += 1

@@ -33,7 +33,7 @@ async def test_a_connection_without_a_request_is_closed_and_a_busy_one_is_not(
     engine.script = think
     files.configure(engine)
     monkeypatch.setattr(worker, "_KEEP_ALIVE_S", 0.2)
-    monkeypatch.setattr(worker, "_TICKS_A_SWEEP", 1)
+    monkeypatch.setattr(worker, "_TICKS_PER_SWEEP", 1)
     monkeypatch.setattr(worker, "_NOTICE_S", 0)
     port = free_port()
     serving = worker.make_server(files.config, "127.0.0.1", port)

@@ -609,16 +609,16 @@ async def test_an_engine_by_https(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(self_signed(tmp_path, "localhost"))
     async with running_engine("big", host="localhost", tls=context) as engine:
-        client_module._trusting.cache_clear()
+        client_module._tls_context.cache_clear()
         with pytest.raises(EngineUnreachable, match="certificate"):
             await client.request(engine.url, "POST", "/", {}, b"{}", connect_s=WAIT_S)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
-        client_module._trusting.cache_clear()
+        client_module._tls_context.cache_clear()
         for _ in range(2):
             answer = await client.request(engine.url, "POST", "/", {}, b"{}", connect_s=WAIT_S)
             assert b"hello" in await read_all(answer)
         assert engine.calls[-1].nth_on_connection == 2
-        client_module._trusting.cache_clear()
+        client_module._tls_context.cache_clear()
 
 
 async def test_a_document(client: EngineClient, engine: Engine) -> None:
