@@ -1,6 +1,4 @@
-"""The benchmark's report, its measurements of processes, its rig without a gateway, and the soak's
-criteria.
-"""
+"""The benchmark's report, measurements, rig and soak criteria."""
 
 import dataclasses
 import os
