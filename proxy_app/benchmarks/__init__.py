@@ -1,1 +1,1 @@
-"""What gateways cost in front of an engine that costs nothing. See README.md beside this file."""
+"""Measures what gateways cost in front of an engine that costs nothing. See README.md beside this file."""

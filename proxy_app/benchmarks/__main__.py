@@ -1,4 +1,4 @@
-"""`make bench`: cases on candidates, in turn and repeatedly, into bench.json and docs/performance.md."""
+"""`make bench`: runs the cases on all candidates in turn, and writes bench.json and docs/performance.md."""
 
 import argparse
 import contextlib
@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except Missing as missing:
         print(f"bench: {missing}", file=sys.stderr)
         return 2
-    # As for an interrupt: what was started must not outlive this.
+    # Exit as on an interrupt: processes that were started must not outlive this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     conditions = _conditions(chosen, venvs, options.repeats, cores)
     print(*conditions, sep="\n", flush=True)
@@ -68,7 +68,8 @@ def main(words: Sequence[str] | None = None) -> int:
         started = [f"{name} {candidate.rss_mb:.0f}" for name, candidate in standing.items()]
         conditions.append(f"Resident memory once started, before any load, in MB: {', '.join(started)}.")
         for repeat in range(1, options.repeats + 1):
-            # There and back again, so that what changes slowly on the machine meets all of them alike.
+            # Reverse the order every other time, so that slow changes on the machine affect all candidates
+            # alike.
             names = options.candidates if repeat % 2 else options.candidates[::-1]
             for case, name in product(cases, names):
                 turn = (
@@ -134,7 +135,7 @@ def _engines(program: Path, core: int) -> Iterator[list[int]]:
 def _conditions(
     chosen: list[Candidate], venvs: dict[str, Path], repeats: int, cores: tuple[int, int]
 ) -> list[str]:
-    """Machine, versions and method, a sentence each."""
+    """Machine, versions and method, one sentence each."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,6 +1,6 @@
-"""The least that can be called a proxy, over our client to the engines or over aiohttp's.
+"""The smallest possible proxy, with our client to the engines or with aiohttp's.
 
-It knows no keys, no limits and nothing else, so what differs between the two is what a client costs.
+It has no keys, no limits and nothing else, so the difference between the two is what a client costs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ class _Piece(NamedTuple):
 
 
 _Ask = Callable[[str, str, bytes], AsyncIterator[_Piece]]
-"""Engine, path and body of a request; the answer, as it comes."""
+"""Takes engine, path and body of a request; yields the answer as it comes."""
 
 
 def _ours() -> _Ask:
@@ -45,7 +45,7 @@ def _ours() -> _Ask:
 
 def _aiohttp() -> _Ask:
     session = aiohttp.ClientSession(
-        # As many connections as there are requests, like ours, and no other limit of time.
+        # Like our client: as many connections as requests, and no other time limit.
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
         auto_decompress=False,
@@ -71,7 +71,7 @@ class _App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._ask is None:
-            # Both clients want a running loop.
+            # Both clients need a running loop.
             self._ask = self._client()
         body, more = b"", True
         while more:

@@ -1,7 +1,7 @@
-"""What is measured: how each candidate comes to this machine, and how it is started in front of two engines.
+"""The candidates: how each is installed, and how it is started in front of two engines.
 
-Each runs one worker, checks a key where it can, writes no log of its own but warnings (ours: its access log),
-and sends a request to the engine with less to do, or takes turns.
+Each runs one worker, checks a key if it can, logs only warnings (ours: its access log), and sends a request
+to the less busy engine, or to both in turn.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ class Missing(Exception):
 
 
 class Ended(Exception):
-    """A process that should serve is gone. The message says how it ended."""
+    """A process that should be serving has ended. The message says how."""
 
 
 @dataclass(frozen=True)
 class Ground:
-    """Where a candidate is to run."""
+    """Where a candidate runs."""
 
-    directory: Path  # its own, empty
-    venv: Path  # that of its lock
+    directory: Path  # of its own, empty
+    venv: Path  # installed from its lock
     port: int
-    other_port: int  # free for whatever else it wants to listen on
+    other_port: int  # free, for anything else that it listens on
     engines: Sequence[str]  # their origins
 
 
@@ -52,13 +52,13 @@ class Ground:
 class Candidate:
     name: str
     prepare: Callable[[Ground], list[str]]
-    """Writes what it needs into the ground's directory; returns the command."""
+    """Writes the candidate's files into the ground's directory and returns its command."""
     locks: Sequence[Path] = ()
     package: str | None = None
     program: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     aside: bool = False
-    """Answers a question of its own, so it runs only where it is named."""
+    """Answers a special question, so it runs only if it is named."""
 
     def check(self) -> None:
         """Raises Missing."""
@@ -76,8 +76,8 @@ class Candidate:
 
 
 def find(program: str) -> str:
-    """Where a program is. Raises Missing."""
-    # Debian keeps servers where only root's PATH looks.
+    """The path of a program. Raises Missing."""
+    # Debian installs servers in directories that only root's PATH contains.
     path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     if path is None:
         packages = {"nginx": "nginx-light", "gcc": "gcc libc6-dev"}
@@ -178,7 +178,7 @@ def _serve(tree: Path, ground: Ground) -> list[str]:
         "drained_dir": str(ground.directory / "drained"),
         "usage": {"directory": str(ground.directory)},
         "admin": {"port_offset": ground.other_port - ground.port},
-        # The engines take everything, traces too.
+        # The engines accept everything, traces too.
         "traces": configuration["traces"] | {"endpoint": f"{ground.engines[0]}/v1/traces"},
     }
     (ground.directory / "config.yml").write_text(yaml.safe_dump(configuration))
@@ -193,13 +193,13 @@ def _lock(name: str) -> Path:
     return HERE / "requirements" / f"{name}.txt"
 
 
-# As on a host: what the lock pins, and the sources of this checkout.
+# As on a host: the locked packages, and the sources of this checkout.
 _OURS_LOCK = ROOT / "proxy_app/requirements.txt"
 _OURS_PATH = ROOT / "proxy_app/src"
 
 
 def proxy_of(name: str, tree: Path) -> Candidate:
-    """Our proxy as it is in a tree of this repository, everything switched on."""
+    """Our proxy from a tree of this repository, with every feature switched on."""
     app = tree / "proxy_app"
     return Candidate(
         name,
@@ -226,7 +226,7 @@ CANDIDATES = {
         Candidate("nginx", _nginx, program="nginx"),
         Candidate("vllm-router", _vllm_router, (_lock("vllm-router"),), "vllm-router"),
         Candidate("smg", _smg, (_lock("smg"),), "smg"),
-        # Without it, its list of prices is fetched from the internet at each start.
+        # Without this, it downloads its price list from the internet at each start.
         Candidate(
             "litellm",
             _litellm,
@@ -251,7 +251,10 @@ def free_ports(count: int) -> list[int]:
 def running(
     command: Sequence[str], directory: Path, core: int, environment: Mapping[str, str] | None = None
 ) -> Iterator[int]:
-    """A process on one core, its output in `directory`/log, ended with all its children. Yields its pid."""
+    """Run a process on one core with its output in `directory`/log, and end it with all its children.
+
+    Yields its pid.
+    """
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -278,8 +281,11 @@ def running(
 
 @contextlib.contextmanager
 def awake(root: int, port: int, log: Path) -> Iterator[None]:
-    """Let a process that `running` started go on, and halt it again at the end: one that still has work of
-    its own, such as a backlog or a look at its engines, takes nothing from the next. Raises Ended."""
+    """Resume a process that `running` started, and stop it again at the end. Raises Ended.
+
+    A stopped process with work left, such as a backlog or health checks, takes no CPU from the next
+    candidate.
+    """
     os.killpg(root, signal.SIGCONT)
     wait_until_serving(port, log, root)
     try:
@@ -289,8 +295,11 @@ def awake(root: int, port: int, log: Path) -> Iterator[None]:
 
 
 def wait_until_serving(port: int, log: Path, root: int) -> None:
-    """Until a completion comes back. Raises Ended when the child `root` has ended; RuntimeError when nothing
-    came for two minutes. Both with the end of the log."""
+    """Wait until a completion succeeds.
+
+    Raises Ended if the child `root` has ended; RuntimeError if there was no answer for two minutes. Both
+    contain the end of the log.
+    """
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/chat/completions",
         b'{"model":"mock","messages":[{"role":"user","content":"x"}],"max_tokens":1}',

@@ -1,11 +1,11 @@
-"""What is asked of every candidate."""
+"""The loads that every candidate gets."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Case:
-    """A load, kept up for `seconds` after a `ramp_s` over which its connections begin one by one."""
+    """A load that lasts `seconds`, after a `ramp_s` during which its connections start one by one."""
 
     name: str
     what: str
@@ -14,16 +14,16 @@ class Case:
     seconds: float
     ramp_s: float = 1.0
     tokens: int = 16
-    interval_us: int = 0  # between two chunks of a stream; 0: as fast as they are taken
+    interval_us: int = 0  # between two chunks of a stream; 0: as fast as they are read
     body_bytes: int = 1000
 
     def quick(self) -> "Case":
-        """The same load, kept up just long enough to see that it works."""
+        """The same load, just long enough to see that it works."""
         return Case(**{**self.__dict__, "seconds": 2.0, "ramp_s": min(self.ramp_s, 2.0)})
 
 
 def _paced(streams: int) -> Case:
-    # As long a ramp as a stream, so that beginnings are spread evenly over all that follows.
+    # The ramp is as long as a stream, so that starts are spread evenly over the whole load.
     what = f"{streams} streams, 50 chunks/s each"
     return Case(f"paced{streams}", what, streams, True, seconds=8, ramp_s=2, tokens=100, interval_us=20_000)
 

@@ -1,4 +1,4 @@
-"""A load on a running candidate, and what its processes took for it."""
+"""Puts a load on a running candidate, and measures what its processes use."""
 
 import json
 import os
@@ -15,8 +15,10 @@ KEY = "bench-key-0123456789-0123456789-0123"
 
 
 class Result(TypedDict):
-    """One object of bench.json. Milliseconds, microseconds and megabytes as the names say; null is "does not
-    apply": the CPU of no process, the chunks of no stream, the requests of streams that did not end."""
+    """One object of bench.json, in the units that the names give.
+
+    Null means "does not apply": there is no process to measure, no stream, or streams that do not end.
+    """
 
     candidate: str
     case: str
@@ -40,7 +42,7 @@ class Usage:
 
 
 def usage(root: int) -> Usage:
-    """CPU since their start, and resident memory now, of a process and all its descendants."""
+    """CPU since their start, and current resident memory, of a process and all its descendants."""
     children: dict[int, list[int]] = {}
     fields: dict[int, list[str]] = {}
     for entry in Path("/proc").iterdir():
@@ -49,7 +51,7 @@ def usage(root: int) -> Usage:
                 text = (entry / "stat").read_text()
             except OSError:
                 continue
-            # The second field is the name, which may hold blanks and brackets.
+            # The second field is the name, which may contain blanks and parentheses.
             fields[int(entry.name)] = text[text.rindex(")") + 2 :].split()
             children.setdefault(int(fields[int(entry.name)][1]), []).append(int(entry.name))
     if root not in fields:
@@ -59,7 +61,8 @@ def usage(root: int) -> Usage:
     while todo:
         pid = todo.pop()
         todo += children.get(pid, [])
-        # utime, stime, and those of children that have been waited for; rss. See proc(5), less two fields.
+        # utime, stime, those of children that were waited for, and rss. Indexes are proc(5)'s without the
+        # first two fields.
         ticks += sum(int(value) for value in fields[pid][11:15])
         pages += int(fields[pid][21])
     return Usage(ticks / _TICKS * 1e6, pages * _PAGE / 1e6)
@@ -68,7 +71,7 @@ def usage(root: int) -> Usage:
 def load(
     program: Path, case: Case, port: int, candidate: str, repeat: int, root: int | None, core: int
 ) -> Result:
-    """Put `case` on whatever listens on `port`, and count the CPU of `root` and its descendants meanwhile."""
+    """Put `case` on the server at `port`, and measure the CPU of `root` and its descendants meanwhile."""
     options = {
         "port": port,
         "connections": case.connections,

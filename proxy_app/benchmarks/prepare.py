@@ -1,4 +1,4 @@
-"""What a run needs before it can begin: two cores, the native programs, the candidates' environments."""
+"""Prepares a run: two cores, the native programs, and the candidates' environments."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ BUILD = ROOT / ".build" / "bench"
 
 
 def two_cores() -> tuple[int, int]:
-    """One for the candidate, one for engine and generator. Raises Missing."""
+    """One core for the candidate, one for engine and load generator. Raises Missing."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise Missing("two cores are needed: one for the candidate, one for what loads it")
@@ -21,7 +21,7 @@ def two_cores() -> tuple[int, int]:
 
 
 def compile_native(gcc: str, name: str) -> Path:
-    """Build a program of `native`."""
+    """Build a program from `native`."""
     BUILD.mkdir(parents=True, exist_ok=True)
     program = BUILD / name
     source = HERE / "native" / f"{name}.c"
@@ -30,7 +30,7 @@ def compile_native(gcc: str, name: str) -> Path:
 
 
 def checkout(revision: str) -> Path:
-    """A tree with the proxy as it was at a revision of this repository. Raises Missing."""
+    """A tree with the proxy at a revision of this repository. Raises Missing."""
     shown = subprocess.run(
         ["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"],
         cwd=ROOT,
@@ -53,7 +53,7 @@ def checkout(revision: str) -> Path:
 
 
 def install(candidate: Candidate) -> Path:
-    """A virtual environment of its own, from the candidate's locks, made once. Raises Missing."""
+    """A virtual environment from the candidate's locks, created once. Raises Missing."""
     venv = BUILD / "venvs" / candidate.name
     if candidate.locks:
         venv.parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +66,11 @@ def install(candidate: Candidate) -> Path:
 
 
 def _python() -> str:
-    """The distribution's, which role proxy uses on hosts, too: it has been optimized with profiles, and one
-    that was compiled on the spot mostly has not. This one, where that is too old or lacks venv."""
+    """The distribution's Python, which role proxy uses on hosts as well.
+
+    It is profile-optimized, which a locally compiled one usually is not. The running Python, if the other is
+    too old or lacks venv.
+    """
     usable = "import sys, ensurepip; raise SystemExit(sys.version_info < (3, 11))"
     distributions = "/usr/bin/python3"
     try:

@@ -1,4 +1,4 @@
-"""Results as tables and a chart, and both into docs/performance.md."""
+"""Turns results into tables and a chart, and writes both into docs/performance.md."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,14 +10,14 @@ from .cases import CASES
 from .measure import Result
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
-# Share of the chunks that a candidate passes on in time; one with less has its core full.
+# The share of chunks that a candidate must pass on in time; with less, its core is saturated.
 _KEEPS_UP = 0.95
-# Longer bars than this many times the middle one are cut, so that one slow candidate does not hide the rest.
+# Bars longer than this many times the median one are cut, so that one slow candidate does not hide the rest.
 _LONGEST = 2.5
 
 
 class Medians:
-    """The median over the repeats of each field, by candidate and case; of errors the sum."""
+    """The median of each field over the repeats, by candidate and case; of errors, the sum."""
 
     def __init__(self, results: Sequence[Result]) -> None:
         self._results = results
@@ -37,7 +37,7 @@ class Medians:
         return sum(found) if name == "errors" else median(found)
 
     def added(self, candidate: str, case: str, name: str) -> float | None:
-        """What the candidate adds to the same figure without any."""
+        """What the candidate adds to the figure without a candidate."""
         with_it, without = self.value(candidate, case, name), self.value("direct", case, name)
         return None if with_it is None or without is None else with_it - without
 
@@ -55,7 +55,7 @@ def _number(result: Result, name: str) -> float | None:
 
 
 def tables(results: Sequence[Result]) -> str:
-    """One table a case, in Markdown."""
+    """One table per case, in Markdown."""
     medians = Medians(results)
     parts = []
     for case in medians.cases:
@@ -72,7 +72,7 @@ def tables(results: Sequence[Result]) -> str:
             "RSS MB",
             "errors",
         ]
-        # Columns that say nothing in this case are left out.
+        # Omit columns without content in this case.
         used = [at for at in range(len(head)) if any(row[at] not in ("", "0") for row in rows)]
         for row in [head, ["---"] * len(head), *rows]:
             parts.append("| " + " | ".join(row[at] for at in used) + " |")
@@ -146,7 +146,7 @@ def chart(results: Sequence[Result]) -> str:
 
 
 def write_page(page: Path, results: Sequence[Result], conditions: Iterable[str]) -> None:
-    """Replace what stands between the markers of docs/performance.md, and draw the chart beside it."""
+    """Replace the text between the markers in docs/performance.md, and draw the chart beside the file."""
     text = page.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{page}: needs one line {BEGIN} and, after it, one line {END}")

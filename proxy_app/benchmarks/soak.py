@@ -1,8 +1,8 @@
-"""`make soak`: one worker under everything that happens to it in a day, as long as it takes to see a leak.
+"""`make soak`: one worker under everything that happens in a day, long enough to see a leak.
 
-Streams and small answers all the time; clients that leave, and clients that do not read; a key that comes and
-goes every two seconds, and keys that nobody knows; engines that are killed; metrics that are scraped. What
-counts at the end: nothing was lost, and the worker's memory stayed where it was.
+Continuous streams and small answers; clients that leave, and clients that do not read; a key that is added
+and revoked every two seconds, and unknown keys; engines that are killed; metrics that are scraped. It passes
+if nothing was lost and the worker's memory did not grow.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SLEEP_S = 15.0
 KEY_CHANGE_S, KEY_LIVE_S = 2.0, 1.0
 ENGINE_UP_S, ENGINE_DOWN_S = 20.0, 2.0
 SAMPLE_S = 2.0
-# What has to hold. The beginning, in which pools and tables fill, does not count.
+# What must hold. The beginning, in which pools and tables fill up, does not count.
 WARM_SHARE, FLAT_SHARE, MOST_MB = 0.15, 0.05, 120.0
 WINDOWS = 10
 EXPECTED = ("stream ok", "call ok", "left", "slept", "stranger 401", "new key", "old key", "engine killed")
@@ -47,7 +47,7 @@ _ANSWER_S = 60.0
 
 @dataclass
 class Tally:
-    """What has been seen: answers by kind and outcome, failures in words, megabytes by time."""
+    """What was observed: answers by kind and outcome, descriptions of failures, megabytes by time."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Tally:
 
 @dataclass
 class Soak:
-    """One worker, two engines and everybody who does something with them."""
+    """One worker, two engines and all their clients."""
 
     tally: Tally
     port: int
@@ -125,7 +125,7 @@ class Soak:
             task.result()
 
     async def _forever(self, do: Callable[[], Awaitable[None]]) -> None:
-        # So that they do not all come at once.
+        # Start at different times.
         await asyncio.sleep(random.random())
         while True:
             await do()
@@ -135,19 +135,19 @@ class Soak:
         if b"data: [DONE]" in answer and answer.count(b'"content":" @') == STREAM_TOKENS:
             self.tally.outcomes["stream ok"] += 1
         else:
-            self._told("stream", answer)
+            self._expect_engine_error("stream", answer)
 
     async def call(self) -> None:
         answer = await self._ask("call", tokens=16)
         if answer.startswith(b"HTTP/1.1 200 ") and b'"completion_tokens":16' in answer:
             self.tally.outcomes["call ok"] += 1
         else:
-            self._told("call", answer)
+            self._expect_engine_error("call", answer)
         await asyncio.sleep(CALL_PAUSE_S)
 
     async def leave(self) -> None:
         reader, writer = await self._open(KEY, tokens=1000, stream=True, gap_us=STREAM_GAP_US)
-        # Not wait_for: before Python 3.12 it can swallow the cancellation by which all of this ends.
+        # Not wait_for: before Python 3.12 it can swallow the cancellation that ends the soak.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(random.random()):
                 await reader.read(65536)
@@ -156,7 +156,7 @@ class Soak:
         await asyncio.sleep(random.random())
 
     async def sleep(self) -> None:
-        """Asks for a hundred megabytes and reads none of them."""
+        """Request a hundred megabytes and read none of them."""
         reader, writer = await self._open(KEY, tokens=500_000, stream=True, gap_us=0, limit=1024)
         await asyncio.sleep(SLEEP_S * (0.5 + random.random()))
         writer.transport.abort()
@@ -169,7 +169,7 @@ class Soak:
         await asyncio.sleep(STRANGER_PAUSE_S)
 
     async def change_keys(self) -> None:
-        """A new key is written, has to be good within a second, is taken away, and has to be bad as soon."""
+        """Add a key, which must be valid within a second, then revoke it, which must take effect as fast."""
         new = secrets.token_hex(24)
         for keys, wanted, what in (((KEY, new), 200, "new key"), ((KEY,), 401, "old key")):
             write_keys(self.directory, keys)
@@ -225,7 +225,7 @@ class Soak:
         return reader, writer
 
     async def _ask(self, what: str, key: str = KEY, **wanted: Any) -> bytes:
-        """The whole answer; b"" where there was none."""
+        """The whole answer; b"" if there was none."""
         try:
             reader, writer = await self._open(key, **wanted)
             try:
@@ -237,8 +237,8 @@ class Soak:
             self.tally.lost.append(f"{what}: {error!r}")
             return b""
 
-    def _told(self, what: str, answer: bytes) -> None:
-        """An engine was killed: its client has to hear of it, as an error with a code."""
+    def _expect_engine_error(self, what: str, answer: bytes) -> None:
+        """An engine was killed: its client must get an error with a code."""
         if answer and b'"error":' in answer and b'"code":"engine_' in answer:
             self.tally.outcomes[f"{what} told"] += 1
         else:
@@ -260,7 +260,7 @@ def write_keys(directory: Path, keys: Sequence[str]) -> None:
 
 
 async def soak(minutes: float) -> Tally:
-    # As an interrupt does: what was started must not outlive this.
+    # Exit as on an interrupt: processes that were started must not outlive this one.
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

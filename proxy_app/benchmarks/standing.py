@@ -1,4 +1,4 @@
-"""A candidate that waits for its turns, ready to answer but halted."""
+"""A candidate that waits for its turns: started, but stopped by a signal."""
 
 import contextlib
 import tempfile
@@ -10,10 +10,10 @@ from .measure import usage
 
 
 class Standing:
-    """To be left as a context. One that ends by itself is started again for the cases that are left, and
-    `ended` says how it ended, each time: that is part of the result.
+    """Used as a context. A candidate that ends by itself is started again for the remaining cases.
 
-    `rss_mb` is its resident memory before any load.
+    `ended` says how it ended, each time: that is part of the result. `rss_mb` is its resident memory before
+    any load.
     """
 
     def __init__(self, candidate: Candidate, venv: Path, engines: Sequence[int], core: int) -> None:
@@ -28,7 +28,7 @@ class Standing:
         try:
             self._start()
         except BaseException:
-            # What has begun must not outlive this, and nobody leaves what was not entered.
+            # Processes must not outlive this, and __exit__ is not called if __enter__ fails.
             self._process.close()
             raise
         self.rss_mb = usage(self._root).rss_mb

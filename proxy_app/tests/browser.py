@@ -20,8 +20,11 @@ _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chr
 
 
 class Page:
-    """One tab. `requests` are the URLs it has asked for, `complaints` what its console says, CSP's refusals
-    included."""
+    """One tab.
+
+    `requests` are the URLs that it has requested. `complaints` are its console's messages, including
+    violations of the content security policy.
+    """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -42,7 +45,7 @@ class Page:
         return found["result"].get("value")
 
     async def until(self, script: str) -> None:
-        """Evaluate it until it is true."""
+        """Evaluate the script until it is true."""
         async with asyncio.timeout(WAIT_S):
             while not await self.evaluate(script):
                 await asyncio.sleep(0.02)
@@ -69,7 +72,7 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def running_browser(directory: Path) -> AsyncIterator[Page]:
-    """Skips the test where no Chromium is installed; under CI that is a failure."""
+    """Skips the test if no Chromium is installed; under CI that is a failure."""
     program = next((path for name in _NAMES if (path := shutil.which(name))), None)
     if program is None:
         message = f"no Chromium: install one of {', '.join(_NAMES)} (Debian: chromium-headless-shell)"
@@ -81,7 +84,7 @@ async def running_browser(directory: Path) -> AsyncIterator[Page]:
     )  # fmt: skip
     try:
         async with asyncio.timeout(3 * WAIT_S):
-            # It writes its port there once it listens.
+            # Chromium writes its port there once it listens.
             while len(lines := _lines(directory / "DevToolsActivePort")) < 2:
                 assert process.returncode is None, "Chromium has ended"
                 await asyncio.sleep(0.05)
@@ -96,7 +99,7 @@ async def running_browser(directory: Path) -> AsyncIterator[Page]:
                 yield page
             await listening
     finally:
-        # The whole group: what Debian installs is a script that starts the browser.
+        # The whole process group: Debian installs a script that starts the browser.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()

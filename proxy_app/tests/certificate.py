@@ -1,4 +1,4 @@
-"""A certificate that vouches for itself, for engines behind TLS."""
+"""A self-signed certificate, for engines behind TLS."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +10,7 @@ from cryptography.x509.oid import NameOID
 
 
 def self_signed(directory: Path, host: str) -> Path:
-    """Write certificate.pem, key included, into `directory`; returns its path."""
+    """Write certificate.pem, including its key, into `directory`, and return its path."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = datetime.now(UTC)

@@ -13,7 +13,7 @@ from harness import Files, Log, Proxy, running_engine, running_proxy
 from inference_proxy import account, poller, reload
 from inference_proxy.accounting import logs
 
-# No time limit an example: how fast the machine is does not matter.
+# No time limit per example: the speed of the machine does not matter.
 settings.register_profile("proxy", deadline=None, max_examples=50)
 settings.load_profile("proxy")
 
@@ -25,7 +25,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rhythms, not deadlines: how often the proxy looks at engines and at its files."""
+    """Shorten intervals, not deadlines: how often the proxy polls engines and checks its files."""
     monkeypatch.setattr(poller, "_INTERVAL_S", 0.03)
     monkeypatch.setattr(reload, "_INTERVAL_S", 0.02)
     monkeypatch.setattr(account, "_LINGER_S", 0)

@@ -1,4 +1,4 @@
-"""An engine that does what a test tells it, over real sockets: also what no decent server does."""
+"""An engine that does what a test tells it, over real sockets, including what no correct server does."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ class Call:
 
     async def write(self, data: bytes) -> None:
         if self.writer.transport.is_closing():
-            # uvloop's error for it is a RuntimeError.
+            # uvloop raises a RuntimeError for this.
             raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
@@ -60,7 +60,7 @@ class Call:
         self.writer.transport.abort()
 
     def reset(self) -> None:
-        """Break off as a host does that has lost its memory: RST instead of FIN."""
+        """Break off with RST instead of FIN, like a host that has lost its memory."""
         connection = self.writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -92,7 +92,7 @@ async def stream_body(call: Call) -> None:
 
 
 class Engine:
-    """Serves `script`; /v1/models by `models`, /metrics by `metrics`, and probes by `prober`."""
+    """Serves `script`; `models` answers /v1/models, `metrics` /metrics, and `prober` probes."""
 
     def __init__(self, *models: str, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self._host, self._tls = host, tls

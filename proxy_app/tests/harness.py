@@ -1,4 +1,4 @@
-"""What the tests drive: the proxy's files, a running proxy, and its log."""
+"""The test harness: the proxy's files, a running proxy, and its log."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ async def running_engine(*models: str, **options: Any) -> AsyncIterator[Engine]:
 
 
 class Files:
-    """The proxy's configuration on disk, replaced the way that Ansible does it: by rename."""
+    """The proxy's configuration on disk, replaced by renaming, as Ansible does it."""
 
     def __init__(self, directory: Path) -> None:
         self.config = directory / "config.yml"
@@ -59,7 +59,7 @@ class Files:
         temporary.replace(path)
 
     def admin(self) -> dict[str, Any]:
-        """Section `admin`, for a proxy that does not know its port: then this is all of the admin's."""
+        """Section `admin` for a proxy whose own port is 0, so that `port_offset` is the admin API's port."""
         self.admin_port = free_port()
         return {"port_offset": self.admin_port, "key_sha256": sha256(ADMIN_KEY)}
 
@@ -69,7 +69,7 @@ class Files:
             for number, engine in enumerate(engines, 1)
         ]
         paths = {"keys_file": str(self.keys), "drained_dir": str(self.drained)}
-        # Most tests look at what an engine gets, and want to see the client's own bytes.
+        # Most tests check what an engine gets, and expect the client's own bytes.
         self.write(self.config, {"engines": entries, "isolate_prefix_cache": False} | paths | settings)
 
 
@@ -80,7 +80,7 @@ def free_port() -> int:
 
 
 class Admin:
-    """An operator's view of it."""
+    """An operator's view of a running proxy."""
 
     def __init__(self, session: aiohttp.ClientSession, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -98,7 +98,7 @@ class Admin:
             return await response.json()
 
     async def metrics(self) -> dict[str, float]:
-        """Values by name and labels, as they are written."""
+        """Values by name and labels, as written on the page."""
         async with self.request("GET", "/metrics", key=None) as response:
             assert response.status == 200
             lines = (await response.text()).splitlines()
@@ -137,14 +137,14 @@ class Proxy:
             return status | {"http": response.status}
 
     async def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Look at /health/ready until it is as wanted."""
+        """Poll /health/ready until it is as wanted."""
         async with asyncio.timeout(WAIT_S):
             while not wanted(status := await self.ready()):
                 await asyncio.sleep(0.01)
         return status
 
     async def until_answer(self, path: str, status: int) -> None:
-        """Ask until a path answers with a status: for what becomes live by itself."""
+        """Poll a path until it answers with a status: for changes that take effect by themselves."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 async with self.get(path) as response:
@@ -171,7 +171,7 @@ async def running_proxy(files: Files) -> AsyncIterator[Proxy]:
         async with aiohttp.ClientSession(auto_decompress=False) as session:
             yield Proxy(files, f"http://127.0.0.1:{port}", session)
     finally:
-        # Quicker than uvicorn's orderly end, which test_process.py is about.
+        # Faster than uvicorn's orderly shutdown, which test_process.py tests.
         for listener in uvicorn_server.servers:
             listener.close()
         for connection in list(uvicorn_server.server_state.connections):
@@ -181,7 +181,7 @@ async def running_proxy(files: Files) -> AsyncIterator[Proxy]:
 
 
 class Log:
-    """The lines that the proxy has written so far."""
+    """The lines that the proxy has logged so far."""
 
     def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
         self._capture = capture

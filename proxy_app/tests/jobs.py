@@ -31,7 +31,7 @@ def a_settings(*engines: dict[str, Any], keys: tuple[KeyConfig, ...] = (), **set
 
 
 class Clock:
-    """Time that stands still until a test moves it."""
+    """A clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -41,7 +41,7 @@ class Clock:
 
 
 def a_fleet(*engines: dict[str, Any], clock: Callable[[], float] | None = None, **settings: Any) -> Fleet:
-    """All of them serving."""
+    """A fleet whose engines are all serving."""
     fleet = Fleet(clock or Clock())
     fleet.reconfigure(a_settings(*engines, **settings))
     for engine in fleet.engines:

@@ -1,4 +1,4 @@
-"""The proxy as a process of its own, as systemd runs it."""
+"""The proxy as a separate process, as systemd runs it."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ class Process:
         self.lines: list[dict[str, Any]] = []
 
     async def line(self, **wanted: Any) -> dict[str, Any]:
-        """Read the log until a line has these fields; a string has to be part of the field."""
+        """Read the log until a line has these fields; a string must be part of the field's value."""
         assert self.process.stdout is not None
         while raw := await asyncio.wait_for(self.process.stdout.readline(), WAIT_S):
             record: dict[str, Any] = json.loads(raw)

@@ -1,4 +1,4 @@
-"""A real Valkey, from the wheel that the development requirements bring along, as the role configures it."""
+"""A real Valkey from a wheel in the development requirements, configured as the role does it."""
 
 import asyncio
 import contextlib
@@ -63,14 +63,14 @@ class Valkey:
         raise AssertionError("the server of the tests does not start")
 
     async def stop(self) -> None:
-        """End it as a crash does: without a word."""
+        """End it abruptly, like a crash."""
         if self._process is not None:
             self._process.kill()
             await self._process.communicate()
             self._process = None
 
     async def ask(self, *words: str) -> bytes:
-        """The raw answer to one command, of a user who may give any, in the database of the tests."""
+        """The raw reply to one command, as a user with all permissions, in the tests' database."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         for command in (("AUTH", "tests", "-"), ("SELECT", "1"), words):
             parts = b"".join(b"$%d\r\n%b\r\n" % (len(word.encode()), word.encode()) for word in command)

@@ -1,4 +1,4 @@
-"""The benchmark's report, its view of processes, its rig without a gateway; and what a soak is judged by."""
+"""The benchmark's report, measurements, rig and soak criteria."""
 
 import dataclasses
 import os
@@ -82,7 +82,7 @@ def test_the_page_keeps_what_is_not_the_benchmarks(tmp_path: Path) -> None:
 def test_a_process_is_counted_with_its_children() -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen(["sh", "-c", "echo; read line"], stdin=pipe, stdout=pipe) as child:
-        # In the moment of its start it has no memory yet, as far as the kernel tells.
+        # Right after its start, the kernel does not report any memory for it.
         assert child.stdout is not None
         assert child.stdout.readline()
         alone = measure.usage(child.pid)
@@ -151,7 +151,7 @@ def test_a_soak_is_judged(changes: dict[str, Any], problem: str) -> None:
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the compiled engine and load generator are."""
+    """The directory with the compiled engine and load generator."""
     if shutil.which("gcc") is None:
         pytest.skip("the rig is written in C, and there is no gcc")
     directory = tmp_path_factory.mktemp("rig")

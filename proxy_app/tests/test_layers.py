@@ -24,7 +24,7 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
-"""From the ground up. What stands side by side does not know of each other."""
+"""Lowest first. Names on one level do not import each other."""
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -1,4 +1,4 @@
-"""The README's configuration is one that the program takes, and its tables have all that there is."""
+"""The README's configuration is valid, and its tables are complete."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from inference_proxy.config import Config, KeyConfig, LimitsConfig, RateLimits
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-# In their order: config.yml, the keys file, section `limits`. What comes after them is tested elsewhere.
+# In this order: config.yml, the keys file, section `limits`. Other tests check those that follow.
 CONFIG, KEYS, LIMITS, *_ = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
@@ -47,7 +47,7 @@ def test_every_error_code_is_listed() -> None:
         )
     )
     assert len(codes) > 15
-    # The last never reaches a client: another model is asked then.
+    # The last never reaches a client: a fallback model is used instead.
     assert {
         code for code in codes - {"internal_error", "model_saturated"} if f"`{code}`" not in README
     } == set()

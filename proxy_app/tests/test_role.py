@@ -1,4 +1,4 @@
-"""What the proxy role lets an operator set is what the application takes."""
+"""The application accepts every setting that role proxy offers."""
 
 from pathlib import Path
 from types import UnionType

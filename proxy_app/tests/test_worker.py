@@ -1,4 +1,4 @@
-"""The worker's server by itself: what becomes of connections on which nothing happens."""
+"""The worker's server: idle connections, and the end of a worker with a fault."""
 
 import asyncio
 import sys
@@ -23,7 +23,7 @@ ASK = (
 async def test_a_connection_without_a_request_is_closed_and_a_busy_one_is_not(
     files: Files, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both had an answer at the same time; only one has nothing to do since."""
+    """Both were answered at the same time; only one has been idle since."""
     finish = asyncio.Event()
 
     async def think(call: Call) -> None:
@@ -33,7 +33,7 @@ async def test_a_connection_without_a_request_is_closed_and_a_busy_one_is_not(
     engine.script = think
     files.configure(engine)
     monkeypatch.setattr(worker, "_KEEP_ALIVE_S", 0.2)
-    monkeypatch.setattr(worker, "_TICKS_A_SWEEP", 1)
+    monkeypatch.setattr(worker, "_TICKS_PER_SWEEP", 1)
     monkeypatch.setattr(worker, "_NOTICE_S", 0)
     port = free_port()
     serving = worker.make_server(files.config, "127.0.0.1", port)
@@ -59,7 +59,7 @@ async def test_a_connection_without_a_request_is_closed_and_a_busy_one_is_not(
 
 
 async def test_a_worker_with_a_fault_ends_once_it_has_no_request(files: Files, engine: Engine) -> None:
-    """systemd starts it anew: so it mends itself, and no request is lost by that."""
+    """systemd starts it again, so the fault is repaired and no request is lost."""
     files.configure(engine)
     serving = worker.make_server(files.config, "127.0.0.1", 0)
     serving.config.load()

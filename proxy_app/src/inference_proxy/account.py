@@ -15,7 +15,7 @@ from inference_proxy.accounting.usage_store import UsageStore, Used
 from inference_proxy.faults import Faults
 
 # How many requests are accounted for together, and how long the first of them waits for the others.
-_TOGETHER = 16
+_BATCH_SIZE = 16
 _LINGER_S = 0.05
 # Of a model or a path in a span.
 _LONGEST_NAME = 256
@@ -46,7 +46,7 @@ class Accounts:
         self._open.discard(exchange)
         exchange.ended = time.perf_counter()
         self._ended.append(exchange)
-        if len(self._ended) >= _TOGETHER:
+        if len(self._ended) >= _BATCH_SIZE:
             self._account()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self._linger)

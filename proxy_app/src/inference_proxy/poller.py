@@ -36,9 +36,9 @@ class Poller:
 
     async def start(self) -> None:
         """Poll every engine once, so that the first request finds them, then continue in the background."""
-        looks = [_Watch(self._fleet, self._client, engine).look() for engine in self._fleet.engines]
+        polls = [_EnginePoller(self._fleet, self._client, engine).look() for engine in self._fleet.engines]
         # A failed poll is soon repeated, and logged then: no engine can keep the worker from starting.
-        await asyncio.gather(*looks, return_exceptions=True)
+        await asyncio.gather(*polls, return_exceptions=True)
         self._follow()
 
     def reconfigure(self, _: Settings) -> None:
@@ -52,8 +52,8 @@ class Poller:
                 self._tasks.pop(engine).cancel()
         for engine in self._fleet.engines:
             if engine not in self._tasks:
-                watch = _Watch(self._fleet, self._client, engine)
-                self._tasks[engine] = asyncio.create_task(watch.run())
+                engine_poller = _EnginePoller(self._fleet, self._client, engine)
+                self._tasks[engine] = asyncio.create_task(engine_poller.run())
 
     async def stop(self) -> None:
         for task in self._tasks.values():
@@ -61,7 +61,7 @@ class Poller:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
 
-class _Watch:
+class _EnginePoller:
     """Polls one engine. A probe runs at the same time as polls, at most one at once."""
 
     def __init__(self, fleet: Fleet, client: EngineClient, engine: Engine) -> None:

@@ -22,10 +22,10 @@ _NOTICE_S = 0.5
 # closes.
 _KEEP_ALIVE_S = 75
 # In uvicorn's ticks, a tenth of a second each.
-_TICKS_A_SWEEP = 50
+_TICKS_PER_SWEEP = 50
 # How many more objects created than freed trigger a collection: those of a few hundred streams, or some MB
 # that failed requests left.
-_LOOK_AFTER = 20_000
+_COLLECT_AFTER = 20_000
 # How long after its start a worker with a fault may end itself, in ticks: so it cannot restart in a tight
 # loop.
 _TICKS_TO_REPAIR = 600
@@ -51,11 +51,11 @@ class Server(uvicorn.Server):
         """Listen, then notify systemd: a worker that dies before that has failed to start."""
         await super().startup(sockets)
         if self.started:
-            _spare_the_collector()
+            _freeze_startup_objects()
             notify("READY=1")
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % _TICKS_A_SWEEP == 0:
+        if counter % _TICKS_PER_SWEEP == 0:
             now = asyncio.get_running_loop().time()
             close_idle(self.server_state.connections, now, _KEEP_ALIVE_S)
             notify_alive()
@@ -88,14 +88,14 @@ class Server(uvicorn.Server):
             ending.cancel()
 
 
-def _spare_the_collector() -> None:
+def _freeze_startup_objects() -> None:
     """Freeze startup objects and collect rarely: requests leave no cycles.
 
     A collection stops all streams, for a microsecond per object.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_LOOK_AFTER)
+    gc.set_threshold(_COLLECT_AFTER)
 
 
 def make_server(config_path: Path, host: str, port: int) -> Server:

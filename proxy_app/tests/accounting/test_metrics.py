@@ -1,4 +1,4 @@
-"""Numbers: what is counted, under which names, and that they stay few."""
+"""Metrics: what is counted, under which names, and that the number of series stays bounded."""
 
 import asyncio
 import json

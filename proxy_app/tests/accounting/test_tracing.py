@@ -1,4 +1,4 @@
-"""Traces at a collector, and none of it where they are off."""
+"""Traces as a collector receives them, and no traces if they are off."""
 
 import asyncio
 import contextlib
@@ -113,7 +113,7 @@ async def test_failures_and_refusals(files: Files, engine: Engine) -> None:
                 async with proxy.post(**options) as response:
                     await response.read()
         found = {attributes(span)["error.type"]: span.status.code for span in collector.spans}
-    # Who has no key has no trace either: it would be a way to fill the collector.
+    # A request without a valid key has no trace: anyone could fill the collector that way.
     assert found == {
         "engine_unreachable": Status.STATUS_CODE_ERROR,
         "model_not_found": Status.STATUS_CODE_UNSET,

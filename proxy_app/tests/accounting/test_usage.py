@@ -1,4 +1,4 @@
-"""Usage by key and day: counted, kept, read; and what the access log says of content."""
+"""Usage by key and day: counted, stored, read; and what the access log says about content."""
 
 import asyncio
 import json

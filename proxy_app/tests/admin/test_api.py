@@ -1,4 +1,4 @@
-"""The admin API: who may, what it shows, and taking engines out and back."""
+"""The admin API: who may use it, what it shows, and draining engines and putting them back."""
 
 import asyncio
 import base64

@@ -23,7 +23,7 @@ async def test_the_page_lives(files: Files, engine: Engine, tmp_path: Path) -> N
         assert await page.evaluate("document.querySelector('#latencies th').innerText") == "big"
         assert await page.evaluate(STATE) == "serving"
 
-        # Without the page being loaded again: what changes is seen, and the focus stays.
+        # Without reloading the page: changes appear, and the focus stays.
         await page.evaluate("window.loaded = 1; document.querySelector('#engines button').focus()")
         (files.drained / "host1:e").write_text("<script>fan</script>")
         await page.until(f"{STATE} === 'drained'")
@@ -35,7 +35,7 @@ async def test_the_page_lives(files: Files, engine: Engine, tmp_path: Path) -> N
         (files.drained / "host1:e").unlink()
         await page.until(f"{STATE} === 'serving'")
 
-        # Its own button works, past the check of the origin.
+        # Its own button passes the check of the origin.
         await page.evaluate("document.querySelector('#engines button').click()")
         await page.until(f"{STATE} === 'drained'")
         assert (files.drained / "host1:e").read_text() == "admin: by the status page\n"

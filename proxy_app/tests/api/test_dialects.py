@@ -1,4 +1,4 @@
-"""Anthropic's API and OpenAI's newer one: their errors, how their streams end, and what looks like it."""
+"""Anthropic's API and OpenAI's newer one: errors, the ends of streams, and text that looks like an end."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ TEXT = ("response.output_text.delta", {"type": "response.output_text.delta", "de
 
 
 def finished(how: str, status: str) -> tuple[str, Any]:
-    # The whole answer once more, longer than what is kept of a stream's end, and usage after it.
+    # The whole answer again, longer than what is kept of a stream's end, followed by usage.
     response = {
         "output": "x" * 20_000,
         "service_tier": "auto",
@@ -42,7 +42,7 @@ def finished(how: str, status: str) -> tuple[str, Any]:
 
 
 def play(*events: tuple[str, Any], seen: asyncio.Event | None = None) -> Any:
-    """Send the events; with `seen`, those after the first only when the client has that one."""
+    """Send the events. With `seen`, wait until the client has the first before sending the others."""
 
     async def script(call: Call) -> None:
         await call.start_stream()

@@ -1,4 +1,4 @@
-"""The table of endpoints is the one place where an endpoint stands."""
+"""The table of endpoints is the only place that defines an endpoint."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Taking bodies apart and putting them together: lossless, bounded, and only where it must be."""
+"""Splitting and joining bodies: lossless, bounded, and only when needed."""
 
 import contextlib
 import json
@@ -69,7 +69,7 @@ def test_a_field_that_is_there_twice_is_refused(body: bytes) -> None:
 
 
 SPACES = st.sampled_from(["", " ", "\n", "\t  "])
-# Short ones, escaped ones and such as take more bytes than characters.
+# Short names, escaped ones, and ones with more bytes than characters.
 NAMES = st.sampled_from(["", "a", "model", "\u00e9", "\U0001f600", 'quo"te', "sl/ash"])
 
 
@@ -121,7 +121,7 @@ def test_many_brackets_are_not_deep() -> None:
 
 @pytest.mark.parametrize("item", ["[]", "{}", "1,[]", '"",[]', '{"a":[1]}'])
 def test_many_parts_are_not_built_to_see_how_deep_they_are(item: str) -> None:
-    """The largest body held up everybody's streams for seconds, and took half a gigabyte."""
+    """The largest body delayed all streams for seconds, and took half a gigabyte."""
     body = f'{{"model":"m","input":[{",".join([item] * 200_000)}]}}'.encode()
     deep = body.replace(b"[]" if b"[]" in body else b"[1]", b"[" * _DEPTH + b"]" * _DEPTH, 1)
     tracemalloc.start()
@@ -148,7 +148,7 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--xYz--\r\n") -> bytes:
 
 
 def test_a_form_gives_its_fields_and_leaves_its_file() -> None:
-    # What a file holds is nobody's business, even if it looks like a field.
+    # A file's content is not parsed, even if it looks like a field.
     inside = b'RIFF\r\n\r\ncontent-disposition: form-data; name="stream"\r\n\r\ntrue\r\n--xY'
     body = form(('name="file"; filename="a.wav"', inside), ('name="model"', "größe".encode()))
     found = Form(BOUNDARY, body)

@@ -1,4 +1,4 @@
-"""What is published, and that nothing made from it brings the proxy down."""
+"""The published document, and that no request generated from it brings the proxy down."""
 
 import asyncio
 from typing import Any
@@ -45,7 +45,7 @@ async def test_it_needs_a_key(proxy: Proxy) -> None:
 
 
 def exercise(operation: Any, url: str) -> None:
-    """Requests by the schema and against it, each with a model that is there or with whatever came up."""
+    """Requests that follow the schema or violate it, each with an existing model or a generated one."""
     strategies = [operation.as_strategy(generation_mode=mode) for mode in GenerationMode]
 
     @settings(max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck))

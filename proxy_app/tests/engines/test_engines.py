@@ -1,4 +1,4 @@
-"""Choosing an engine, and engines that are late, broken or gone before the client has seen anything."""
+"""Choosing an engine, and engines that are late, broken or gone before the client has received anything."""
 
 import asyncio
 import socket
@@ -110,7 +110,7 @@ async def test_a_stale_connection_is_noticed_by_nobody(proxy: Proxy, engine: Eng
             await complete(call)
 
     async def only_calls(call: Call) -> None:
-        # Polls would use the pool's connections up.
+        # Close the connections of polls, so that they do not use up the pool's.
         await call.answer(200, {"data": engine.cards}, "connection: close")
         call.break_off()
 
@@ -271,7 +271,7 @@ async def test_the_connect_clock(files: Files, engine: Engine, monkeypatch: pyte
     async def always_well(*_: Any, **__: Any) -> tuple[int, bytes]:
         return 200, b'{"data": []}'
 
-    # A listener whose queue is full answers no SYN, so connecting to it hangs. The poller must not know.
+    # A listener with a full backlog answers no SYN, so connecting to it hangs. The poller must not notice.
     monkeypatch.setattr(EngineClient, "get", always_well)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
         fillers = [socket.socket() for _ in range(3)]
@@ -447,7 +447,7 @@ async def test_prompts_that_begin_alike_meet_at_one_engine(
 
 @pytest.mark.complaint(12)
 async def test_a_popular_beginning_makes_no_hot_spot(files: Files, engine: Engine, other: Engine) -> None:
-    """sglang#14305. Requests that stay, all with one key: what one engine has more is within the bound."""
+    """sglang#14305. Unfinished requests, all with one key: one engine's excess stays within the bound."""
     finish = asyncio.Event()
 
     async def hold(call: Call) -> None:

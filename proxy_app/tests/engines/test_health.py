@@ -1,4 +1,4 @@
-"""Engines that hang, lie, break or are only busy, and what requests do about it."""
+"""Engines that hang, report wrong numbers, break or are only busy, and how requests cope with them."""
 
 import asyncio
 from typing import Any
@@ -71,7 +71,7 @@ def seen(**ranks: tuple[int, float]) -> Gauges:
 
 
 def test_a_long_generation_is_progress() -> None:
-    """ray#54070, vime#350: an engine that is only busy was marked dead."""
+    """ray#54070, vime#350: a busy engine was marked dead."""
     progress = Progress(0)
     for second in range(10_000):
         progress.see(seen(a=(1, second)), second)
@@ -148,7 +148,7 @@ def test_an_engine_that_breaks_every_other_answer_is_ejected() -> None:
 
 
 def test_requests_that_break_everywhere_eject_no_engine() -> None:
-    """They are the key's fault, however often it sends them, and whatever it sends between them."""
+    """They are the key's fault, however often it sends them, and whatever it sends in between."""
     fleet = failing(2)
     one, two = fleet.engines
     for _ in range(100):
@@ -537,7 +537,7 @@ async def test_an_engine_that_generates_no_text_is_asked_for_what_it_does(
 
 
 async def test_a_slow_start_is_no_failure(files: Files, engine: Engine, log: Log, monkeypatch: Any) -> None:
-    """It listens long before it answers; once it does, nothing of that is held against it."""
+    """It listens long before it answers; once it does, the time before does not count against it."""
     monkeypatch.setattr(poller, "_TIMEOUT_S", 0.05)
     answer = engine.models
 
@@ -595,7 +595,7 @@ async def test_an_engine_without_gauges_is_used_like_any_other(
 async def test_a_model_that_an_engine_lacks_is_asked_for_elsewhere(
     files: Files, engine: Engine, other: Engine
 ) -> None:
-    """An adapter that it did not load: as its refusals are quick, it would look idle and get the rest."""
+    """It did not load an adapter: its refusals are quick, so it would look idle and attract all requests."""
 
     async def lacks(call: Call) -> None:
         await call.answer(404, {"error": {"message": "The model does not exist.", "code": "x"}})
@@ -612,7 +612,7 @@ async def test_a_model_that_an_engine_lacks_is_asked_for_elsewhere(
             async with proxy.post() as response:
                 assert response.status == 200
         assert len(engine.calls) == 1
-        # It is back as soon as it lists the model.
+        # It gets requests again as soon as it lists the model.
         engine.cards, engine.script = models, complete
         async with asyncio.timeout(WAIT_S):
             while len(engine.calls) == 1:

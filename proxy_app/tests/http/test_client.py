@@ -1,4 +1,4 @@
-"""The client to the engines by itself, against engines that do what no decent server does."""
+"""The client to the engines, against engines that do what no correct server does."""
 
 import asyncio
 import socket
@@ -48,7 +48,7 @@ async def read_all(answer: Answer) -> bytes:
 
 
 def raw(*pieces: bytes, end: Callable[[Call], None] | None = None) -> Callable[[Call], Awaitable[None]]:
-    """A script that writes these bytes as they are, then ends the connection in its way, if any."""
+    """A script that writes these bytes unchanged, then calls `end` if there is one."""
 
     async def script(call: Call) -> None:
         for piece in pieces:
@@ -152,7 +152,7 @@ async def test_engines_that_close_kept_alive_connections_under_load_cause_no_err
 
 @pytest.fixture
 async def two_idle(ask: Asker) -> None:
-    """Connections that are kept."""
+    """Idle connections in the pool."""
     for answer in [await ask(), await ask()]:
         await read_all(answer)
 
@@ -179,7 +179,7 @@ async def test_who_leaves_in_the_turn_in_which_it_asked_sends_nothing(ask: Asker
 
 
 class Wire(asyncio.Transport):
-    """To an engine that is quicker than the event loop."""
+    """A connection to an engine that is faster than the event loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ async def test_an_idle_connection_is_closed_before_the_engine_does_it(
 
 
 async def test_unasked_bytes_are_not_the_next_answer(ask: Asker, engine: Engine) -> None:
-    """Such as uvicorn's 408 on a connection that it gives up; or an answer smuggled by another's request."""
+    """Such as uvicorn's 408 on a connection that it closes, or an answer smuggled in by another request."""
     poison = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison"
     for script in (
         raw(LENGTH_5 + b"hello" + poison),
@@ -259,7 +259,7 @@ async def test_a_connection_given_back_after_a_pause_serves_the_next_request(
     engine.script = large
     for _ in range(3):
         answer = await ask()
-        # Nobody reads, so that it fills up and is paused, until the engine cannot write any more.
+        # Not read, so it fills up and is paused, until the engine cannot write any more.
         while not answer._paused:
             await asyncio.sleep(0)
         assert len(await read_all(answer)) == size
@@ -308,7 +308,7 @@ async def test_a_caller_that_stops_waiting_ends_the_connection(ask: Asker, engin
 async def test_an_answer_that_came_before_the_request_was_sent_ends_its_connection(
     client: EngineClient,
 ) -> None:
-    """Its unsent rest would be read as the beginning of the next request."""
+    """The rest of the request would be read as the beginning of the next one."""
 
     async def impatient(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -330,7 +330,7 @@ async def test_an_answer_that_came_before_the_request_was_sent_ends_its_connecti
     server.close()
 
 
-# Back-pressure.
+# Backpressure.
 
 
 async def test_an_answer_that_nobody_reads_stops_the_engine(ask: Asker, engine: Engine) -> None:
@@ -490,7 +490,7 @@ async def test_head_has_no_body_whatever_its_length_says(ask: Asker, engine: Eng
     assert await read_all(await ask("GET", b"")) == b"hello"
 
 
-# Answers that are none.
+# Invalid answers.
 
 
 @pytest.mark.parametrize("end", [Call.break_off, Call.reset, half_close])
@@ -576,7 +576,7 @@ async def test_what_goes_on_for_ever_without_content(
         await call.write(begin)
         while True:
             await call.write(more)
-            # The wall between both sides: what is written is also read before the next.
+            # Yield, so that each write is also read before the next one.
             await asyncio.sleep(0)
 
     engine.script = endless
@@ -609,16 +609,16 @@ async def test_an_engine_by_https(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(self_signed(tmp_path, "localhost"))
     async with running_engine("big", host="localhost", tls=context) as engine:
-        client_module._trusting.cache_clear()
+        client_module._tls_context.cache_clear()
         with pytest.raises(EngineUnreachable, match="certificate"):
             await client.request(engine.url, "POST", "/", {}, b"{}", connect_s=WAIT_S)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
-        client_module._trusting.cache_clear()
+        client_module._tls_context.cache_clear()
         for _ in range(2):
             answer = await client.request(engine.url, "POST", "/", {}, b"{}", connect_s=WAIT_S)
             assert b"hello" in await read_all(answer)
         assert engine.calls[-1].nth_on_connection == 2
-        client_module._trusting.cache_clear()
+        client_module._tls_context.cache_clear()
 
 
 async def test_a_document(client: EngineClient, engine: Engine) -> None:
@@ -676,7 +676,7 @@ async def test_who_waited_for_a_slow_reader_may_have_lost_patience(ask: Asker, e
 async def test_an_engine_that_dies_of_a_request_has_seen_it(
     client: EngineClient, engine: Engine, ask: Asker
 ) -> None:
-    """It came on a connection that was used before, and there is nobody to connect to any more."""
+    """It came on a connection that was used before, and no new connection is possible."""
 
     async def die(call: Call) -> None:
         if call.nth_on_connection == 1:

@@ -1,4 +1,4 @@
-"""Properties of both directions of the wire to an engine, over all that hypothesis can think of."""
+"""Properties of the HTTP client's writing and parsing, with hypothesis."""
 
 import asyncio
 from typing import Any, cast
@@ -13,7 +13,7 @@ from inference_proxy.http.request_head import request_head
 
 
 class Transport:
-    """What an answer asks of its connection, noted."""
+    """Records what an answer asks of its connection."""
 
     def __init__(self) -> None:
         self.aborted = False
@@ -35,8 +35,10 @@ class Transport:
 
 
 class Reading:
-    """An answer fed by hand, and all that its reader made of it. The first piece is taken at once, if it is
-    as long as `begins` says: of an even number of bytes, or of an odd one."""
+    """An answer that is fed by hand, and what its reader gets.
+
+    The first piece is taken at once if its length is as `begins` says: even or odd.
+    """
 
     def __init__(self, begins: int | None = None) -> None:
         self.transport = Transport()
@@ -107,8 +109,10 @@ def test_where_reads_cut_an_answer_changes_nothing(
     begins: int | None,
     missing: int,
 ) -> None:
-    """Nor how often the reader gets its turn meanwhile, nor whether it takes some pieces at once. An answer
-    that lacks its last bytes is never taken for a whole one, except where the wire cannot tell."""
+    """Nor does it matter how often the reader runs, nor whether it takes some pieces at once.
+
+    An answer that lacks its last bytes never counts as complete, unless its framing cannot show that.
+    """
     wire = on_the_wire(pieces, framing)
     wire = wire[: max(0, len(wire) - missing)]
 
@@ -147,8 +151,10 @@ def test_where_reads_cut_an_answer_changes_nothing(
 
 @given(pieces=st.lists(st.one_of(LOOKS_LIKE_CHUNKS, st.binary(max_size=40)), max_size=8), data=st.data())
 def test_what_goes_past_the_parser_is_what_it_would_say(pieces: list[bytes], data: st.DataObject) -> None:
-    """Each chunk a read of its own, some of them in two or together with the next one, and their content
-    such that a part of it could be taken for a chunk."""
+    """Each chunk is one read, some are split in two or joined with the next one.
+
+    Parts of their content could be taken for a chunk.
+    """
     wire = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece]
     reads = [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"]
     for chunk in wire:
@@ -201,7 +207,7 @@ def test_no_bytes_can_do_more_than_end_an_answer(garbage: bytes, prefix: bytes) 
 
 @given(sizes=st.lists(st.integers(min_value=1, max_value=60_000), max_size=30), cuts=CUTS)
 def test_what_is_not_read_is_bounded(sizes: list[int], cuts: list[int]) -> None:
-    """A transport that is told to pause delivers no more, which is what the bound rests on."""
+    """The bound relies on this: a paused transport delivers no more data."""
 
     async def run() -> None:
         reading = Reading()

@@ -1,4 +1,4 @@
-"""Where a request ends, whatever it asks for and however it is cut: the protocol without a socket."""
+"""Where a request ends, whatever it asks for and however it is split: the protocol without a socket."""
 
 import asyncio
 import itertools
@@ -40,7 +40,7 @@ class Wire(asyncio.Transport):
         pass
 
 
-# What could be taken for the next request, or end a chunk too early.
+# Bodies that could be taken for the next request, or end a chunk too early.
 INNER = b"POST /hidden HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
 BODIES = st.sampled_from([b"", b"{}", INNER, b"\r\n\r\n", b"0\r\n\r\n" + INNER]) | st.binary(max_size=40)
 UPGRADES = st.sampled_from(
@@ -111,7 +111,7 @@ def test_one_request_gets_one_answer(asked: list[tuple[bytes, Seen]], cuts: list
 
 
 def test_what_follows_a_request_and_is_no_request_is_dropped() -> None:
-    """A head without end, while the request before it runs: it is not kept, and the connection ends."""
+    """A head without an end, while the request before it runs: it is not kept, and the connection ends."""
 
     async def feed() -> bytes:
         answered = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What an answer says of itself is found by its structure, in all the shapes that server-sent events have."""
+"""Parsing of server-sent events relies on their structure, in every form that the standard allows."""
 
 import itertools
 import json
@@ -42,7 +42,7 @@ def test_events_end_with_an_empty_line(line_end: str) -> None:
 async def test_a_stream_of_any_line_ends_loses_nothing(
     files: Files, engine: Engine, log: Log, line_end: str, cuts: list[int]
 ) -> None:
-    """The client asked for no usage: the engine's event of it is kept, and its content is not."""
+    """The client did not ask for usage: the engine's usage event is hidden, and its content is not."""
     whole = stream(line_end, f"data: {CONTENT}", f"data: {USAGE}", "data: [DONE]")
 
     async def script(call: Call) -> None:

@@ -1,4 +1,4 @@
-"""Keys that expire, belong to networks, come and go; and what it costs to guess one."""
+"""Keys that expire, are bound to networks, are added and revoked; and that timing reveals no key."""
 
 import asyncio
 import contextlib
@@ -111,12 +111,12 @@ anything = st.one_of(addresses, st.text(max_size=8), st.just(""))
 def test_nobody_but_a_trusted_proxy_says_who_the_client_is(
     peer: str, entries: list[str], trusted: list[IpNetwork]
 ) -> None:
-    """Whatever stands in the headers, the address is the peer's or the last one told by trusted proxies."""
+    """Whatever is in the headers, the address is the peer's or the last one that trusted proxies report."""
     text = ",".join(entries).encode("utf-8", "replace")
     scope = {"client": (peer, 1), "headers": [(b"x-forwarded-for", text)]}
     found = client_address(scope, trusted)
     at = ipaddress.ip_address(peer)
-    # What an IPv4 client is to a socket that listens on both.
+    # How a dual-stack socket shows an IPv4 client.
     at = getattr(at, "ipv4_mapped", None) or at
     if not any(at in network for network in trusted):
         assert found == at
@@ -146,7 +146,7 @@ async def test_a_revoked_key_fails_on_a_connection_that_was_kept(proxy: Proxy, f
 
 
 async def test_every_worker_hears_of_a_revoked_key(files: Files, engine: Engine) -> None:
-    """Real processes, at the pace at which they look at their files."""
+    """Real processes, with their real intervals for checking files."""
     files.configure(engine)
     async with running_process(files) as one, running_process(files) as two:
         for worker in (one, two):
@@ -161,7 +161,7 @@ async def test_every_worker_hears_of_a_revoked_key(files: Files, engine: Engine)
 
 
 class Work:
-    """The calls that a piece of code makes, of Python's functions and of C's, in their order."""
+    """Records the calls that a piece of code makes, to Python and C functions, in order."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []

@@ -1,4 +1,4 @@
-"""The arithmetic of limits: both stores by properties, and against each other."""
+"""The arithmetic of limits: properties of both stores, and one store compared with the other."""
 
 import asyncio
 import json
@@ -173,7 +173,7 @@ def test_a_store_keeps_nothing_of_what_is_over() -> None:
 
 @pytest.fixture
 def clock_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts that read the time from a key, where the test has put it."""
+    """Make scripts read the time from a key, which the test sets."""
     clock = "local now = tonumber(redis.call('GET', 'inference-proxy:now'))"
     for name in ("RESERVE", "SETTLE", "RENEW"):
         script = getattr(scripts, name)
@@ -198,7 +198,7 @@ def operations() -> st.SearchStrategy[list[tuple[Any, ...]]]:
 def test_the_shared_store_counts_as_the_local_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Expiry is by the server's own clock, which does not move with the test's.
+    # Expiry follows the server's own clock, which does not move with the test's.
     monkeypatch.setattr("inference_proxy.limits.shared_store._LEASE_S", 10**6)
     with asyncio.Runner() as runner:
         server = Valkey(tmp_path)
@@ -367,13 +367,13 @@ def response_event(number: int, text: bytes = b"x") -> bytes:
 @pytest.mark.parametrize(
     ("chunks", "least", "most"),
     [
-        # The whole text stands once more in the events before the last.
+        # The whole text is repeated in the events before the last.
         ([response_event(at) for at in range(500)] + [response_event(500, b"x" * 9000)] * 3, 500, 500),
-        # What the client wrote stands in the first.
+        # The client's input is in the first event.
         ([TOOLS.replace(b"tools", b"t" * 9000), response_event(1)], 1, 1),
         ([TOOLS], 0, 0),
         ([response_event(10**8)], 1, 200),
-        # No other API numbers them so; nor do all engines.
+        # Other APIs do not number events like that; nor do all engines.
         ([EVENT] * 20, 20, 20),
     ],
 )

@@ -1,4 +1,4 @@
-"""Limits as clients meet them: in one worker, in two that share a store, and while the store is away."""
+"""Limits as clients meet them: in one worker, in two with a shared store, and while the store is away."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def limit(files: Files, **limits: Any) -> None:
-    """Limits of the key that tests use; another key has none."""
+    """Set the limits of the key that tests use; the other key has none."""
     files.write(
         files.keys,
         [
@@ -54,7 +54,7 @@ async def status(proxy: Proxy, body: dict[str, Any] | None = None) -> int:
 
 
 async def remaining(proxy: Proxy, what: str) -> int:
-    """What the next request finds left, itself included."""
+    """What the next request finds left, including itself."""
     async with proxy.post(body={"max_tokens": 1}) as response:
         return int(response.headers[f"x-ratelimit-remaining-{what}"])
 
@@ -156,7 +156,7 @@ async def test_concurrent_requests(files: Files, engine: Engine) -> None:
 async def test_a_place_is_free_before_the_client_reads_the_end(
     files: Files, engine: Engine, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or else its next request, to another worker, could be refused for the one that has ended."""
+    """Otherwise the client's next request, to another worker, could be refused because of this one."""
     order: list[str] = []
 
     def noted(owner: type, name: str, what: str) -> None:
@@ -252,7 +252,7 @@ async def test_what_an_engine_refuses_costs_a_request_and_no_tokens(files: Files
 
 
 async def test_429_is_the_callers_limit_and_503_our_capacity(files: Files, engine: Engine) -> None:
-    """Gateways 18. Neither is ever said for the other, and both say when to come again."""
+    """Gateways 18. The two are never confused, and both say when to retry."""
     async with limited(files, engine, requests_per_minute=1) as proxy:
         (files.drained / "host1:e").touch()
         await proxy.until(lambda status: status["engines"][0]["state"] == "drained")
@@ -320,7 +320,7 @@ async def test_usage_of_a_stream_is_known_though_its_client_does_not_see_it(
         ({"continuous_usage_stats": True}, {"include_usage": True}, True),
         (None, {"include_usage": True}, True),
         ("no object", "no object", False),
-        # Engines' parsers take them for booleans.
+        # Engines' parsers accept them as booleans.
         ({"include_usage": "false"}, {"include_usage": True}, True),
         ({"include_usage": "True"}, {"include_usage": True}, False),
         ({"include_usage": 0}, {"include_usage": True}, True),
@@ -336,7 +336,7 @@ async def test_a_client_gets_the_usage_that_it_asks_for(
 
 
 async def test_a_name_in_options_hides_no_usage(proxy: Proxy, engine: Engine) -> None:
-    """Python's own parser takes half of a surrogate pair, written as if it were a character."""
+    """Python's own parser accepts half of a surrogate pair, encoded like a character."""
     options = b'{"include_usage":false,"\xed\xa0\x80":1}'
     data = b'{"model":"big","stream":true,"stream_options":' + options + b"}"
     async with proxy.post(data=data) as response:
@@ -346,7 +346,7 @@ async def test_a_name_in_options_hides_no_usage(proxy: Proxy, engine: Engine) ->
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "9" * 40, "9" * 900])
 async def test_numbers_in_options_hide_no_usage(proxy: Proxy, engine: Engine, number: str) -> None:
-    """An engine takes them for infinity or a large number, of something that it does not know."""
+    """An engine takes them for infinity or a large number, in an option that it does not know."""
     engine.script = stream_of(EVENT, USAGE, DONE)
     options = f'{{"include_usage":false,"x":{number}}}'
     data = f'{{"model":"big","stream":true,"stream_options":{options}}}'
@@ -407,7 +407,10 @@ async def valkey(tmp_path: Path) -> AsyncIterator[Valkey]:
 async def test_limits_are_not_multiplied_by_the_number_of_workers(
     files: Files, engine: Engine, valkey: Valkey
 ) -> None:
-    """Gateways 10. Two processes, one store, many requests at once: exactly so many as the limit says."""
+    """Gateways 10.
+
+    Two processes, one store, many requests at once: exactly as many pass as the limit allows.
+    """
     limit(files, requests_per_minute=37)
     files.configure(engine, limits={"store": valkey.settings()})
     async with running_process(files) as one, running_process(files) as two:
@@ -441,7 +444,7 @@ async def test_places_and_tokens_are_shared_too(files: Files, engine: Engine, va
         for worker in (one.proxy, two.proxy):
             await worker.idle()
         async with asyncio.timeout(WAIT_S):
-            # Told without waiting, so it may be on its way.
+            # The proxy does not wait for the store's reply, so the change may still be under way.
             while await valkey.ask("ZCARD", "inference-proxy:{alice}:concurrent_requests") != b":0\r\n":
                 await asyncio.sleep(0.01)
         assert await remaining(two.proxy, "tokens") == 1000 - 5 * 8 - 2
@@ -464,7 +467,7 @@ async def test_a_dead_workers_places_come_back(
         with contextlib.suppress(Exception):
             await running
     assert await valkey.ask("ZCARD", places) == b":1\r\n"
-    # Its half minute passes.
+    # Simulates that the lease's half minute has passed.
     (lease,) = (await valkey.ask("ZRANGE", places, "0", "-1")).split(b"\r\n")[2:3]
     await valkey.ask("ZADD", places, "1", lease.decode())
     engine.script = complete
@@ -552,7 +555,7 @@ async def test_a_request_in_flight_outlives_the_store(files: Files, engine: Engi
 
 
 async def test_a_store_that_hangs_is_away_after_its_timeout(files: Files, engine: Engine) -> None:
-    """It accepts connections, and says nothing."""
+    """It accepts connections but never replies."""
     hung: list[asyncio.StreamWriter] = []
     server = await asyncio.start_server(lambda _, writer: hung.append(writer), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -619,7 +622,7 @@ async def test_another_store_is_taken_over_live(
 async def test_the_usage_of_a_response_counts_however_much_stands_after_it(
     files: Files, engine: Engine, size: int
 ) -> None:
-    """vLLM repeats what a client wrote in the last event, which then is passed on in pieces."""
+    """vLLM repeats the client's input in the last event, which is then passed on in pieces."""
     response = {"status": "completed", "usage": {"input_tokens": 50, "output_tokens": 20}, "user": "u" * size}
     last = {"type": "response.completed", "response": response}
 
@@ -629,7 +632,7 @@ async def test_the_usage_of_a_response_counts_however_much_stands_after_it(
         event = b"event: response.completed\ndata: " + json.dumps(last, separators=(",", ":")).encode()
         for at in range(0, len(event), 60_000):
             await call.chunk(event[at : at + 60_000])
-        # Its end in two halves.
+        # The end of the event, in two halves.
         await call.chunk(b"\n")
         await call.chunk(b"\n")
         await call.end_stream()

@@ -1,4 +1,4 @@
-"""The four clocks' formula, and the worked example of the README against the code."""
+"""The formula of the four clocks, and that the README's worked example agrees with the code."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How large a prompt is taken to be, before an engine has counted it."""
+"""The estimated size of a prompt, before an engine has counted it."""
 
 import base64
 import contextlib
@@ -137,7 +137,7 @@ def test_a_query_with_an_image_costs_the_image_for_each_document() -> None:
 @pytest.mark.parametrize("item", ["1", '""', "[]", "[1]", "{}", '{"content":[]}'])
 @pytest.mark.parametrize(("path", "field"), [("/completions", "prompt"), ("/rerank", "documents")])
 def test_a_list_is_counted_without_building_it(path: str, field: str, item: str) -> None:
-    """A million of Python's objects would hold up everybody's streams, and need more memory than there is."""
+    """A million Python objects would delay all streams, and need more memory than there is."""
     raw = f'{{"query":"q","{field}":[{",".join([item] * 300_000)}]}}'
     fields, endpoint = parse(raw.encode()), Endpoints(a_config({})).find(f"/v1{path}")
     assert endpoint is not None
@@ -162,7 +162,7 @@ json_values = st.recursive(
 
 @given(st.sampled_from(PATHS), json_values)
 def test_any_json_can_be_estimated(path: str, value: Any) -> None:
-    """With a long run beside it, so that all of it is looked at."""
+    """With a long run beside it, so that the whole body is searched for media."""
     names = ("messages", "input", "prompt", "documents", "query")
     job = a_job(path, **dict.fromkeys(names, value), x="y" * 10_000)
     assert 0 <= job.asked.prompt_tokens <= len(job.asked.body) * 10
@@ -187,7 +187,7 @@ MEGABYTE = 2**20
     ],
 )
 def test_no_body_costs_many_times_its_size(path: str, head: str, unit: str, tail: str) -> None:
-    """Others' streams wait while it is read. So parts that nobody asks for are not built."""
+    """Other streams wait while a body is read, so parts that are not needed are not decoded."""
     body = f'{{{head}{unit * (MEGABYTE // len(unit))}{tail},"model":"big"}}'.encode()
     endpoint = Endpoints(a_config({})).find(f"/v1{path}")
     assert endpoint is not None

@@ -1,4 +1,4 @@
-"""The clocks by themselves, with a time that the test moves: how fast the machine is does not matter."""
+"""The clocks alone, with a simulated time: the speed of the machine does not matter."""
 
 import asyncio
 import contextlib

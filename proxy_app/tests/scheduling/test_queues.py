@@ -1,4 +1,4 @@
-"""Waiting for a place at an engine: the order, the bounds, and those who leave."""
+"""Waiting for a place at an engine: the order, the limits, and requests that leave."""
 
 import asyncio
 import tracemalloc
@@ -45,7 +45,7 @@ def test_within_a_class_first_come_first_served(requests: list[tuple[str, int]])
 def test_no_class_gets_less_than_its_share_while_it_waits(
     requests: list[tuple[str, int]], turns: int
 ) -> None:
-    """So none starves, however much the others bring: batch has a thirteenth even beside endless chats."""
+    """So none starves, however much the others send: batch has a thirteenth even beside endless chats."""
     line: Line[tuple[str, int]] = Line()
     backlog = Counter[str]()
     for name, tokens in requests:
@@ -62,7 +62,7 @@ def test_no_class_gets_less_than_its_share_while_it_waits(
         if not backlog[name]:
             break
         for other in waiting:
-            # Short of its share by its own next request and what others are ahead with theirs.
+            # Short of its share by its own next request and by what others are ahead with theirs.
             fair = SHARES[other] / shares * served.total()
             assert served[other] >= fair - largest * (1 + SHARES[other])
 
@@ -92,7 +92,7 @@ def test_a_class_does_not_save_up_turns_while_it_is_away() -> None:
 
 
 def test_a_class_that_uses_less_than_it_asked_for_gets_no_turns_in_advance() -> None:
-    """Large caps, short answers: what is given back puts nobody behind who came meanwhile, or comes later."""
+    """Large caps, short answers: a refund puts a class ahead of no one who came meanwhile or comes later."""
     line: Line[str] = Line()
     for _ in range(60):
         join(line, "batch", "batch", 10**6)
@@ -112,7 +112,7 @@ def test_a_class_that_uses_less_than_it_asked_for_gets_no_turns_in_advance() -> 
 @settings(max_examples=300)
 @given(st.data())
 def test_no_class_starves_whatever_the_others_ask_for_and_use(data: st.DataObject) -> None:
-    """However requests came and ended: whoever comes anew has one turn of each other class before it."""
+    """However requests came and ended: a new one has at most one turn of each other class before it."""
     line: Line[tuple[str, int]] = Line()
     running: list[tuple[str, int]] = []
     for step in data.draw(st.lists(st.sampled_from(["come", "turn", "end"]), min_size=10, max_size=30)):
@@ -147,7 +147,7 @@ def test_who_leaves_is_gone_and_leaving_twice_does_nothing() -> None:
 
 
 class Desk:
-    """Queues at engines that take one request each, unless told otherwise."""
+    """Queues at engines that take one request each, unless configured otherwise."""
 
     def __init__(self, *engines: dict[str, Any], **settings: Any) -> None:
         self.clock = Clock()
@@ -172,7 +172,7 @@ ONE = {"max_in_flight": 1}
 
 
 async def served(tasks: "dict[asyncio.Task[Place], str]") -> tuple[Place, str]:
-    """Whose turn came, and what was written beside it."""
+    """The next place, and the name of the request that got it."""
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     (task,) = done
     return await task, tasks.pop(task)
@@ -246,7 +246,7 @@ async def test_classes_share_the_places() -> None:
 
 @pytest.mark.complaint(2)
 async def test_a_client_that_leaves_the_line_is_out_at_once() -> None:
-    """production-stack#634, while queued: it must not be given a place that it will never use."""
+    """production-stack#634, while queued: it must not get a place that it will never use."""
     desk = Desk(ONE)
     place = await desk.task()
     gone, stays = await desk.waiting(), await desk.waiting()
@@ -291,7 +291,7 @@ async def test_a_full_line_refuses_with_the_wait_that_it_expects() -> None:
     with pytest.raises(Unavailable) as refused:
         await desk.task(max_tokens=100)
     assert refused.value.code == "queue_full"
-    # Four are ahead of whoever comes, and so far one went in each 20 s.
+    # Four are ahead of a new request, and so far one started every 20 s.
     assert dict(refused.value.headers)[b"retry-after"] == b"80"
     for task in tasks[2:]:
         task.cancel()

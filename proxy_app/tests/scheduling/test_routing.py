@@ -1,4 +1,4 @@
-"""Which engine: the bound on affinity, the claims to keys, pools by size. Without sockets."""
+"""Choosing an engine: the bound on affinity, scores for keys, pools by size. Without sockets."""
 
 import json
 from collections import Counter
@@ -45,7 +45,7 @@ def test_affinity_holds_within_its_bound_only(entries: list[tuple[float, int]], 
 
 @given(st.integers(2, 6), keys, st.integers(10**6, 2**40))
 def test_one_huge_request_does_not_lift_the_bound(count: int, key: int, huge: int) -> None:
-    """It keeps one engine out; the key's requests are spread over all others as they would be without it."""
+    """It keeps one engine out; the key's requests spread over all others as they would without it."""
     fleet = fleet_of([(1.0, huge)] + [(1.0, 0)] * count)
     others = fleet[1:]
     for _ in range(400):
@@ -65,7 +65,7 @@ def test_without_a_key_the_least_loaded_is_chosen(entries: list[tuple[float, int
 @pytest.mark.complaint(12)
 @given(st.integers(2, 8), keys, st.lists(st.integers(100, 3000), min_size=200, max_size=400))
 def test_one_key_for_all_makes_no_hot_spot(count: int, key: int, costs: list[int]) -> None:
-    """Requests that stay: each engine ends within the bound, however popular the key is."""
+    """Unfinished requests: each engine ends within the bound, however popular the key is."""
     fleet = fleet_of([(1.0, 0)] * count)
     for cost in costs:
         route.choose(fleet, cost, key, ROUTING).tokens += cost
@@ -215,7 +215,7 @@ def test_what_a_request_counts(asked: dict[str, Any], tokens: int) -> None:
 def test_an_engine_that_fails_has_no_claims_and_does_not_look_idle(
     others: list[int], cost: int, key: int
 ) -> None:
-    """However little it has to do, it is as busy as the least busy of the others."""
+    """However little it has to do, it counts as being as busy as the least busy of the others."""
     fleet = fleet_of([(1.0, 0), *((1.0, load) for load in others)])
     failing = frozenset(fleet[:1])
     near = route.choose(fleet, cost, key, ROUTING, failing)

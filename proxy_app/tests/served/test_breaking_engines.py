@@ -14,7 +14,7 @@ from inference_proxy import poller
 
 pytestmark = pytest.mark.anyio
 
-# Hung after 0.2 s, and idle engines are not probed meanwhile.
+# An engine counts as hung after 0.2 s, and idle engines are not probed meanwhile.
 QUICK = {"stall_s": 0.2, "probe_after_s": 600, "probe_timeout_s": 0.2, "cool_down_s": 0.05}
 KEYS = [
     {"name": name, "sha256": sha256(key), "models": []} for name, key in (("alice", KEY), ("bob", SMALL_KEY))
@@ -108,12 +108,12 @@ CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messag
 
 
 async def answer(call: Call) -> None:
-    """A stream where it is asked for, in chat's dialect."""
+    """A stream if the request asks for one, in chat's dialect."""
     await (stream if b'"stream": true' in call.body else complete)(call)
 
 
 async def ask(proxy: Proxy, path: str = CHAT, key: str = KEY, **body: Any) -> str:
-    """What the client sees: `fine`, an error's code, or `broken` where it was left without an end."""
+    """What the client sees: `fine`, an error's code, or `broken` if the answer has no proper end."""
     try:
         async with proxy.post(path, body=body, key=key) as response:
             text = await response.text()
@@ -123,7 +123,10 @@ async def ask(proxy: Proxy, path: str = CHAT, key: str = KEY, **body: Any) -> st
 
 
 async def until_ejected(proxy: Proxy, path: str = CHAT, **body: Any) -> None:
-    """Ask until the second engine is. (The first may not be: it alone has one of its models.)"""
+    """Send requests until the second engine is ejected.
+
+    (The first may not be: it alone has one of its models.)
+    """
     async with asyncio.timeout(WAIT_S):
         while states(await proxy.ready()) != ["serving", "ejected"]:
             await asyncio.gather(*(ask(proxy, path, **body) for _ in range(4)))
@@ -358,7 +361,7 @@ async def test_clients_that_leave_are_no_failures_of_an_engine(
 
 
 def configure_equals(files: Files, *engines: Engine, **settings: Any) -> None:
-    """All have one model, so that any of them may be ejected."""
+    """All have the same model, so that any of them may be ejected."""
     entries = [
         {"id": f"host{number}:e", "url": engine.url, "models": ["big"]}
         for number, engine in enumerate(engines, 1)
@@ -367,7 +370,7 @@ def configure_equals(files: Files, *engines: Engine, **settings: Any) -> None:
 
 
 async def refuse_schema(call: Call) -> None:
-    """vLLM answers 500 to some schemas, or, in a stream, tells so in a 200."""
+    """vLLM answers 500 to some schemas, or, in a stream, sends the error in a 200."""
     if b"not-a-type" not in call.body:
         await complete(call)
     elif b'"stream": true' in call.body:
@@ -397,7 +400,7 @@ async def test_one_clients_bad_requests_eject_no_engine(
 async def test_one_clients_bad_requests_of_one_session_eject_no_engine(
     files: Files, engine: Engine, other: Engine
 ) -> None:
-    """Affinity would hold them at one engine, where all the failures were then seen."""
+    """Affinity would keep them at one engine, which would then see all the failures."""
     engine.script = other.script = refuse_schema
     configure_equals(files, engine, other)
     async with running_proxy(files) as proxy:
@@ -421,7 +424,7 @@ async def test_an_engine_that_answers_500_and_fails_its_probe_is_ejected(
 
 
 async def test_one_request_breaks_two_engines_at_most(files: Files, engine: Engine, other: Engine) -> None:
-    """Whatever the retries and fallbacks, and it tells clients' libraries not to send it again."""
+    """Whatever the retries and fallbacks; and its answer tells clients' libraries not to send it again."""
 
     async def break_off(call: Call) -> None:
         call.break_off()
@@ -445,7 +448,7 @@ async def test_one_request_breaks_two_engines_at_most(files: Files, engine: Engi
 
 
 def freeze(engine: Engine, files: Files, *others: Engine) -> None:
-    """As with SIGSTOP for its core while it was idle: it answers the poller, and its gauges stand still."""
+    """As if SIGSTOP had stopped its core while idle: it answers the poller, but its gauges stand still."""
     engine.script = engine.prober = mute
     engine.gauges = {"num_requests_running": 0, "iteration_tokens_total_sum": 77}
     files.configure(engine, *others, health=QUICK)
@@ -528,7 +531,7 @@ async def test_clients_of_a_frozen_engine_are_told_though_it_is_no_longer_config
 async def test_clients_of_an_engine_whose_host_has_vanished_are_told(
     files: Files, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody resets its connections, and it answers no poll either."""
+    """Its connections are not reset, and it answers no poll either."""
 
     async def silence(call: Call) -> None:
         await call.reader.read(1)
@@ -546,7 +549,7 @@ async def test_clients_of_an_engine_whose_host_has_vanished_are_told(
 async def test_clients_of_a_frozen_engine_are_told_though_it_was_ejected_before(
     files: Files, engine: Engine, other: Engine
 ) -> None:
-    """For the failures of others, and for longer than anybody would wait."""
+    """Because of failures of other requests, and for longer than any client would wait."""
 
     async def hang_or_break(call: Call) -> None:
         await (end_early if b'"stream": true' in call.body else mute)(call)
@@ -576,7 +579,7 @@ async def test_a_frozen_engine_whose_queue_is_full_is_no_busy_one(files: Files, 
 async def test_a_long_answer_is_awaited_from_an_engine_that_answers_probes(
     files: Files, engine: Engine
 ) -> None:
-    """It tells no gauges, and nothing of the answer comes before all of it is there."""
+    """It reports no gauges, and nothing of the answer comes before it is complete."""
 
     async def long(call: Call) -> None:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""The clients that people use, over real sockets: what they ask for, and what they make of our errors."""
+"""Real client libraries over real sockets: what they send, and how they read our errors."""
 
 import asyncio
 import json
@@ -74,7 +74,7 @@ def answer(body: Any, status: int = 200) -> Any:
 
 
 def events(*blocks: str, seen: asyncio.Event | None = None, break_off: bool = False) -> Any:
-    """A stream; what follows the first block only when the client has that one."""
+    """A stream; what follows the first block is sent once the client has that one."""
 
     async def script(call: Call) -> None:
         await call.start_stream()

@@ -1,6 +1,7 @@
-"""What hurts the users of other gateways (their issue trackers, autumn 2026), and that each has its test.
+"""Known problems of other gateways (from their issue trackers, autumn 2026), and that each has a test.
 
-Here, or beside the step that it is about, marked with its number: `pytest -m complaint` runs them all.
+Tests are here or beside the step that they concern, marked with the problem's number: `pytest -m complaint`
+runs them all.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Whatever a client sends and an engine answers: others are served as before, and nothing stays taken."""
+"""Whatever a client or an engine sends, others are served as before, and no resource stays taken."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ KEYS = [
     },
 ]
 
-# What a client writes: JSON as text, for most of it is none that Python would write.
+# Clients' JSON as text, because Python would not write most of it.
 DIGITS = [1, 18, 19, 20, 40, 308, 309, 400, 4300, 4301, 9000]
 numbers = st.one_of(
     st.sampled_from(
@@ -63,7 +63,7 @@ def as_object(fields: dict[str, str]) -> str:
 
 
 def repeated(item: str, times: int) -> str:
-    """Up to a size: lists of lists of lists would fill the memory of the machine."""
+    """Up to a size: lists of lists of lists would fill the machine's memory."""
     return as_list([item] * min(times, 1 + _MOST_CHARACTERS // len(item)))
 
 
@@ -89,7 +89,7 @@ HEADERS = [
 
 
 class Odd(NamedTuple):
-    """`leaves`: the client goes before its answer is there."""
+    """A request. `leaves`: the client leaves before its answer is there."""
 
     path: str
     body: str
@@ -132,7 +132,7 @@ async def refuse_oddly(call: Call) -> None:
 
 
 async def be_full(call: Call) -> None:
-    # A longer wait is believed, up to a minute.
+    # Respected for at most a minute.
     await call.answer(503, {"error": "full"}, f"retry-after: {'0' * 5000}")
 
 
@@ -187,7 +187,10 @@ async def running_store(directory: Path, kind: str) -> AsyncIterator[dict[str, A
 async def proxy(
     request: pytest.FixtureRequest, tmp_path: Path, files: Files, engine: Engine, other: Engine
 ) -> AsyncIterator[Proxy]:
-    """Two engines with one place each, so that a line stands; none is ejected for what it is told to do."""
+    """Two engines with one place each, so that requests queue.
+
+    Neither is ejected for what its script does.
+    """
     files.write(files.keys, KEYS)
     (tmp_path / "store").mkdir()
     engine.cards[0]["max_model_len"] = 4096
@@ -206,7 +209,7 @@ async def proxy(
 
 
 async def send(proxy: Proxy, odd: Odd) -> None:
-    """Any answer will do that is one, but for a failure of the proxy's own."""
+    """Any valid answer is accepted, except an internal error of the proxy."""
     with contextlib.suppress(aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError):
         async with proxy.post(odd.path, data=odd.body, key=SMALL_KEY, headers=odd.headers) as response:
             text = await response.text(errors="replace")
@@ -223,7 +226,7 @@ async def ordinary(proxy: Proxy) -> int:
 
 
 async def nothing_is_taken(proxy: Proxy) -> None:
-    """Neither at an engine, nor in line, nor of a limit."""
+    """Neither at an engine, nor in the queue, nor of a limit."""
     await proxy.idle()
     status = await proxy.ready()
     assert (status["http"], status["fault"]) == (200, None)
@@ -237,7 +240,7 @@ async def nothing_is_taken(proxy: Proxy) -> None:
 
 
 async def budget(proxy: Proxy) -> int:
-    """Of mallory's tokens, by a request that takes one and uses none."""
+    """Mallory's remaining tokens, from a request that uses none."""
     async with proxy.post(body={"messages": "probe", "max_tokens": 0}, key=SMALL_KEY) as response:
         return int(response.headers["x-ratelimit-remaining-tokens"])
 
@@ -262,7 +265,7 @@ async def test_odd_requests_harm_nobody(
         if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
             raise result
     await nothing_is_taken(proxy)
-    # All of alice's places are free, and all at once.
+    # All of alice's places are free, at the same time.
     assert await asyncio.gather(*(ordinary(proxy) for _ in range(PLACES))) == [200] * PLACES
 
 
@@ -285,7 +288,7 @@ async def test_what_engines_refuse_costs_no_tokens(
 async def test_clients_that_leave_take_nothing_along(
     proxy: Proxy, engine: Engine, other: Engine, odd: list[Odd]
 ) -> None:
-    """Also those that stood in line."""
+    """Also clients whose requests were queued."""
     engine.script = other.script = say_nothing
     tasks = [asyncio.create_task(send(proxy, one)) for one in odd]
     await proxy.until(lambda status: status["in_flight"] >= sum(not task.done() for task in tasks))
@@ -300,7 +303,7 @@ async def test_clients_that_leave_take_nothing_along(
 async def test_what_engines_say_of_themselves_harms_nobody(
     proxy: Proxy, engine: Engine, other: Engine, gauges: dict[str, str], length: str, odd: Odd
 ) -> None:
-    """One of them tells absurd numbers: the other serves."""
+    """One of them reports absurd numbers: the other serves."""
 
     async def models(call: Call) -> None:
         await call.answer(

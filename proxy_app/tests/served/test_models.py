@@ -1,4 +1,4 @@
-"""Names of models, what is set for them, and who stands in for whom."""
+"""Names of models, their settings and fallbacks."""
 
 import json
 from typing import Any
@@ -75,7 +75,7 @@ async def test_a_deprecated_name_is_answered_and_says_so(
             "1000",
         ),
         (
-            # An engine may take 0 for no word at all, and go by the other one.
+            # An engine may ignore a 0 and use the other field.
             "/v1/chat/completions",
             {"max_tokens": 5000, "max_completion_tokens": 0},
             {"max_tokens": 0, "max_completion_tokens": 0},

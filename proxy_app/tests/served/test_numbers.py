@@ -1,4 +1,4 @@
-"""Numbers from outside: none of them harms the worker, the caller's limits or anybody else's request."""
+"""Numbers from outside: none harms the worker, the caller's limits or another request."""
 
 import asyncio
 from typing import Any
@@ -73,7 +73,7 @@ async def test_where_nothing_is_generated_n_is_not_ours(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("usage", ["9" * 5000, "1" + "0" * 20, "-5", "1e400"])
 async def test_what_an_engine_counts_is_bounded_too(files: Files, engine: Engine, usage: str) -> None:
-    """A number of 4,300 digits cannot even be read: the books of others are closed all the same."""
+    """Python cannot even parse a number of 4,300 digits: other requests are accounted for all the same."""
 
     async def counts(call: Call) -> None:
         counted = f'"usage":{{"prompt_tokens":{usage},"completion_tokens":{usage}}}'
@@ -154,7 +154,10 @@ async def test_a_cap_beyond_the_context_makes_no_hot_spot(
 
 
 def test_the_context_is_told_by_the_engines() -> None:
-    """An adapter has its base model's. What none tells, or what none can have, leaves the general bound."""
+    """An adapter has its base model's.
+
+    If no engine reports one, or it is impossible, the general bound applies.
+    """
     fleet = a_fleet({}, {})
     cards: dict[str, dict[str, Any]] = {
         "big": {"id": "big", "max_model_len": 4096, "parent": None},
@@ -219,7 +222,7 @@ async def test_a_damaged_line_refuses_those_in_it_and_says_so(monkeypatch: pytes
 async def test_a_fault_makes_the_worker_unready_and_others_are_served(
     files: Files, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here one in the accounts, of which another request knows nothing."""
+    """A fault in accounting, which does not affect other requests."""
     files.configure(engine, admin=files.admin())
     async with running_proxy(files) as proxy:
         with monkeypatch.context() as patch:

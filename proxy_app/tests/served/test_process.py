@@ -1,4 +1,4 @@
-"""The command as systemd runs it: signals, its log, and its end."""
+"""The command as systemd runs it: signals, its log, and its shutdown."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Answers that the proxy gives itself, and what it says to an engine."""
+"""The proxy's own answers, and what it sends to an engine."""
 
 import asyncio
 import json

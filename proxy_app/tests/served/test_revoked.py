@@ -18,7 +18,7 @@ LONG = [{"role": "user", "content": "word " * 4000}]
 
 
 async def held(call: Call) -> None:
-    """A stream that begins and goes on until its client leaves."""
+    """A stream that begins and continues until its client leaves."""
     await call.start_stream()
     await call.event('{"choices":[{"delta":{"content":"x"}}]}')
     await call.client_gone.wait()

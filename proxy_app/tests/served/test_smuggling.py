@@ -1,4 +1,4 @@
-"""Bytes that no decent client sends: none may reach an engine as a request, or a client as a header."""
+"""Bytes that no correct client sends: none may reach an engine as a request, or a client as a header."""
 
 import asyncio
 
@@ -17,7 +17,10 @@ HIDDEN = b"POST /v1/embeddings HTTP/1.1\r\n" + HEAD + b"content-length: 15\r\n\r
 
 
 async def exchange(proxy: Proxy, data: bytes) -> bytes:
-    """All that comes back until the server closes; half-closing tells it that nothing more will come."""
+    """Everything that comes back until the server closes.
+
+    Half-closing tells it that nothing more will come.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     try:
         writer.write(data)
@@ -164,7 +167,7 @@ async def test_a_head_is_bounded(proxy: Proxy, engine: Engine) -> None:
 
     writing = asyncio.create_task(go_on())
     try:
-        # A reset is what a client sees that is still writing when the server has closed.
+        # A client that is still writing when the server has closed gets a reset.
         answer = await asyncio.wait_for(reader.read(), WAIT_S)
         assert statuses(answer) == [431]
     except ConnectionResetError:
@@ -193,8 +196,11 @@ UPGRADES = [
 
 
 async def answers_to(proxy: Proxy, *packets: bytes, count: int) -> list[int]:
-    """Statuses of `count` answers, when they have come and the last request, an own one, was answered too:
-    then there are no others. Each packet is sent when the server has had time for the one before."""
+    """The statuses of `count` answers, proving that there are no others.
+
+    A last request of our own is answered after them. Each packet is sent once the server has had time for the
+    one before.
+    """
     last = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     try:
@@ -313,7 +319,7 @@ async def test_an_early_answer_arrives_and_the_rest_of_the_upload_is_no_request(
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(head + close + b"content-length: %d\r\n\r\n" % LARGE)
         await reader.readuntil(b"}}")
-        # All of it, although nobody wants it any more.
+        # All of it, although the server no longer needs it.
         writer.write(HIDDEN * 100 + b"x" * (LARGE - 100 * len(HIDDEN)))
         await writer.drain()
         writer.write(b"GET /v1/models HTTP/1.1\r\n" + HEAD + b"connection: close\r\n\r\n")
@@ -329,7 +335,7 @@ async def test_an_early_answer_arrives_and_the_rest_of_the_upload_is_no_request(
 
 
 async def test_a_body_that_was_not_asked_for_is_no_request(proxy: Proxy, engine: Engine) -> None:
-    """After `Expect: 100-continue` and an error, some clients send the body and others leave it out."""
+    """After `Expect: 100-continue` and an error, some clients send the body and others omit it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     writer.write(NO_KEY + b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(HIDDEN))
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_S)
@@ -344,7 +350,7 @@ async def test_a_body_that_was_not_asked_for_is_no_request(proxy: Proxy, engine:
 async def test_requests_in_a_row_end_with_their_connection(
     proxy: Proxy, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first of them as well, which is not the one that the connection has last heard of."""
+    """Also the first of them, which is not the connection's latest request."""
 
     async def hold(call: Call) -> None:
         await call.client_gone.wait()

@@ -1,4 +1,4 @@
-"""Answers on their way: one chunk at a time, clients that leave or do not read, engines that break off."""
+"""Answers as they arrive: one chunk at a time, clients that leave or do not read, engines that break off."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ async def test_chunks_arrive_one_by_one(proxy: Proxy, engine: Engine, log: Log) 
         await call.start_stream()
         for number in range(5):
             await call.event(json.dumps({"n": number}))
-            # Not before the client has that one in its hands: with chunks kept back this would hang.
+            # Wait until the client has that event: if chunks were held back, this would hang.
             await asyncio.wait_for(seen.acquire(), WAIT_S)
         await call.event('{"usage":{"prompt_tokens":11,"total_tokens":16,"completion_tokens":5}}')
         await call.event("[DONE]")
@@ -69,7 +69,7 @@ async def test_chunks_arrive_one_by_one(proxy: Proxy, engine: Engine, log: Log) 
 async def test_a_head_may_come_long_before_the_first_chunk(
     proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM's does: it is sent before the prompt is looked at."""
+    """vLLM's does: it is sent before the prompt is processed."""
     waits = asyncio.Event()
     read = Answer.read
 
@@ -92,7 +92,7 @@ async def test_a_head_may_come_long_before_the_first_chunk(
 async def test_a_chunk_needs_no_switch_of_tasks(
     proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also the alarm for a uvicorn in which the short way has vanished: all would work, only slower."""
+    """Also fails if a new uvicorn breaks the fast path: everything would still work, only slower."""
     short: list[bytes] = []
 
     write = server_protocol.ClientConnection.write
@@ -123,7 +123,7 @@ async def test_a_chunk_needs_no_switch_of_tasks(
 
 
 class _Noting:
-    """A transport that remembers what was written to it, piece by piece."""
+    """A transport that records what is written to it, piece by piece."""
 
     def __init__(self, transport: asyncio.Transport, pieces: list[bytes]) -> None:
         self._transport = transport
@@ -141,7 +141,7 @@ class _Noting:
 async def test_a_stream_takes_no_write_for_its_head_and_none_for_its_end(
     proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch, told: bool
 ) -> None:
-    """The head goes with the first chunk, and the body's end with the last: each write wakes the client."""
+    """The head is sent with the first chunk, and the end with the last: each write wakes the client."""
     pieces: list[bytes] = []
     made = server_protocol.Protocol.connection_made
     monkeypatch.setattr(
@@ -171,7 +171,7 @@ async def test_a_stream_takes_no_write_for_its_head_and_none_for_its_end(
 async def test_while_a_client_takes_its_time_no_engine_is_to_blame(
     proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of whatever is sent, the end of a stream included: the clock between chunks stands still meanwhile."""
+    """While anything is sent, also the end of a stream, the clock between chunks stands still."""
     guards: list[Guard] = []
     since: list[float | None] = []
     send = RequestResponseCycle.send
@@ -216,7 +216,7 @@ async def test_a_server_without_the_short_way_will_do(
 
 
 async def test_requests_leave_nothing_for_the_garbage_collector(proxy: Proxy, engine: Engine) -> None:
-    """Objects that hold each other stay until it comes, and each time it comes all streams stop."""
+    """Reference cycles wait for the garbage collector, and each of its runs stops all streams."""
     gc.collect()
     gc.disable()
     try:
@@ -276,7 +276,7 @@ async def test_connections_are_used_again(proxy: Proxy, engine: Engine) -> None:
 
 
 async def leave_after(proxy: Proxy, call_started: Any, body: dict[str, Any], wait_for: bytes) -> None:
-    """A client over a bare socket that hangs up once it has seen `wait_for` (b"": before any answer)."""
+    """A client with a bare socket that hangs up once it has read `wait_for` (b"": before any answer)."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     data = json.dumps({"model": "big"} | body).encode()
     writer.write(
@@ -379,7 +379,7 @@ async def test_a_client_that_does_not_read_stops_its_stream_only(proxy: Proxy, e
     engine.script = flood
     async with proxy.post(body=STREAM) as response:
         await asyncio.wait_for(stalled.wait(), WAIT_S)
-        # What the kernel's four socket buffers and a few in the processes take, and no more.
+        # What the kernel's four socket buffers and a few in the processes hold, and no more.
         assert written < 40 << 20
         size = 0
         async for chunk in response.content.iter_any():
@@ -415,7 +415,7 @@ async def test_clients_that_do_not_read_take_no_memory(proxy: Proxy, engine: Eng
         async with asyncio.timeout(2 * WAIT_S):
             for _ in range(count):
                 await stalled.acquire()
-        # What an event loop reads at once (256 KiB) twice, and the last events, for each of the clients.
+        # Twice what an event loop reads at once (256 KiB), and the last events, for each client.
         assert resident_bytes() - before < count << 21
         assert len([call for call in engine.calls if not call.client_gone.is_set()]) == count
     async with asyncio.timeout(WAIT_S):
@@ -515,7 +515,7 @@ async def test_an_engine_that_dies_in_mid_stream(proxy: Proxy, engine: Engine, l
         if how == "fin":
             call.break_off()
         elif how == "rst":
-            # What it wrote is lost with a reset unless it has been read before.
+            # A reset discards what was written and not yet read.
             await proxy_has_sent_first.wait()
             call.reset()
         else:

@@ -1,4 +1,4 @@
-"""Which paths there are, and what of a request an engine ever gets."""
+"""Which paths exist, and which parts of a request reach an engine."""
 
 import json
 from typing import Any

@@ -106,7 +106,7 @@ class Admin:
     async def _drain(self, request: Request) -> Response:
         engine, wait_s = self._engine(request), _wait_s(request)
         directory = self._state.settings.config.drained_dir
-        with _said(f"{directory} cannot be written"):
+        with _report_file_errors(f"{directory} cannot be written"):
             mark_drained(directory, engine.id, await _reason(request))
         self._state.look_for_drained()
         with contextlib.suppress(TimeoutError):
@@ -119,7 +119,7 @@ class Admin:
         engine = self._engine(request)
         directory = self._state.settings.config.drained_dir
         try:
-            with _said(f"{directory} cannot be written"):
+            with _report_file_errors(f"{directory} cannot be written"):
                 unmark_drained(directory, engine.id)
         except NotOurs as other:
             where = directory / engine.id
@@ -144,7 +144,7 @@ class Admin:
         self._state.accounts.catch_up()
         await self._state.usage.flush()
         key = request.query_params.get("key")
-        with _said(f"usage cannot be read from {config.directory}"):
+        with _report_file_errors(f"usage cannot be read from {config.directory}"):
             rows = await asyncio.to_thread(read_usage, config.directory, since, until, key)
         return JSONResponse({"usage": msgspec.to_builtins(rows)})
 
@@ -178,7 +178,7 @@ class Admin:
 
 
 @contextlib.contextmanager
-def _said(what: str) -> Iterator[None]:
+def _report_file_errors(what: str) -> Iterator[None]:
     """Turn file errors into an error answer that names them."""
     try:
         yield

@@ -15,7 +15,7 @@ class Readings:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self.views: dict[str, View] = {"queues": self._lines, "limits": state.limits.rows}
+        self.views: dict[str, View] = {"queues": self._queue_rows, "limits": state.limits.rows}
         fleet = state.fleet
         watch = state.metrics.watch
         watch("ready", "1 where requests can be served.", (), lambda: [((), state.ready())])
@@ -56,16 +56,16 @@ class Readings:
         watch("retry_budget", "Retries that may be made at once.", (), lambda: [((), state.retries.saved)])
 
     def _waiting(self) -> Values:
-        for line in self._state.queues.snapshot(self._state.settings.config):
-            for priority, number in line.waiting.items():
-                yield (line.model, line.pool or "", priority), number
+        for queue in self._state.queues.snapshot(self._state.settings.config):
+            for priority, number in queue.waiting.items():
+                yield (queue.model, queue.pool or "", priority), number
 
-    def _lines(self) -> list[dict[str, Any]]:
+    def _queue_rows(self) -> list[dict[str, Any]]:
         """Queues in which requests wait, with a column per priority class."""
         config = self._state.settings.config
         return [
-            {"model": line.model, "pool": line.pool}
-            | {name: line.waiting.get(name, 0) for name in config.priorities}
-            | {"expected_wait_s": round(line.expected_wait_s, 1)}
-            for line in self._state.queues.snapshot(config)
+            {"model": queue.model, "pool": queue.pool}
+            | {name: queue.waiting.get(name, 0) for name in config.priorities}
+            | {"expected_wait_s": round(queue.expected_wait_s, 1)}
+            for queue in self._state.queues.snapshot(config)
         ]

@@ -220,8 +220,8 @@ class Fleet:
             for model, card in engine.cards.items():
                 # An adapter's card has no context length, only its parent.
                 base = engine.cards.get(str(card.get("parent")), card)
-                told = card.get("max_model_len") or base.get("max_model_len")
-                tokens = whole(told, 1, MOST_CONTEXT_TOKENS)
+                reported = card.get("max_model_len") or base.get("max_model_len")
+                tokens = whole(reported, 1, MOST_CONTEXT_TOKENS)
                 if tokens is not None:
                     found[model] = max(tokens, found.get(model, 0))
         self._contexts = found

@@ -46,7 +46,7 @@ class EngineClient:
         self._sweeping: asyncio.TimerHandle | None = None
         # Connections whose request is sent at the end of this turn of the event loop. None: nothing has been
         # sent in this turn yet.
-        self._later: list[_Connection] | None = None
+        self._deferred: list[_Connection] | None = None
 
     async def request(
         self,
@@ -145,16 +145,16 @@ class EngineClient:
         less than when each is sent between the steps of other requests, and the engines' answers arrive
         together as well (docs/performance.md has the numbers).
         """
-        if self._later is None:
-            self._later = []
-            self._loop.call_soon(self._send_rest)
+        if self._deferred is None:
+            self._deferred = []
+            self._loop.call_soon(self._send_deferred)
             connection.send()
         else:
-            self._later.append(connection)
+            self._deferred.append(connection)
 
-    def _send_rest(self) -> None:
-        later, self._later = self._later, None
-        for connection in later or ():
+    def _send_deferred(self) -> None:
+        deferred, self._deferred = self._deferred, None
+        for connection in deferred or ():
             try:
                 connection.send()
             except Exception as error:
@@ -198,7 +198,7 @@ class EngineClient:
                 lambda: _Connection(self, origin),
                 address.host,
                 address.port,
-                ssl=_trusting() if address.secure else None,
+                ssl=_tls_context() if address.secure else None,
             )
         except OSError as error:
             raise EngineUnreachable(f"{origin}: {error}") from error
@@ -282,6 +282,6 @@ class _Address(NamedTuple):
 
 
 @functools.cache
-def _trusting() -> ssl.SSLContext:
+def _tls_context() -> ssl.SSLContext:
     """A TLS context that trusts the system's authorities and those in the file that SSL_CERT_FILE names."""
     return ssl.create_default_context()

@@ -23,7 +23,7 @@ _EXTENSION = "inference_proxy.connection"
 _HEAD_LIMIT = 64 * 1024
 _LAST_CHUNK = b"0\r\n\r\n"
 # How many pipelined requests are kept while another one runs. Beyond that, reading stops.
-_MOST_IN_A_ROW = 8
+_MAX_PIPELINED = 8
 # How long the rest of an upload is read after its answer, before the connection is closed.
 _LINGER_S = 10
 
@@ -239,10 +239,10 @@ class Protocol(HttpToolsProtocol):
     # Of pipelined requests, the one that is being answered.
     _running: RequestResponseCycle | None = None
     _upgrading = False
-    _deaf = False  # input is dropped; reading goes on only to notice that the client leaves
+    _discards_input = False  # input is dropped; reading goes on only to notice that the client leaves
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._discards_input:
             return
         try:
             self.parser.feed_data(data)
@@ -297,7 +297,7 @@ class Protocol(HttpToolsProtocol):
             cycle = self.pipeline[0][0] if self.pipeline else self._running
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             cycle.keep_alive = False
-            self._deaf = True
+            self._discards_input = True
             return
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started or self.pipeline:
@@ -328,7 +328,7 @@ class Protocol(HttpToolsProtocol):
         self.idle_since = None
         if not self.pipeline:
             self._running = self.cycle
-        elif len(self.pipeline) < _MOST_IN_A_ROW:
+        elif len(self.pipeline) < _MAX_PIPELINED:
             # uvicorn has paused reading, so the end of the connection would go unnoticed.
             self.flow.resume_reading()
         self.headers = _Trailers()

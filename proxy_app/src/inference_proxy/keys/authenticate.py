@@ -60,7 +60,7 @@ class KeyRing:
         # The lookup's timing depends on a hash that callers cannot control; the comparison that decides takes
         # constant time.
         digest = hashlib.sha256(token).hexdigest()
-        key = self._by_digest.get(digest, _NOBODY)
+        key = self._by_digest.get(digest, _NO_KEY)
         return key if hmac.compare_digest(digest, key.sha256) else None
 
     def knows(self, key: Key) -> bool:
@@ -72,7 +72,7 @@ class KeyRing:
 
 
 # Compared like any other key; no hash has such digits.
-_NOBODY = Key("", "-" * 64, frozenset(), "", "", "")
+_NO_KEY = Key("", "-" * 64, frozenset(), "", "", "")
 
 
 def _key(key: KeyConfig, salt: str) -> Key:

@@ -18,8 +18,8 @@ def client_address(scope: Scope, trusted: Sequence[IpNetwork]) -> IpAddress | No
     peer = _parse((scope.get("client") or ("", 0))[0])
     if peer is None or not within(peer, trusted):
         return peer
-    told = _header(scope, b"x-forwarded-for") or _header(scope, b"x-real-ip")
-    for entry in reversed(told.split(",")):
+    reported = _header(scope, b"x-forwarded-for") or _header(scope, b"x-real-ip")
+    for entry in reversed(reported.split(",")):
         address = _parse(entry.strip())
         if address is None or not within(address, trusted):
             return address

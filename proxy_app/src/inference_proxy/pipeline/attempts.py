@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # The longest Retry-After of an engine that is respected: its value is not verified, and the engine may
 # recover sooner.
-_LONGEST_REST_S = 60
+_MAX_RETRY_AFTER_S = 60
 HUNG = "The engine has stopped working."
 # How many attempts one request may break, over all engines and models: the request may be what breaks them.
 _MOST_BREAKS = 2
@@ -48,7 +48,7 @@ class Attempts:
         "_client",
         "_exchange",
         "_guard",
-        "_has_standin",
+        "_has_fallback",
         "_incoming",
         "_settings",
         "_state",
@@ -71,7 +71,7 @@ class Attempts:
         self._incoming = incoming
         self._exchange = exchange
         self._guard = guard
-        self._has_standin = False
+        self._has_fallback = False
         self._breaks = 0
         self.engine: Engine | None = None
         self.relay: Relay | None = None
@@ -81,8 +81,8 @@ class Attempts:
         settings, exchange = self._settings, self._exchange
         limits, queues = self._state.limits, self._state.queues
         named = settings.catalogue.resolve(asked.model, asked.key)
-        line = settings.catalogue.line(named.model, asked.key)
-        for model in line:
+        models = settings.catalogue.line(named.model, asked.key)
+        for model in models:
             context_tokens = self._state.fleet.context_tokens(model.name)
             job = prepare(
                 asked, model, settings.config, self._incoming.headers, exchange.request_id, context_tokens
@@ -93,7 +93,7 @@ class Attempts:
                 job.headers.update(exchange.trace.headers)
             if model is not named.model:
                 exchange.notices += ((b"x-fallback-model", model.name.encode()),)
-            self._has_standin = model is not line[-1]
+            self._has_fallback = model is not models[-1]
             try:
                 async with Admission(
                     limits, queues, self._state.faults, job, exchange, settings.config
@@ -104,7 +104,7 @@ class Attempts:
                         exchange.client_left = self._guard.reason is Reason.CLIENT_GONE
                         raise
             except Unavailable:
-                if not self._has_standin:
+                if not self._has_fallback:
                     raise
 
     async def _relay_from(self, place: Place, job: Job, model: ModelConfig) -> None:
@@ -195,11 +195,11 @@ class Attempts:
         """
         asked = (answer.header(b"retry-after") or b"")[:9]
         if asked.isdigit():
-            engine.rests_until = self._state.fleet.now() + min(int(asked), _LONGEST_REST_S)
+            engine.rests_until = self._state.fleet.now() + min(int(asked), _MAX_RETRY_AFTER_S)
         other = self._state.queues.elsewhere(job, self._settings.config, engine, room=True)
         if left and other is not None and self._state.retries.spend():
             return other
-        if self._has_standin:
+        if self._has_fallback:
             raise Unavailable("model_saturated", f"The engines of '{job.model}' are full.", retry_after_s=1)
         return None
 
@@ -225,7 +225,7 @@ class Attempts:
             other = engine
         if left and other is not None and self._state.retries.spend():
             return other
-        if self._has_standin:
+        if self._has_fallback:
             raise Unavailable(
                 "model_unavailable", f"The engines of '{job.model}' are out.", retry_after_s=1
             ) from lost

@@ -44,10 +44,10 @@ class Catalogue:
         """The model followed by its fallbacks without duplicates, as far as the key may use them."""
         if model.fallback is None:
             return [model]
-        line = [model]
-        while (name := line[-1].fallback) is not None and self._models[name] not in line:
-            line.append(self._models[name])
-        return [model, *(other for other in line[1:] if key.may_use(other.name))]
+        chain = [model]
+        while (name := chain[-1].fallback) is not None and self._models[name] not in chain:
+            chain.append(self._models[name])
+        return [model, *(other for other in chain[1:] if key.may_use(other.name))]
 
     def is_deprecated(self, name: str) -> bool:
         named = self._names.get(name)

@@ -10,7 +10,7 @@ from inference_proxy.api.numbers import MOST_TOKENS
 
 # A token of English prose has about four bytes. Limits finally count the engine's own number; this one only
 # has to be close to it when a request is admitted.
-_BYTES_A_TOKEN = 4
+_BYTES_PER_TOKEN = 4
 # An image or a sound costs an engine by its pixels or seconds, not by its bytes in the body.
 _MEDIUM_TOKENS = 1000
 # A medium smaller than this counts by its bytes, which gives about the same. So only bodies that contain a
@@ -70,7 +70,7 @@ def _tokens(raw: msgspec.Raw, looks: bool) -> int:
         for medium in _media(raw):
             size -= len(medium)
             media += 1
-    return size // _BYTES_A_TOKEN + media * _MEDIUM_TOKENS
+    return size // _BYTES_PER_TOKEN + media * _MEDIUM_TOKENS
 
 
 def _begins(raw: msgspec.Raw) -> bytes:
@@ -105,7 +105,7 @@ def _batch(raw: msgspec.Raw) -> tuple[int, int] | None:
         return None
     if kind == _STRING:
         prompts = _strings(text)
-        return prompts, max(len(text) // _BYTES_A_TOKEN, prompts)
+        return prompts, max(len(text) // _BYTES_PER_TOKEN, prompts)
     return (text.count(_LIST) - 1) or 1, text.count(b",") + 1
 
 

@@ -104,7 +104,7 @@ class _Waiter:
 
 
 @dataclass(slots=True)
-class _Lane:
+class _Queue:
     """A queue and its rate.
 
     All requests in it can use the same engines, so the first never blocks one that could run.
@@ -127,7 +127,7 @@ class Queues:
     def __init__(self, fleet: Fleet, faults: Faults) -> None:
         self._fleet = fleet
         self._faults = faults
-        self._lanes: dict[tuple[str, str | None], _Lane] = {}
+        self._queues: dict[tuple[str, str | None], _Queue] = {}
         fleet.when_freed(self.wake)
 
     async def enter(self, job: Job, config: Config) -> Place:
@@ -136,7 +136,7 @@ class Queues:
         Raises Unavailable: `model_unavailable` (no engine serves the model), `queue_full`, `queue_timeout`.
         """
         request = _Request.of(job, config)
-        if (job.model, request.pool) not in self._lanes:
+        if (job.model, request.pool) not in self._queues:
             engine = self._room_for(request)
             if engine is not None:
                 return Place(self._fleet, engine, request.cost)
@@ -162,34 +162,34 @@ class Queues:
         A failure here concerns only the queue, not the request that happens to call this: the queue's
         requests are refused, and a new queue begins.
         """
-        served = bool(self._lanes)
+        served = bool(self._queues)
         while served:
             served = False
-            for name, lane in list(self._lanes.items()):
+            for name, queue in list(self._queues.items()):
                 try:
-                    advanced = self._serve_head(lane)
+                    advanced = self._serve_head(queue)
                 except Exception:
                     self._faults.note(f"the line of model {name[0]!r} is damaged")
-                    self._close(name, lane)
+                    self._close(name, queue)
                     continue
                 if advanced:
                     served = True
                     # Queues take turns at engines that they share.
-                    del self._lanes[name]
-                    if lane.line.length:
-                        self._lanes[name] = lane
+                    del self._queues[name]
+                    if queue.line.length:
+                        self._queues[name] = queue
 
-    def _close(self, name: tuple[str, str | None], lane: _Lane) -> None:
-        del self._lanes[name]
-        for waiter in lane.line.all():
+    def _close(self, name: tuple[str, str | None], queue: _Queue) -> None:
+        del self._queues[name]
+        for waiter in queue.line.all():
             waiter.refusal = ApiError(500, "internal_error", "The proxy failed to handle this request.")
             waiter.wake()
 
     def snapshot(self, config: Config) -> list[LineView]:
         now = self._fleet.now()
         return [
-            LineView(model, pool, lane.line.counts(), lane.expected_wait_s(now, "default", config))
-            for (model, pool), lane in self._lanes.items()
+            LineView(model, pool, queue.line.counts(), queue.expected_wait_s(now, "default", config))
+            for (model, pool), queue in self._queues.items()
         ]
 
     def _room_for(self, request: _Request) -> Engine | None:
@@ -202,22 +202,22 @@ class Queues:
             return None
         return route.choose(engines, request.cost, request.key, request.config.routing, self._fleet.failing)
 
-    def _serve_head(self, lane: _Lane) -> bool:
-        request = lane.line.head().request
+    def _serve_head(self, queue: _Queue) -> bool:
+        request = queue.line.head().request
         try:
             engine = self._room_for(request)
         except Unavailable as error:
-            waiter = lane.line.take()
+            waiter = queue.line.take()
             waiter.refusal = error
         else:
             if engine is None:
                 return False
             # Take the turn first: if that fails, no place has been taken that would never be left.
-            waiter = lane.line.take()
+            waiter = queue.line.take()
             waiter.place = Place(
-                self._fleet, engine, request.cost, (lane.line, request.job.asked.key.priority)
+                self._fleet, engine, request.cost, (queue.line, request.job.asked.key.priority)
             )
-            lane.served += request.cost
+            queue.served += request.cost
         waiter.wake()
         return True
 
@@ -225,34 +225,34 @@ class Queues:
         job, config = request.job, request.config
         name, priority = (job.model, request.pool), job.asked.key.priority
         share, limits = config.priorities[priority].share, config.queue
-        lane = self._lanes.setdefault(name, _Lane(self._fleet.now()))
+        queue = self._queues.setdefault(name, _Queue(self._fleet.now()))
         waiter = _Waiter(request, asyncio.get_running_loop().create_future())
         try:
-            crowded_out = lane.line.add(waiter, priority, share, request.cost, limits.max_waiting)
+            crowded_out = queue.line.add(waiter, priority, share, request.cost, limits.max_waiting)
             if crowded_out is not None:
                 what = f"Too many requests wait for '{crowded_out.request.job.model}' already."
-                crowded_out.refusal = self._refuse("queue_full", what, lane, crowded_out.request)
+                crowded_out.refusal = self._refuse("queue_full", what, queue, crowded_out.request)
                 crowded_out.wake()
             async with asyncio.timeout(limits.max_wait_s):
                 await waiter.turn
         except TimeoutError:
             what = f"No engine had room for '{job.model}' within {limits.max_wait_s:g} s."
-            waiter.refusal = self._refuse("queue_timeout", what, lane, request)
+            waiter.refusal = self._refuse("queue_timeout", what, queue, request)
         except asyncio.CancelledError:
             if waiter.place is not None:
                 waiter.place.leave()
                 waiter.place.settle(0, 0)
             raise
         finally:
-            lane.line.leave(waiter, priority)
-            if not lane.line.length and self._lanes.get(name) is lane:
-                del self._lanes[name]
+            queue.line.leave(waiter, priority)
+            if not queue.line.length and self._queues.get(name) is queue:
+                del self._queues[name]
         if waiter.place is not None:
             return waiter.place
         assert waiter.refusal is not None, "whoever is woken has a place or is refused"
         raise waiter.refusal
 
-    def _refuse(self, code: str, message: str, lane: _Lane, request: _Request) -> Unavailable:
+    def _refuse(self, code: str, message: str, queue: _Queue, request: _Request) -> Unavailable:
         priority = request.job.asked.key.priority
-        wait_s = lane.expected_wait_s(self._fleet.now(), priority, request.config)
+        wait_s = queue.expected_wait_s(self._fleet.now(), priority, request.config)
         return Unavailable(code, message, retry_after_s=max(1, math.ceil(min(wait_s, _LONGEST_WAIT_S))))
