@@ -44,6 +44,7 @@ FORM: list[Check] = [
 CHECKS: list[Check] = [
     engines.check_engines,
     engines.check_engine_args,
+    engines.check_models_are_visible,
     engines.check_engine_ids,
     ports.check_ports,
     pools.check_pools,
@@ -68,12 +69,44 @@ CHECKS: list[Check] = [
     readable.check_readable,
 ]
 
+# What a role checks of the one host that it runs on, where no site's preflight ran before. It knows no other tier.
+OF_ROLES: dict[str, list[Check]] = {
+    "vllm": [
+        engines.check_engines,
+        engines.check_engine_args,
+        engines.check_models_are_visible,
+        ports.check_ports,
+        gpus.check_gpus,
+        readable.check_readable,
+    ],
+    "proxy": [
+        ports.check_ports,
+        pools.check_pools,
+        keys.check_keys,
+        keys.check_priorities_of_keys,
+        limits.check_limits,
+        models.check_models,
+        priorities.check_priorities,
+        endpoints.check_endpoints,
+        readable.check_readable,
+    ],
+}
+
 
 def all_problems(inventory: Inventory) -> list[str]:
     """The problems that all checks find, each once."""
-    found = [problem for check in FORM for problem in _problems_of(check, inventory)]
+    return _problems(inventory, FORM, CHECKS)
+
+
+def role_problems(inventory: Inventory, role: str) -> list[str]:
+    """The problems that a role's own checks find."""
+    return _problems(inventory, [values.check_types, values.check_options], OF_ROLES[role])
+
+
+def _problems(inventory: Inventory, form: list[Check], meaning: list[Check]) -> list[str]:
+    found = [problem for check in form for problem in _problems_of(check, inventory)]
     inventory.leave_out_misfits()
-    found += [problem for check in CHECKS for problem in _problems_of(check, inventory)]
+    found += [problem for check in meaning for problem in _problems_of(check, inventory)]
     return list(dict.fromkeys(map(printable, found)))
 
 

@@ -20,8 +20,13 @@ class Inventory:
         hostvars: Mapping[str, Any],
         options: Options,
         sources: Iterable[str] = (),
+        only: str | None = None,
     ) -> None:
-        """`sources` are what -i names: files and directories, beside which there may be group_vars."""
+        """`sources` are what -i names: files and directories, beside which there may be group_vars.
+
+        With `only`, the variables of no other host are checked.
+        """
+        self._only = only
         self.groups, self._hostvars, self.options, self.sources = groups, hostvars, options, list(sources)
         self.unreadable: dict[str, str] = {}
         self.schemas, self.definitions = variable_schemas(options)
@@ -36,9 +41,10 @@ class Inventory:
         """The hosts of a tier, in a stable order."""
         return sorted(self.groups.get(name, []))
 
-    def hosts(self) -> list[str]:
-        """The hosts of all tiers."""
-        return sorted({host for group in TIERS for host in self.group(group)})
+    def hosts(self, group: str | None = None) -> list[str]:
+        """The hosts to check: of one tier, or of all."""
+        found = {host for tier in ([group] if group else TIERS) for host in self.group(tier)}
+        return sorted(found if self._only is None else found & {self._only})
 
     def everyone(self) -> set[str]:
         """All hosts, also those of no tier."""

@@ -14,7 +14,7 @@ _FORMS = {"/v1/audio/transcriptions", "/v1/audio/translations"}
 
 def check_endpoints(inventory: Inventory) -> Iterator[str]:
     """Each path is there once, and each custom endpoint is either passed on or answered."""
-    for host in inventory.group("proxy"):
+    for host in inventory.hosts("proxy"):
         yield from _doubles("proxy_api_versions", as_list(inventory.get(host, "proxy_api_versions")))
         endpoints = as_dicts(inventory.get(host, "proxy_custom_endpoints"))
         yield from _doubles("proxy_custom_endpoints", [endpoint.get("path") for endpoint in endpoints])

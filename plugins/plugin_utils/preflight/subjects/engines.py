@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import yaml
 
@@ -18,7 +19,7 @@ _ID_MAX = 255
 
 def check_engines(inventory: Inventory) -> Iterator[str]:
     """Engines are complete, and have names of their own."""
-    for host in inventory.group("vllm"):
+    for host in inventory.hosts("vllm"):
         value = inventory.get(host, "vllm_engines")
         if inventory.is_empty(host, "vllm_engines"):
             continue  # values.check_types reports it
@@ -44,11 +45,24 @@ def check_engines(inventory: Inventory) -> Iterator[str]:
                 yield f"{where}: model {model} comes from a hub, so pin it: set revision to the 40 digits of a commit"
 
 
+def check_models_are_visible(inventory: Inventory) -> Iterator[str]:
+    """No model is in a directory that the unit's sandbox hides."""
+    for host in inventory.hosts("vllm"):
+        for engine in inventory.engines(host):
+            model = str(engine.get("model", ""))
+            for hidden in _role_variables()["__vllm_hidden_paths"]:
+                if f"{model}/".startswith(f"{hidden}/"):
+                    yield (
+                        f"host {host}: engine {engine.get('name')!r}: model {model} lies in {hidden}, which the engine's sandbox hides; "
+                        "move it, say, to /srv/models"
+                    )
+
+
 def check_engine_args(inventory: Inventory) -> Iterator[str]:
     """No option of `vllm serve` overrides what the role sets: an engine would listen everywhere, or serve another model."""
-    role = yaml.safe_load((ROLES_DIRECTORY / "vllm" / "vars" / "main.yml").read_text())
+    role = _role_variables()
     reserved, why = role["__vllm_reserved_args"], role["__vllm_reserved_why"]
-    for host in inventory.group("vllm"):
+    for host in inventory.hosts("vllm"):
         args = {"vllm_args": inventory.get(host, "vllm_args")}
         args |= {f"engine {engine.get('name')!r}: args": engine.get("args") for engine in inventory.engines(host)}
         for where, value in args.items():
@@ -59,10 +73,16 @@ def check_engine_args(inventory: Inventory) -> Iterator[str]:
 
 def check_engine_ids(inventory: Inventory) -> Iterator[str]:
     """Each engine's id can be the name of a file."""
-    for host in inventory.group("vllm"):
+    for host in inventory.hosts("vllm"):
         for engine in inventory.engines(host):
             if (length := len(f"{host}:{engine.get('name')}")) > _ID_MAX:
                 yield (
                     f"host {host}: the name of one of its engines and that of the host are together {length} characters long: "
                     f"at most {_ID_MAX} fit, so shorten it"
                 )
+
+
+def _role_variables() -> dict[str, Any]:
+    """The role's internal variables."""
+    found: dict[str, Any] = yaml.safe_load((ROLES_DIRECTORY / "vllm" / "vars" / "main.yml").read_text())
+    return found

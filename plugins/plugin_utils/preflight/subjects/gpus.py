@@ -17,7 +17,7 @@ _GPUS_MAX = 1024
 
 def check_gpus(inventory: Inventory) -> Iterator[str]:
     """Engines of a host do not share a GPU by mistake, and have as many as they spread over."""
-    for host in inventory.group("vllm"):
+    for host in inventory.hosts("vllm"):
         users: dict[int, list[Mapping[str, Any]]] = {}
         for engine in inventory.engines(host):
             where = f"host {host}: engine {engine.get('name')!r}"

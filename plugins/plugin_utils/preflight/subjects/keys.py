@@ -20,7 +20,7 @@ _UTC_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(Z|\+00:00)")
 
 def check_keys(inventory: Inventory) -> Iterator[str]:
     """Keys cannot be guessed, and each is the key of one client."""
-    for host in inventory.group("proxy"):
+    for host in inventory.hosts("proxy"):
         keys = inventory.get(host, "proxy_keys")
         # If it is None, it cannot be templated, and readable.check_readable says why.
         if keys is not None and not as_list(keys):
@@ -34,7 +34,7 @@ def check_keys(inventory: Inventory) -> Iterator[str]:
 
 def check_priorities_of_keys(inventory: Inventory) -> Iterator[str]:
     """Each key's class of priority is there."""
-    for host in inventory.group("proxy"):
+    for host in inventory.hosts("proxy"):
         classes = inventory.get(host, "proxy_priorities")
         for where, key in _named(inventory.get(host, "proxy_keys")):
             priority = key.get("priority") or "default"
@@ -45,7 +45,7 @@ def check_priorities_of_keys(inventory: Inventory) -> Iterator[str]:
 def check_models_of_keys(inventory: Inventory) -> Iterator[str]:
     """Engines serve the models that keys name."""
     served = served_models(inventory)
-    for host in inventory.group("proxy"):
+    for host in inventory.hosts("proxy"):
         for where, key in _named(inventory.get(host, "proxy_keys")):
             for model in as_list(key.get("models")):
                 if model not in served:

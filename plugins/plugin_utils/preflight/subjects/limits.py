@@ -16,7 +16,7 @@ from ..served import limits_of_unserved, served_models
 def check_limits(inventory: Inventory) -> Iterator[str]:
     """Several workers count limits together, in a store that exists and whose password cannot be guessed."""
     hosts = inventory.group("proxy")
-    for host in hosts:
+    for host in inventory.hosts("proxy"):
         store_host, url = inventory.get(host, "proxy_store_host"), inventory.get(host, "proxy_store_url")
         if not store_host and not url:
             yield from _uncounted(inventory, host, hosts)
@@ -26,7 +26,7 @@ def check_limits(inventory: Inventory) -> Iterator[str]:
 def check_models_of_limits(inventory: Inventory) -> Iterator[str]:
     """Engines serve the models that have limits."""
     served = served_models(inventory)
-    for host in inventory.group("proxy"):
+    for host in inventory.hosts("proxy"):
         yield from limits_of_unserved("proxy_limits", inventory.get(host, "proxy_limits"), served)
 
 

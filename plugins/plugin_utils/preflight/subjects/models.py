@@ -24,7 +24,7 @@ _DEFAULT_SIZES = {"small", "medium", "large"}
 
 def check_models(inventory: Inventory) -> Iterator[str]:
     """Each name belongs to one model, and settings of a model agree with each other."""
-    for host in inventory.group("proxy"):
+    for host in inventory.hosts("proxy"):
         models = as_dicts(inventory.get(host, "proxy_models"))
         sizes = as_dict(as_dict(inventory.get(host, "proxy_timeouts")).get("size_factors"))
         if sizes and "medium" not in sizes:
@@ -40,7 +40,7 @@ def check_models(inventory: Inventory) -> Iterator[str]:
 def check_models_are_served(inventory: Inventory) -> Iterator[str]:
     """Engines serve each model and its fallback, and none under another model's alias."""
     served = served_models(inventory)
-    for host in inventory.group("proxy"):
+    for host in inventory.hosts("proxy"):
         for model in as_dicts(inventory.get(host, "proxy_models")):
             own, fallback = str(model.get("name")), model.get("fallback")
             for name in _names(model)[1:]:

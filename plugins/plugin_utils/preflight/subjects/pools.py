@@ -10,7 +10,7 @@ from ..inventory import Inventory
 
 def check_pools(inventory: Inventory) -> Iterator[str]:
     """Each pool says which requests belong there."""
-    for host in inventory.group("proxy"):
+    for host in inventory.hosts("proxy"):
         for name, pool in as_dict(as_dict(inventory.get(host, "proxy_routing")).get("pools")).items():
             if isinstance(pool, Mapping) and pool.get("prompt_tokens") is None and pool.get("max_tokens") is None:
                 yield f"proxy_routing.pools.{name} says of no request that it belongs there: give prompt_tokens, max_tokens or both"
@@ -18,7 +18,7 @@ def check_pools(inventory: Inventory) -> Iterator[str]:
 
 def check_engines_pools(inventory: Inventory) -> Iterator[str]:
     """The proxies know each engine's pool."""
-    for host in inventory.group("proxy"):
+    for host in inventory.hosts("proxy"):
         routing = inventory.get(host, "proxy_routing")
         if not isinstance(routing, Mapping):
             continue  # cannot be templated, or values.check_types reports that it is no dictionary

@@ -9,7 +9,7 @@ from ..inventory import Inventory
 
 def check_priorities(inventory: Inventory) -> Iterator[str]:
     """There is a class for keys that name none."""
-    for host in inventory.group("proxy"):
+    for host in inventory.hosts("proxy"):
         classes = inventory.get(host, "proxy_priorities")
         if isinstance(classes, Mapping) and "default" not in classes:
             yield "proxy_priorities lacks default, the class of keys that name none"
