@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.parsing.vault import VaultLib, VaultSecret
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
@@ -54,6 +56,37 @@ def run(inventory: Path, playbook: str, *options: str) -> tuple[int, str]:
         timeout=300,
     )
     return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def as_awx_writes_it(inventory: Path, name: str = "hosts") -> Path:
+    """The inventory as the executable script that AWX gives to a job."""
+    whole = yaml.safe_load(inventory.read_text())["all"]
+    groups = {group: {"hosts": list(of["hosts"])} for group, of in whole["children"].items()}
+    awxs_own = {"remote_tower_enabled": "true", "remote_tower_id": 5}
+    listed = {
+        "all": {"children": list(groups), "hosts": ["bastion"], "vars": whole["vars"]},
+        "_meta": {"hostvars": {host: awxs_own | variables for host, variables in whole["hosts"].items()}},
+        **groups,
+    }
+    script = inventory.parent / name
+    script.write_text(f"#! {sys.executable}\n# -*- coding: utf-8 -*-\nprint({json.dumps(listed)!r})\n")
+    script.chmod(0o700)
+    return script
+
+
+def test_an_inventory_of_awx_is_read(inventory: Path) -> None:
+    """With its values that ansible-vault encrypted one by one, which AWX passes on as they are."""
+    (inventory.parent / "password").write_text("right")
+    whole = yaml.safe_load(inventory.read_text())
+    secret = VaultLib([("default", VaultSecret(b"right"))]).encrypt("0123456789abcdef" * 2).decode()
+    whole["all"]["vars"]["vault_key"] = {"__ansible_vault": secret}
+    whole["all"]["hosts"]["api1"]["proxy_keys"][0]["key"] = "{{ vault_key }}"
+    inventory.write_text(yaml.safe_dump(whole))
+    script = as_awx_writes_it(inventory)
+    password = ["--vault-password-file", str(inventory.parent / "password")]
+    status, output = run(script, "playbooks/check_inventory.yml", *password)
+    assert status == 0, output
+    assert "WARNING" not in output
 
 
 @pytest.mark.parametrize(
