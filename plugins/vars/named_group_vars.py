@@ -54,7 +54,11 @@ def explain(path: Path, loader: Any, error: str) -> str:
         text = loader.get_text_file_contents(str(path))
     except AnsibleError as refused:
         if "but no vault secrets" in str(refused):
-            return f"{path} is encrypted, and no vault password was given: add --ask-vault-pass or --vault-password-file FILE (in AWX, a vault credential)."
+            return (
+                f"{path} is encrypted, and no vault password was given: add --ask-vault-pass or --vault-password-file FILE. "
+                "In AWX, give the job a vault credential; an inventory source of AWX takes none, so encrypt the file's values one by one "
+                "(ansible-vault encrypt_string) and not the file."
+            )
         if "no vault secrets were found that could" in str(refused):
             return f"{path} is encrypted with another vault password than the one that was given: give the one of this file."
         return f"{path} cannot be read: {refused}"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ansible.parsing.vault import VaultLib, VaultSecret
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
+PROGRAMS = Path(sys.executable).parent
 ENGINE = {"name": "one", "model": "/nowhere", "served_model_name": "m", "port": 8000}
 
 
@@ -42,18 +45,67 @@ def inventory(tmp_path: Path) -> Path:
     return path
 
 
-def run(inventory: Path, playbook: str, *options: str) -> tuple[int, str]:
-    """Exit status and output, on one line, since messages are wrapped."""
+def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """What a program of Ansible's does in the repository."""
     environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-    done = subprocess.run(
-        [PLAYBOOK, "-i", inventory, ROOT / playbook, *options],
+    program, *arguments = words
+    return subprocess.run(
+        [PROGRAMS / program, *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def run(inventory: Path, playbook: str, *options: str) -> tuple[int, str]:
+    """Exit status and output, on one line, since messages are wrapped."""
+    done = command("ansible-playbook", "-i", inventory, ROOT / playbook, *options)
     return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def as_awx_writes_it(inventory: Path) -> Path:
+    """The inventory as AWX imports it, without a vault password, and gives it to a job: as an executable script."""
+    listed = command("ansible-inventory", "-i", inventory, "--list", "--export", "--playbook-dir", inventory.parent)
+    assert listed.returncode == 0, listed.stderr
+    whole = json.loads(listed.stdout)
+    for variables in whole["_meta"]["hostvars"].values():
+        variables |= {"remote_tower_enabled": "true", "remote_tower_id": 5}
+    script = inventory.parent / "job" / "hosts"
+    script.parent.mkdir()
+    script.write_text(f"#! {sys.executable}\n# -*- coding: utf-8 -*-\nprint({json.dumps(whole)!r})\n")
+    script.chmod(0o700)
+    return script
+
+
+def test_an_inventory_of_awx_is_read_with_values_that_are_encrypted_one_by_one(inventory: Path) -> None:
+    """As docs/awx.md says: the import has no vault password, but passes such values on as they are."""
+    (inventory.parent / "password").write_text("right")
+    whole = yaml.safe_load(inventory.read_text())
+    del whole["all"]["hosts"]["api1"]["proxy_keys"]
+    inventory.write_text(yaml.safe_dump(whole))
+    secret = VaultLib([("default", VaultSecret(b"right"))]).encrypt("0123456789abcdef" * 2).decode()
+    value = "!vault |\n" + textwrap.indent(secret, " " * 6)
+    variables = inventory.parent / "group_vars" / "proxy"
+    variables.mkdir(parents=True)
+    (variables / "main.yml").write_text('proxy_keys: "{{ vault_proxy_keys }}"\n')
+    (variables / "vault.yml").write_text(f"vault_proxy_keys:\n  - name: alice\n    key: {value}\n")
+    script = as_awx_writes_it(inventory)
+    assert "0123456789abcdef" not in script.read_text()
+    password = ["--vault-password-file", str(inventory.parent / "password")]
+    status, output = run(script, "playbooks/check_inventory.yml", *password)
+    assert status == 0, output
+    assert "WARNING" not in output
+
+
+def test_an_import_of_awx_that_meets_an_encrypted_file_says_what_to_do(inventory: Path) -> None:
+    """AWX gives an inventory source no vault password."""
+    (inventory.parent / "group_vars").mkdir()
+    (inventory.parent / "group_vars" / "proxy.yml").write_text("$ANSIBLE_VAULT;1.1;AES256\n6162\n")
+    listed = command("ansible-inventory", "-i", inventory, "--list", "--export")
+    assert listed.returncode != 0
+    assert "an inventory source of AWX takes none, so encrypt" in " ".join(listed.stderr.split())
 
 
 @pytest.mark.parametrize(
