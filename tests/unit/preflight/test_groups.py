@@ -21,7 +21,10 @@ def test_an_empty_group_names_the_tag_that_fills_it(inventory: dict[str, Any], g
     [
         ("vlm", "engine2", "group vlm has engine2, of no tier: did you mean vllm?"),
         ("Proxy", "api2", "group Proxy has api2, of no tier: did you mean proxy?"),
+        ("vlm", "api1", "group vlm has api1, which vllm lacks: did you mean vllm?"),
+        ("vlm", "engine1", None),
         ("vllm2", "engine1", None),
+        *((group, "lb1", None) for group in ("haproxy", "proxysql", "env_proxy", "webproxy", "nginx_lb", "llm")),
         ("linux", "bastion", None),
         ("proxmox", "bastion", None),
     ],
@@ -38,6 +41,7 @@ def test_a_host_in_a_misspelt_group(inventory: dict[str, Any], group: str, host:
         ("vllm, ngnix", ["host engine1: its tag Tier has 'ngnix', which is no tier: did you mean nginx?"]),
         ("vllm,nginx", []),
         ("bastion", []),
+        ("haproxy", []),
     ],
 )
 @pytest.mark.parametrize("name", ["aws_ec2_tags", "aws_tags"])

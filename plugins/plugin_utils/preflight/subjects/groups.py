@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 from collections.abc import Iterator
@@ -10,11 +9,10 @@ from collections.abc import Iterator
 from .. import schema
 from ..forms import as_dict
 from ..inventory import Inventory
+from ..misspelt import is_misspelt
 from ..roles import TIERS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# How similar a group's name and its misspelling are at least.
-_ALIKE = 0.7
 
 
 def check_groups(inventory: Inventory) -> Iterator[str]:
@@ -37,11 +35,12 @@ def check_groups(inventory: Inventory) -> Iterator[str]:
 
 def check_strays(inventory: Inventory) -> Iterator[str]:
     """A host in a misspelt group, or with a misspelt tag, would be in no tier."""
-    idle = inventory.everyone() - set(inventory.hosts())
+    tiers = set(inventory.hosts())
     for group, hosts in sorted(inventory.groups.items()):
-        lost = sorted(idle & set(hosts))
-        if lost and group not in TIERS and (meant := _tier_like(group)):
-            yield f"group {group} has {', '.join(lost)}, of no tier: did you mean {meant}?"
+        meant = "" if group in TIERS else _tier_like(group)
+        if meant and (lost := sorted(set(hosts) - set(inventory.group(meant)))):
+            where = f"which {meant} lacks" if tiers & set(lost) else "of no tier"
+            yield f"group {group} has {', '.join(lost)}, {where}: did you mean {meant}?"
     for host in sorted(inventory.everyone()):
         tags = inventory.get(host, "aws_ec2_tags") or inventory.get(host, "aws_tags")
         for tier in str(as_dict(tags).get("Tier", "")).split(","):
@@ -50,5 +49,5 @@ def check_strays(inventory: Inventory) -> Iterator[str]:
 
 
 def _tier_like(name: str) -> str:
-    close: list[str] = difflib.get_close_matches(name.lower(), TIERS, n=1, cutoff=_ALIKE)
-    return close[0] if close else ""
+    """The tier whose name was misspelt; "" for any other name, such as haproxy or env_proxy."""
+    return next((tier for tier in TIERS if is_misspelt(name, tier)), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -10,12 +11,11 @@ from typing import Any
 
 from .. import rules
 from ..inventory import Inventory
+from ..misspelt import is_misspelt
 from ..roles import READERS, ROLES, Options
 
 # Variables that are also read on hosts of another tier, the one behind their role's, by its roll.
 _READ_BEHIND = {"proxy_drain_timeout_s", "proxy_start_timeout_s", "nginx_certbot_drain_reason"}
-# How similar a role's name and its misspelling are at least.
-_ALIKE = 0.7
 
 
 def check_places(inventory: Inventory) -> Iterator[str]:
@@ -74,15 +74,12 @@ def check_variable_names(inventory: Inventory) -> Iterator[str]:
 
 def _misspelt_role(name: str, options: Options) -> str:
     """The variable that was meant by one with a misspelt prefix, such as vlm_engines or VLLM_ENGINES; "" for any other."""
-    plain = name.lower().replace("-", "_")
+    plain = re.sub(r"[-_]", "", name.lower())
     prefixes: dict[str, Mapping[str, Any]] = {**options, "stack": rules.STACK}
     for role, variables in prefixes.items():
         for known in variables:
             end = known.removeprefix(role)
-            start = name.removesuffix(end)
-            # vault_proxy_keys is a name of its own.
-            alike = difflib.SequenceMatcher(None, start, role).ratio() > _ALIKE and not start.endswith(f"_{role}")
-            if plain == known or (name.endswith(end) and alike):
+            if plain == known.replace("_", "") or (name.endswith(end) and is_misspelt(name.removesuffix(end), role)):
                 return known
     return ""
 
@@ -90,17 +87,15 @@ def _misspelt_role(name: str, options: Options) -> str:
 def _shortened(name: str, options: Options, get: Callable[[], Any]) -> list[str]:
     """The variables that were meant by one that lacks the role's prefix or a part of it.
 
-    Such as nginx_allow_cidrs or allow_cidrs for nginx_certbot_allow_cidrs, or nginx_certbot: {allow_cidrs: []}. A single
-    word, such as keys, is too common to be taken for one.
+    Such as nginx_allow_cidrs for nginx_certbot_allow_cidrs, or nginx_certbot: {allow_cidrs: []}. A name without any part of
+    the role's, such as build_dir, is the operator's own.
     """
     for role, variables in options.items():
         ends = {known.removeprefix(f"{role}_"): known for known in variables}
         parts = role.split("_") if "_" in role else []
-        start, end = next(
-            ((part, name.removeprefix(f"{part}_")) for part in parts if name.startswith(f"{part}_")), ("", name)
-        )
-        if end in ends and (start or "_" in end):
-            return [ends[end]]
+        for part in parts:
+            if name.startswith(f"{part}_") and (known := ends.get(name.removeprefix(f"{part}_"))):
+                return [known]
         # Other variables' values are not read: they are not the collection's, and need not even be readable.
         value = get() if name in (role, *parts) else None
         if isinstance(value, Mapping) and value and value.keys() <= ends.keys():
