@@ -62,7 +62,7 @@ class Poller:
 
 
 class _EnginePoller:
-    """Polls one engine. A probe runs at the same time as polls, at most one at once."""
+    """Polls one engine. Probes run beside the polls, one at a time."""
 
     def __init__(self, fleet: Fleet, client: EngineClient, engine: Engine) -> None:
         self._fleet = fleet

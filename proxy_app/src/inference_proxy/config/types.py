@@ -52,7 +52,7 @@ AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
 def check_port(url: SplitResult) -> None:
-    """Raises ValueError for a port that cannot exist."""
+    """Check the port of a URL. Raises ValueError if there can be no such port."""
     try:
         fits = url.port != 0
     except ValueError:
@@ -62,6 +62,6 @@ def check_port(url: SplitResult) -> None:
 
 
 def refuse_doubles(what: str, values: Iterable[str]) -> None:
-    """Raises ValueError, which pydantic reports as a problem of the section."""
+    """Refuse duplicates. Raises ValueError, which pydantic reports as a problem of the section."""
     if doubles := sorted(value for value, times in Counter(values).items() if times > 1):
         raise ValueError(f"{what} given more than once: {', '.join(doubles)}")

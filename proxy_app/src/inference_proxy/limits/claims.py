@@ -81,7 +81,7 @@ class Plans:
         return iter(self._known.values())
 
     def of(self, job: Job, config: LimitsConfig, now: float) -> Plan:
-        """`now` is time.time()'s."""
+        """The plan for a job. `now` is time.time()'s."""
         day = int(now) // _DAY_S
         if self._config is not config or self._day != day:
             self._config, self._day, self._known = config, day, {}

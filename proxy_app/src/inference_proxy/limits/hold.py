@@ -214,5 +214,5 @@ def _digits(number: int) -> bytes:
 
 
 def _seconds(milliseconds: int) -> int:
-    """Rounded up."""
+    """Whole seconds, rounded up."""
     return -(-milliseconds // 1000)

@@ -24,9 +24,9 @@ _NEVER_MS = (SLOTS + 1) * SLOT_MS
 
 
 class _Counter(Protocol):
-    """Times are in milliseconds: `now` of a monotonic clock, `today` since 1970.
+    """One counter.
 
-    `slot` is the current one.
+    Times are in milliseconds: `now` of a monotonic clock, `today` since 1970. `slot` is the current one.
     """
 
     def take(self, claim: Claim, lease: str, slot: int, now: int, today: int) -> Standing | None:

@@ -203,7 +203,7 @@ class RedisClient:
 
 
 def _first_line(path: Path) -> str:
-    """Raises StoreAway."""
+    """The first line of a file. Raises StoreAway."""
     try:
         return path.read_text().partition("\n")[0].strip()
     except OSError as error:

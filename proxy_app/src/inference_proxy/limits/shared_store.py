@@ -102,7 +102,7 @@ def _forget(reply: "asyncio.Future[Reply]") -> None:
 
 
 def _decision(reply: Reply, claims: Sequence[Claim]) -> Decision:
-    """Raises StoreAway for a reply that our script cannot have sent."""
+    """Parse the reply. Raises StoreAway if our script cannot have sent it."""
     try:
         granted, slot, *numbers = cast(list[int], reply)
         standings = [Standing(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]

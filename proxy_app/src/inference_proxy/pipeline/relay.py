@@ -41,7 +41,7 @@ class Relay:
 
         first chunk of a stream       begin()             at once, without a task switch
         its further chunks            _take()             the same
-        all that is not plain there,  run()               by the request's task
+        chunks that are not plain,    run()               by the request's task
         and long answers
         the end of an answer,         finish()            once the request's place and limits are released
         and the whole of a short one

@@ -7,7 +7,7 @@ from inference_proxy.request.job import Job
 
 
 class Clocks(msgspec.Struct, frozen=True):
-    """Seconds.
+    """The four clocks of a request, in seconds.
 
     `first_byte_s` and `total_s` start when the engine is chosen, so neither includes the time in the queue,
     which has its own limit.

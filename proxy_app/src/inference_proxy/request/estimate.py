@@ -93,9 +93,7 @@ def _may_hold_media(body: bytes) -> bool:
 def _batch(raw: msgspec.Raw) -> tuple[int, int] | None:
     """Prompts and tokens of a list of texts, of lists of token ids, or of token ids (which is one prompt).
 
-    None for anything else.
-
-    An empty list counts as one prompt; the engine refuses it.
+    None for anything else. An empty list counts as one prompt; the engine refuses it.
     """
     if _begins(raw) != _LIST:
         return None
@@ -162,10 +160,7 @@ def _repeated(first: msgspec.Raw, second: msgspec.Raw, looks: bool) -> int:
 
 
 def _media(raw: msgspec.Raw) -> Iterator[msgspec.Raw]:
-    """The embedded images, sounds and files in one message or in a list of messages.
-
-    As encoded in the body.
-    """
+    """The embedded images, sounds and files of messages, as encoded in the body."""
     try:
         yield from _in_parts(raw, _DEPTH)
     except msgspec.MsgspecError:

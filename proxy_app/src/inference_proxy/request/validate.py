@@ -200,7 +200,10 @@ def _session(headers: HeaderFields) -> str | None:
 
 
 def check_is_json(headers: HeaderFields) -> None:
-    """Raises ApiError 415. A missing content type is taken for JSON, the only type that could be meant."""
+    """Check that the body is sent as JSON. Raises ApiError 415.
+
+    A missing content type is taken for JSON, the only type that could be meant.
+    """
     if headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers:
         return
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
