@@ -68,7 +68,7 @@ class Exchange(msgspec.Struct, eq=False):
     # them.
     outcome: str = "ok"
     client_left: bool = False
-    told: tuple[int | None, int | None] = (None, None)
+    reported_usage: tuple[int | None, int | None] = (None, None)
     used: tuple[int, int] = (0, 0)
     ended: float = 0.0
 
@@ -137,13 +137,13 @@ class Exchange(msgspec.Struct, eq=False):
 
     def usage(self) -> tuple[int | None, int | None]:
         """Tokens of prompt and completion as the engine counted them, once its answer is complete."""
-        if self.told == (None, None):
+        if self.reported_usage == (None, None):
             end = b"".join(self.tail)
             # A stream reports usage in its last event; an earlier event may contain a null usage.
             for text in (end, self.found) if self.stream else (self.found, end):
-                if self.told == (None, None) and not self._is_before_usage(text):
-                    self.told = usage(text)
-        return self.told
+                if self.reported_usage == (None, None) and not self._is_before_usage(text):
+                    self.reported_usage = usage(text)
+        return self.reported_usage
 
     def _is_before_usage(self, text: bytes) -> bool:
         """Whether a response that its client left early has no usage yet: its usage is null.

@@ -19,12 +19,12 @@ from inference_proxy.request.job import Job
 _PREFIX = "inference-proxy"
 _DAY_S = 86_400
 # The same as in request/estimate.py, for a prompt.
-_BYTES_A_TOKEN = 4
+_BYTES_PER_TOKEN = 4
 # The events of a response are numbered. A client's own tools may contain such a number, too, but before the
 # event's.
 _EVENT_NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})\b')
 _NONE = RateLimits()
-_TOLD = (b"limit-", b"remaining-", b"reset-")
+_HEADER_PARTS = (b"limit-", b"remaining-", b"reset-")
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -43,13 +43,13 @@ class Limit(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, eq=False):
     """The limits of one key for one model, in the order in which a refusal checks them.
 
-    `standings` is how they stood when the latest request came, at `seen` by time.monotonic(). `told` are the
-    headers that answers get, and which limits each is about: the tightest one counts.
+    `standings` is how they stood when the latest request came, at `seen` by time.monotonic(). `reported` are
+    the headers that answers get, and which limits each is about: the tightest one counts.
     """
 
     key: str
     limits: Sequence[Limit]
-    told: Sequence[tuple[tuple[bytes, ...], Sequence[int]]]
+    reported: Sequence[tuple[tuple[bytes, ...], Sequence[int]]]
     claims: Sequence[Claim] = ()
     standings: Sequence[Standing] = ()
     seen: float = 0.0
@@ -95,7 +95,7 @@ class Plans:
 
 def _plan(key: Key, model: str, tokens: bool, config: LimitsConfig, today: date) -> Plan:
     limits = [limit for limit in _limits(key, model, config, today) if tokens or not limit.tokens]
-    told = []
+    reported = []
     for what in (b"requests", b"tokens"):
         members = [
             at
@@ -103,8 +103,8 @@ def _plan(key: Key, model: str, tokens: bool, config: LimitsConfig, today: date)
             if limit.tokens == (what == b"tokens") and limit.claim.kind is not PLACES
         ]
         if members:
-            told.append((tuple(b"x-ratelimit-" + part + what for part in _TOLD), members))
-    return Plan(key.name, limits, told)
+            reported.append((tuple(b"x-ratelimit-" + part + what for part in _HEADER_PARTS), members))
+    return Plan(key.name, limits, reported)
 
 
 def _limits(key: Key, model: str, config: LimitsConfig, today: date) -> Iterator[Limit]:
@@ -203,7 +203,7 @@ def relayed_tokens(exchange: Exchange) -> int:
         # little.
         return min(int(numbers[-1]), exchange.bytes_out)
     events = tail.count(b"\n\n") if exchange.stream else 0
-    return exchange.bytes_out * events // len(tail) if events else exchange.bytes_out // _BYTES_A_TOKEN
+    return exchange.bytes_out * events // len(tail) if events else exchange.bytes_out // _BYTES_PER_TOKEN
 
 
 def changes(

@@ -198,7 +198,7 @@ def _headers(plan: Plan) -> tuple[Header, ...]:
     """
     claims, standings = plan.claims, plan.standings
     headers: list[Header] = []
-    for (limit, remaining, reset), members in plan.told:
+    for (limit, remaining, reset), members in plan.reported:
         left, at = min([(claims[at].limit - standings[at].used, at) for at in members])
         headers += (
             (limit, _digits(claims[at].limit)),
