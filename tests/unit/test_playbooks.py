@@ -124,6 +124,7 @@ def test_an_import_of_awx_that_meets_an_encrypted_file_says_what_to_do(inventory
             ["--start-at-task", "nginx_certbot : Look for a proven configuration"],
             "The checks were skipped",
         ),
+        ("playbooks/check_inventory.yml", ["--limit", "all:!enigne2"], "did you mean engine2?"),
         ("site.yml", ["--limit", "bastion"], "leaves no host of the group vllm or proxy or nginx"),
         (
             "playbooks/check_inventory.yml",
