@@ -193,6 +193,23 @@ def test_a_file_of_variables_that_cannot_be_read_is_named(inventory: Path, text:
     assert said in output
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        "Stop if the run cannot do what it says",
+        "Stop if anything is wrong",
+        "Remember that the check was made",
+        "Look at the host",
+    ],
+)
+def test_a_run_that_begins_among_the_checks_says_that_they_were_skipped(inventory: Path, task: str) -> None:
+    status, output = run(inventory, "site.yml", "--limit", "engine1", "--start-at-task", task)
+    assert status != 0, output
+    assert "The checks were skipped" in output
+    assert "is undefined" not in output
+    assert "changed=1" not in output
+
+
 def test_a_good_inventory_passes_with_and_without_a_limit(inventory: Path) -> None:
     for options in ([], ["--limit", "engine1"]):
         status, output = run(inventory, "playbooks/check_inventory.yml", *options)
