@@ -45,7 +45,16 @@ def test_its_yamllint_configuration_needs_no_other_file(artifact: Path, monkeypa
 
 
 def test_what_belongs_to_a_checkout_is_not_in_it(artifact: Path) -> None:
-    checkout = ["lab", "molecule", "tests", "tools", "inventory", "group_vars", "changelogs/fragments"]
+    checkout = [
+        "lab",
+        "molecule",
+        "tests",
+        "tools",
+        "inventory",
+        "group_vars",
+        "changelogs/fragments",
+        "playbooks/roles",
+    ]
     assert [name for name in checkout if (artifact / name).exists()] == []
     hidden = {path.name for path in artifact.iterdir() if path.name.startswith(".")}
     assert hidden == {".ansible-lint", ".yamllint"}

@@ -45,14 +45,14 @@ def inventory(tmp_path: Path) -> Path:
     return path
 
 
-def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """What a program of Ansible's does in the repository."""
-    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+def command(*words: str | Path, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """What a program of Ansible's does in a directory, the repository or another one; it reads the ansible.cfg there."""
     program, *arguments = words
+    environment = {name: value for name, value in os.environ.items() if name != "ANSIBLE_CONFIG"}
     return subprocess.run(
         [PROGRAMS / program, *arguments],
-        cwd=ROOT,
-        env=environment,
+        cwd=directory,
+        env=environment | {"ANSIBLE_NOCOLOR": "1"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -124,6 +124,7 @@ def test_an_import_of_awx_that_meets_an_encrypted_file_says_what_to_do(inventory
             ["--start-at-task", "nginx_certbot : Look for a proven configuration"],
             "The checks were skipped",
         ),
+        ("playbooks/check_inventory.yml", ["--limit", "all:!enigne2"], "did you mean engine2?"),
         ("site.yml", ["--limit", "bastion"], "leaves no host of the group vllm or proxy or nginx"),
         (
             "playbooks/check_inventory.yml",
@@ -212,10 +213,34 @@ def test_a_file_of_variables_that_cannot_be_read_is_named(inventory: Path, text:
     assert said in output
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        "Stop if the run cannot do what it says",
+        "Stop if anything is wrong",
+        "Remember that the check was made",
+        "Look at the host",
+    ],
+)
+def test_a_run_that_begins_among_the_checks_says_that_they_were_skipped(inventory: Path, task: str) -> None:
+    status, output = run(inventory, "site.yml", "--limit", "engine1", "--start-at-task", task)
+    assert status != 0, output
+    assert "The checks were skipped" in output
+    assert "is undefined" not in output
+    assert "changed=1" not in output
+
+
 def test_a_good_inventory_passes_with_and_without_a_limit(inventory: Path) -> None:
     for options in ([], ["--limit", "engine1"]):
         status, output = run(inventory, "playbooks/check_inventory.yml", *options)
         assert status == 0, output
+
+
+def test_a_run_from_another_directory_finds_roles_and_checks(inventory: Path) -> None:
+    """There, and in a checkout that everyone may write, the repository's ansible.cfg is not in force."""
+    options = ["--limit", "engine1", "-e", f"ansible_python_interpreter={sys.executable}"]
+    done = command("ansible-playbook", "-i", inventory, ROOT / "site.yml", *options, directory=inventory.parent)
+    assert "engine one: model /nowhere has no config.json" in " ".join((done.stdout + done.stderr).split())
 
 
 def test_a_doubled_key_in_a_file_of_variables_stops_the_run_without_being_shown(inventory: Path) -> None:

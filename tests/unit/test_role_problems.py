@@ -72,3 +72,49 @@ def test_no_option_takes_the_place_of_what_the_role_sets(name: str) -> None:
         (line,) = problems_of_vllm(**variables)
         assert line.startswith(f"host engine1{where} must not have {name}: take it out; the role sets what")
         assert problems_of_vllm(**variables, __stack_preflight_collect=True) == [], "the inventory's check says it"
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(
+    ("config", "variables", "context"),
+    [
+        ({"max_position_embeddings": 40960}, {}, 40960),
+        ({"max_position_embeddings": 40960, "rope_scaling": None}, {}, 40960),
+        ({"max_position_embeddings": 131072}, {}, 0),
+        ({"max_position_embeddings": 40960, "rope_scaling": YARN}, {}, 0),
+        ({"max_position_embeddings": 40960, "rope_scaling": YARN | {"factor": 2}}, {}, 65536),
+        ({"max_position_embeddings": 40960, "rope_scaling": {"type": "mrope", "factor": None}}, {}, 40960),
+        ({"max_position_embeddings": 32768, "rope_parameters": {"rope_type": "linear", "factor": 4}}, {}, 0),
+        (
+            {"max_position_embeddings": 32768, "rope_parameters": {"full_attention": YARN, "sliding_attention": {}}},
+            {},
+            0,
+        ),
+        ({"text_config": {"max_position_embeddings": 40960}}, {}, 40960),
+        ({}, {}, 0),
+        ({"max_position_embeddings": 40960}, {"vllm_args": {"hf-overrides": {"a": 1}}}, 0),
+        ({"max_position_embeddings": 40960}, {"vllm_args": {"hf_overrides": {"a": 1}}}, 0),
+        ({"max_position_embeddings": 40960}, {"vllm_environment": {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}}, 0),
+    ],
+)
+@pytest.mark.parametrize("name", ["max-model-len", "max_model_len"])
+def test_an_engine_has_no_longer_context_than_its_model(
+    config: dict[str, Any], variables: dict[str, Any], context: int, name: str
+) -> None:
+    """Of 131,072 tokens, which models reach by the scaling that their config.json says."""
+    engine = ENGINE | {"args": {name: 131072}}
+    lines = problems_of_vllm(vllm_engines=[engine], __vllm_configs={"/srv/m": config}, **variables)
+    if not context:
+        assert lines == []
+        return
+    (line,) = lines
+    assert "max-model-len is 131072, but the model's own context" in line
+    assert f"is {context}: lower it" in line
+
+
+def test_the_options_of_an_engine_win_over_those_of_all() -> None:
+    engine = ENGINE | {"args": {"max_model_len": 100}}
+    configs = {"/srv/m": {"max_position_embeddings": 1000}}
+    assert problems_of_vllm(vllm_engines=[engine], vllm_args={"max-model-len": 2000}, __vllm_configs=configs) == []

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from ansible.constants import LOCALHOST
+from ansible.inventory.manager import PATTERN_WITH_SUBSCRIPT, split_host_pattern
 
 COLLECT = "__stack_preflight_collect"
 # Molecule skips these tags in all its runs. No task here has them.
@@ -30,6 +37,8 @@ def refusal_of(variables: Mapping[str, Any], tiers: list[str]) -> str:
             "--check --diff shows what that would be, playbooks/preflight.yml what is wrong."
         )
     limit = variables.get("ansible_limit")
+    if limit and (unmatched := _unmatched(limit, variables["groups"])):
+        return unmatched
     if limit and tiers:
         here = set(variables.get("ansible_play_hosts_all", []))
         wanted = [host for tier in tiers for host in variables["groups"].get(tier, [])]
@@ -39,3 +48,41 @@ def refusal_of(variables: Mapping[str, Any], tiers: list[str]) -> str:
                 f"{', '.join(sorted(set(wanted)))}, or leave --limit out."
             )
     return ""
+
+
+def _unmatched(limit: str, groups: Mapping[str, list[str]]) -> str:
+    """What of a limit matches no host and no group; "" if all of it does.
+
+    Ansible only warns of it. A misspelt host would not be done, or, after a !, would be done though it is to be left alone.
+    """
+    names = {*groups, *LOCALHOST, *(host for hosts in groups.values() for host in hosts)}
+    for pattern in _patterns(limit):
+        name = pattern.lstrip("!&")
+        if subscript := PATTERN_WITH_SUBSCRIPT.match(name):
+            name = subscript[1]
+        if not _matches(name, names):
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = (
+                f"did you mean {close[0]}?"
+                if close
+                else "correct it, or take it out (an instance that is stopped is in no inventory)"
+            )
+            return (
+                f"--limit names {name}, which is no host and no group of the inventory, so nothing was changed: {hint}"
+            )
+    return ""
+
+
+def _patterns(limit: str) -> Iterator[str]:
+    """The patterns of a limit, with those of files that it names (@file), as Ansible reads them."""
+    for pattern in split_host_pattern(limit):
+        if pattern.startswith("@"):
+            yield from filter(None, map(str.strip, Path(pattern[1:]).expanduser().read_text().splitlines()))
+        elif pattern:
+            yield pattern
+
+
+def _matches(pattern: str, names: set[str]) -> bool:
+    """Whether a pattern, which may have wildcards or, after a ~, be a regular expression, matches one of the names."""
+    expression = re.compile(pattern[1:] if pattern.startswith("~") else fnmatch.translate(pattern))
+    return any(expression.match(name) for name in names)

@@ -23,6 +23,18 @@ from preflight_inventory import ENGINE, engine, found
             {"gpus": [0], "args": {"gpu-memory-utilization": 0.5}},
             1,
         ),
+        (
+            {"gpus": [0], "args": {"gpu-memory-utilization": 0.5}},
+            {"gpus": [0], "args": {"kv-cache-memory-bytes": "8G"}},
+            0,
+        ),
+        ({"gpus": [0], "args": {"kv_cache_memory_bytes": 8_000_000_000}}, {"gpus": [0]}, 1),
+        (
+            {"gpus": [0, 1], "args": {"tensor-parallel-size": 2, "pipeline-parallel-size": 4, "nnodes": 4}},
+            {"gpus": [2]},
+            0,
+        ),
+        ({"gpus": [0], "args": {"tensor-parallel-size": 4, "nnodes": 2}}, {"gpus": [1]}, 1),
         ({"gpus": [0], "args": {"tensor-parallel-size": 2}}, {"gpus": [1]}, 1),
         ({"gpus": [0], "args": {"tensor_parallel_size": "2"}}, {"gpus": [1]}, 1),
         ({"gpus": [0, 2], "args": {"tensor-parallel-size": 2, "pipeline-parallel-size": 2}}, {"gpus": [1]}, 1),

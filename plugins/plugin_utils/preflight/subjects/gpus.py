@@ -11,6 +11,8 @@ from ..inventory import Inventory
 
 # The product of these options is the number of GPUs over which an engine spreads; of the last two the last one wins.
 _PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size", "data-parallel-size-local")
+# How much memory of a GPU an engine takes: as a share, or as bytes of the cache for keys and values, which win over the share.
+_SHARE, _BYTES = "gpu-memory-utilization", "kv-cache-memory-bytes"
 # More than any host has.
 _GPUS_MAX = 1024
 
@@ -32,21 +34,21 @@ def check_gpus(inventory: Inventory) -> Iterator[str]:
             for gpu in range(_spread(args)) if gpus is None else sorted(set(gpus)):
                 users.setdefault(gpu, []).append(engine)
         for gpu, sharing in sorted(users.items()):
-            shares = [_number(_args(inventory, host, engine).get("gpu-memory-utilization")) for engine in sharing]
+            shares = [_share(_args(inventory, host, engine)) for engine in sharing]
             if len(sharing) > 1 and not (None not in shares and sum(share or 0 for share in shares) <= 1):
                 hint = (
                     "" if all("gpus" in engine for engine in sharing) else " (an engine without gpus takes the first)"
                 )
                 yield (
                     f"host {host}: GPU {gpu} is given to {' and '.join(str(engine.get('name')) for engine in sharing)}{hint}: give each engine "
-                    "GPUs of its own, or set gpu-memory-utilization in their args, together at most 1"
+                    f"GPUs of its own, or set {_SHARE} in their args, together at most 1, or {_BYTES}"
                 )
 
 
 def _gpu_problems(where: str, args: Mapping[str, Any], gpus: Any) -> Iterator[str]:
-    share = _number(args.get("gpu-memory-utilization"))
-    if args.get("gpu-memory-utilization") is not None and (share is None or not 0 < share <= 1):
-        yield f"{where}: gpu-memory-utilization of its args must be a number, more than 0 and at most 1"
+    share = _number(args.get(_SHARE))
+    if args.get(_SHARE) is not None and (share is None or not 0 < share <= 1):
+        yield f"{where}: {_SHARE} of its args must be a number, more than 0 and at most 1"
     for name in _PARALLEL:
         if args.get(name) is not None and not _whole(args[name]):
             yield f"{where}: {name} of its args must be a whole number, at least 1"
@@ -61,7 +63,15 @@ def _gpu_problems(where: str, args: Mapping[str, Any], gpus: Any) -> Iterator[st
 def _spread(args: Mapping[str, Any]) -> int:
     """The number of GPUs of the host over which an engine spreads."""
     tensor, pipeline, data, here = (_whole(args.get(name)) or 1 for name in _PARALLEL)
-    return min(tensor * pipeline * (here if args.get(_PARALLEL[-1]) is not None else data), _GPUS_MAX)
+    copies = here if args.get(_PARALLEL[-1]) is not None else data
+    # One that spreads over several hosts has its part of them here.
+    hosts = _whole(args.get("nnodes")) or 1
+    return min(-(-tensor * pipeline * copies // hosts), _GPUS_MAX)
+
+
+def _share(args: Mapping[str, Any]) -> float | None:
+    """The share of a GPU's memory that an engine takes; 0 if it is given in bytes, None if neither is said."""
+    return 0 if args.get(_BYTES) is not None else _number(args.get(_SHARE))
 
 
 def _args(inventory: Inventory, host: str, engine: Mapping[str, Any]) -> dict[str, Any]:
