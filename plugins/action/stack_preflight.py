@@ -48,7 +48,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             return {"changed": False, "problems": [], "report": refusal, "refusal": refusal}
         sources = context.CLIARGS.get("inventory") or ()
         options = load("roles").role_options()
-        inventory = load("inventory").Inventory(variables["groups"], variables["hostvars"], options, sources)
+        names = {name for variables_of_role in options.values() for name in variables_of_role}
+        defaults = load("roles").role_defaults(options)
+        hostvars = load("templates").TemplatedHostvars(variables["hostvars"], self._loader, defaults, names)
+        inventory = load("inventory").Inventory(variables["groups"], hostvars, options, sources)
         problems = load("checks").all_problems(inventory)
         return {"changed": False, "problems": problems, "report": load("messages").report(problems), "refusal": ""}
 

@@ -106,7 +106,11 @@ def role_problems(inventory: Inventory, role: str) -> list[str]:
 def _problems(inventory: Inventory, form: list[Check], meaning: list[Check]) -> list[str]:
     found = [problem for check in form for problem in _problems_of(check, inventory)]
     inventory.leave_out_misfits()
-    found += [problem for check in meaning for problem in _problems_of(check, inventory)]
+    for check in meaning:
+        inventory.known_later.clear()
+        problems = list(_problems_of(check, inventory))
+        # What a check says without a value that it needs may be wrong. The role says it when it runs.
+        found += [] if inventory.known_later else problems
     return list(dict.fromkeys(map(printable, found)))
 
 

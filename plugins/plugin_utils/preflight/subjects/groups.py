@@ -27,8 +27,11 @@ def check_groups(inventory: Inventory) -> Iterator[str]:
         try:
             ipaddress.ip_address(str(address))
         except ValueError:
-            if inventory.is_empty(host, "stack_address"):
-                continue  # values.check_types reports it
+            if inventory.is_empty(host, "stack_address") or f"stack_address of {host}" in inventory.unreadable:
+                continue  # values.check_types or readable.check_readable reports it
+            if not inventory.has_value(host, "stack_address"):
+                yield f"host {host}: stack_address is made of facts, which the other tiers lack: set it to the host's private IP address"
+                continue
             shown = schema.shown("stack_address", address)
             yield f"host {host}: stack_address is {shown}; set it to the private IP address by which the other tiers reach the host"
 

@@ -12,10 +12,7 @@ from typing import Any
 from .. import rules
 from ..inventory import Inventory
 from ..misspelt import is_misspelt
-from ..roles import READERS, ROLES, Options
-
-# Variables that are also read on hosts of another tier, the one behind their role's, by its roll.
-_READ_BEHIND = {"proxy_drain_timeout_s", "proxy_start_timeout_s", "nginx_certbot_drain_reason"}
+from ..roles import READ_BEHIND, READERS, ROLES, Options
 
 
 def check_places(inventory: Inventory) -> Iterator[str]:
@@ -23,7 +20,7 @@ def check_places(inventory: Inventory) -> Iterator[str]:
     names = {host: set(inventory.names(host)) for host in sorted(inventory.everyone())}
     for role, group in READERS.items():
         readers = inventory.group(group)
-        for name in sorted(inventory.options[role].keys() - _READ_BEHIND):
+        for name in sorted(inventory.options[role].keys() - READ_BEHIND.keys()):
             hosts = [host for host, its in names.items() if name in its]
             if readers and hosts and not set(hosts) & set(readers):
                 yield (
