@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+# Of fewer letters, names that differ in one are often two names.
+_SHORT = 5
+
 
 def is_misspelt(name: str, meant: str) -> bool:
     """Whether a name is the meant one with one slip of the hand, with hyphens for _ or in another case.
@@ -14,6 +17,18 @@ def is_misspelt(name: str, meant: str) -> bool:
     if name == meant or ours[:1] != theirs[:1] or _numbers(ours) != _numbers(theirs):
         return False
     return ours == theirs or is_one_slip(ours, theirs)
+
+
+def is_mistyped(name: str, meant: str) -> bool:
+    """Whether a name that an operator chose is the meant one, mistyped, and not its neighbour.
+
+    gpu-a and gpu-b, or qwen3-8b and qwen3-4b, are two names; so is one of few letters with one more.
+    """
+    ours, theirs = _plain(name), _plain(meant)
+    if not is_misspelt(name, meant):
+        return False
+    is_short = len(re.findall(r"[a-z]", theirs)) < _SHORT
+    return ours == theirs or (not is_short and (len(ours) != len(theirs) or sorted(ours) == sorted(theirs)))
 
 
 def is_one_slip(name: str, meant: str) -> bool:
@@ -31,7 +46,8 @@ def is_one_slip(name: str, meant: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("-", "_")
+    """In one case, with one kind of hyphen, and with numbers such as 01 as 1."""
+    return re.sub(r"(?<![0-9])0+(?=[0-9])", "", name.lower().replace("-", "_"))
 
 
 def _numbers(name: str) -> list[str]:
