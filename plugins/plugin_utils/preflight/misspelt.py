@@ -20,29 +20,38 @@ def is_misspelt(name: str, meant: str) -> bool:
 
 
 def is_mistyped(name: str, meant: str) -> bool:
-    """Whether a name that an operator chose is the meant one, mistyped, and not its neighbour.
+    """Whether a name that an operator chose is the meant one with a letter missing, doubled or transposed.
 
-    gpu-a and gpu-b, or qwen3-8b and qwen3-4b, are two names; so is one of few letters with one more.
+    gpu-a and gpu-b, gpu-blue and gpu-blues, or qwen3-8b and qwen3-4b are two names; so are short ones.
     """
-    ours, theirs = _plain(name), _plain(meant)
     if not is_misspelt(name, meant):
         return False
-    is_short = len(re.findall(r"[a-z]", theirs)) < _SHORT
-    return ours == theirs or (not is_short and (len(ours) != len(theirs) or sorted(ours) == sorted(theirs)))
+    ours, theirs = _plain(name), _plain(meant)
+    if ours == theirs:
+        return True
+    if len(re.findall(r"[a-z]", theirs)) < _SHORT:
+        return False
+    at = _first_difference(ours, theirs)
+    if len(ours) > len(theirs):
+        return ours[at] == ours[at - 1]
+    return len(ours) < len(theirs) or sorted(ours) == sorted(theirs)
 
 
 def is_one_slip(name: str, meant: str) -> bool:
     """Whether one letter is missing, added or another, or two neighbours are transposed."""
-    begin = 0
-    while begin < min(len(name), len(meant)) and name[begin] == meant[begin]:
-        begin += 1
-    ours, theirs = name[begin:], meant[begin:]
+    at = _first_difference(name, meant)
+    ours, theirs = name[at:], meant[at:]
     return name != meant and (
         ours[1:] == theirs[1:]
         or ours[1:] == theirs
         or ours == theirs[1:]
         or (ours[:2] == theirs[:2][::-1] and ours[2:] == theirs[2:])
     )
+
+
+def _first_difference(name: str, other: str) -> int:
+    pairs = enumerate(zip(name, other, strict=False))
+    return next((at for at, (ours, theirs) in pairs if ours != theirs), min(len(name), len(other)))
 
 
 def _plain(name: str) -> str:

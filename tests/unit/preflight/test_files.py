@@ -70,6 +70,9 @@ def test_a_file_that_is_not_read_is_said_once(tmp_path: Path, written: dict[str,
         ("group_vars/env_staging.yml", EMAIL),
         # One that is stopped today, and a group without a host today.
         ("host_vars/web2.yml", EMAIL),
+        ("host_vars/engine2.yml", EMAIL),
+        ("host_vars/web-a.yml", EMAIL),
+        ("group_vars/env_preprod.yml", EMAIL),
         ("group_vars/gpu_large.yml", EMAIL),
         ("group_vars/others.yml", "their_variable: 1\n"),
         ("group_vars/others/vault.yml", SECRET),
@@ -85,6 +88,12 @@ def test_a_file_that_is_not_read_is_said_once(tmp_path: Path, written: dict[str,
 )
 def test_a_file_that_is_read_or_need_not_be_is_nothing(tmp_path: Path, name: str, text: str) -> None:
     assert said(tmp_path, (name, text)) == []
+
+
+def test_a_name_whose_likeness_has_a_file_of_its_own_is_no_slip(tmp_path: Path) -> None:
+    """Such as the one of a host that is stopped today."""
+    assert said(tmp_path, ("host_vars/web01.yml", EMAIL), ("host_vars/web1.yml", EMAIL)) == []
+    assert said(tmp_path, ("group_vars/ngnix.yml", EMAIL), ("group_vars/nginx/main.yml", EMAIL)) == []
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def test_another_word_is_none(name: str, meant: str) -> None:
         ("qwen3-8B", "qwen3-8b"),
         ("meta-lama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
         ("engien1", "engine1"),
+        ("engiine1", "engine1"),
         ("web01", "web1"),
         ("env-prod", "env_prod"),
     ],
@@ -55,6 +56,7 @@ def test_a_letter_too_few_or_two_transposed_is_mistyped(name: str, meant: str) -
         ("env_preprod", "env_prod"),
         ("qwen3-8b", "qwen3-4b"),
         ("gpt-4", "gpt-4o"),
+        ("gpu-blues", "gpu-blue"),
         ("web2", "web1"),
     ],
 )

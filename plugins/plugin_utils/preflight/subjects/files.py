@@ -12,13 +12,12 @@ import yaml
 from ansible.parsing.dataloader import DataLoader
 
 from ..inventory import Inventory
+from ..misspelt import is_mistyped
 
 _EXTENSIONS = (".yml", ".yaml", ".json")
 # How similar an extension and its misspelling are at least. Nobody expects .bak or .md to be read.
 _ALIKE = 0.6
 _SECRET = re.compile(r"^vault_|(^|_)(key|passphrase|password|secret|token)s?$", re.IGNORECASE)
-# How similar a name and its misspelling are at least, without their numbers.
-_SAME = 0.75
 # Groups that each inventory has, or whose absence another check reports.
 _ALWAYS = {"all", "ungrouped", "vllm", "proxy", "nginx"}
 
@@ -47,14 +46,14 @@ def _why_unread(root: Path, kind: str, path: Path, names: Mapping[str, set[str]]
         right = path.with_suffix("") if base.endswith(_EXTENSIONS) else path.with_suffix(".yml")
         return f", since its name ends in {extension}: rename it to {right}" if _sets(path, known) else ""
     if whose in names[kind]:
-        first = next(found for found in (root / f"{whose}{end}" for end in ("", *_EXTENSIONS)) if found.exists())
+        first = _own(root, whose)[0]
         if first.is_dir():
             return f", since {first}/ exists: move it there" if len(inside) == 1 else f": move it to {first}/"
         return f", since {first} exists: move what it says there"
     owner, other = ("group", "host_vars") if kind == "group_vars" else ("host", "group_vars")
     if whose in names[other]:
         hint = f"move it to {other}"
-    elif meant := _meant(whose, names[kind]):
+    elif meant := _meant(root, whose, names[kind]):
         hint = f"did you mean {meant}?"
     else:
         # It may belong to a host that is stopped, or to a group without hosts today.
@@ -64,19 +63,14 @@ def _why_unread(root: Path, kind: str, path: Path, names: Mapping[str, set[str]]
     return f", since the inventory has no {owner} {whose}, but it sets {', '.join(variables)}: {hint}"
 
 
-def _meant(name: str, known: set[str]) -> str:
-    """The known name that was probably meant; "" if none: web01 may mean web1, but engine3 does not mean engine2."""
-    letters, numbers = _apart(name)
-    for other in sorted(known):
-        theirs = _apart(other)
-        if numbers == theirs[1] and difflib.SequenceMatcher(None, letters, theirs[0]).ratio() >= _SAME:
-            return other
-    return ""
+def _meant(root: Path, name: str, known: set[str]) -> str:
+    """The known name that was probably meant; "" if none. One that has a file of its own was written rightly there."""
+    return next((other for other in sorted(known) if is_mistyped(name, other) and not _own(root, other)), "")
 
 
-def _apart(name: str) -> tuple[str, list[int]]:
-    """A name's letters, and its numbers."""
-    return re.sub(r"[^a-z]", "", name.lower()), [int(number) for number in re.findall(r"[0-9]{1,18}", name)]
+def _own(root: Path, name: str) -> list[Path]:
+    """The files or directories of a host or a group, in the order in which Ansible looks for them."""
+    return [found for found in (root / f"{name}{end}" for end in ("", *_EXTENSIONS)) if found.exists()]
 
 
 def _sets(path: Path, known: set[str]) -> list[str]:
