@@ -46,6 +46,16 @@ def test_a_variable_where_nobody_reads_it(
     assert problems(inventory) == ([f"{said}group_vars/{group}.yml"] if group else [])
 
 
+@pytest.mark.parametrize(
+    "variables", [{"proxy_admin_port": 9101}, {"nvidia_drivers_force": True, "vllm_version": "0.33.0"}]
+)
+def test_a_host_of_no_tier_may_have_a_roles_variables(inventory: dict[str, Any], variables: dict[str, Any]) -> None:
+    """To monitor the tiers, or to build an image with their roles."""
+    inventory["groups"]["others"] = ["other1"]
+    inventory["hostvars"]["other1"] = variables
+    assert problems(inventory) == []
+
+
 def test_a_misspelt_prefix_is_found() -> None:
     lines = found(
         vlm_models_dir="x",

@@ -16,8 +16,11 @@ from ..roles import READ_BEHIND, READERS, ROLES, Options
 
 
 def check_places(inventory: Inventory) -> Iterator[str]:
-    """A variable that is set, but for no host of the tier whose role reads it."""
-    names = {host: set(inventory.names(host)) for host in sorted(inventory.everyone())}
+    """A variable that is set for hosts of other tiers, but for none of the tier whose role reads it.
+
+    Hosts of no tier may have it for the operator's own plays: a monitor asks proxies with their admin key.
+    """
+    names = {host: set(inventory.names(host)) for host in inventory.hosts()}
     for role, group in READERS.items():
         readers = inventory.group(group)
         for name in sorted(inventory.options[role].keys() - READ_BEHIND.keys()):
