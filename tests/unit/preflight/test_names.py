@@ -27,6 +27,17 @@ def test_a_renamed_variable_names_the_new_one(inventory: dict[str, Any], old: st
 
 
 @pytest.mark.parametrize(
+    ("name", "prefix"), [("vllm_hf_token", "vllm_"), ("stack_region", "stack_"), ("proxy_env", "proxy_")]
+)
+def test_an_own_name_with_a_roles_prefix_is_asked_to_take_another(
+    inventory: dict[str, Any], name: str, prefix: str
+) -> None:
+    inventory["hostvars"]["api1"][name] = "x"
+    (line,) = problems(inventory)
+    assert line.endswith(f"one of your own needs a name that does not begin with {prefix}")
+
+
+@pytest.mark.parametrize(
     ("hosts", "name", "value", "group"),
     [
         (["api1"], "nginx_certbot_acme_staging", True, "nginx"),

@@ -25,7 +25,9 @@ def check_groups(inventory: Inventory) -> Iterator[str]:
             yield f"host {host!r}: its name is used in file names and logs; use letters, digits, '.', '_' and '-' in its Name tag"
         address = inventory.get(host, "stack_address")
         try:
-            ipaddress.ip_address(str(address))
+            if ipaddress.ip_address(str(address)).is_unspecified:
+                # An engine, which asks for no key, would listen on the public address as well.
+                yield f"host {host}: stack_address is {address}, which is every address: set it to the host's private IP address"
         except ValueError:
             if inventory.is_empty(host, "stack_address") or f"stack_address of {host}" in inventory.unreadable:
                 continue  # values.check_types or readable.check_readable reports it

@@ -37,8 +37,9 @@ def check_priorities_of_keys(inventory: Inventory) -> Iterator[str]:
     for host in inventory.hosts("proxy"):
         classes = inventory.get(host, "proxy_priorities")
         for where, key in _named(inventory.get(host, "proxy_keys")):
+            # Of the lack of a default, the class of the others, priorities.check_priorities speaks.
             priority = key.get("priority") or "default"
-            if isinstance(classes, Mapping) and priority not in classes:
+            if isinstance(classes, Mapping) and priority not in {*classes, "default"}:
                 yield f"{where} has priority {schema.quoted(str(priority))}, which proxy_priorities lacks: it has {', '.join(classes)}"
 
 

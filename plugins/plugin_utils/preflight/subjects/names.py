@@ -14,6 +14,9 @@ from ..inventory import Inventory
 from ..misspelt import is_misspelt
 from ..roles import READ_BEHIND, READERS, ROLES, Options
 
+# How similar a name and the one that was probably meant are at least. Less alike are names such as proxy_env and proxy_keys.
+_ALIKE = 0.8
+
 
 def check_places(inventory: Inventory) -> Iterator[str]:
     """A variable that is set for hosts of other tiers, but for none of the tier whose role reads it.
@@ -66,8 +69,9 @@ def check_variable_names(inventory: Inventory) -> Iterator[str]:
             yield f"variable {name} is now {rules.RENAMED[name]} (set for {', '.join(hosts)}): rename it"
             continue
         role = next((role for role in ROLES if name.startswith(f"{role}_")), None)
-        close = difflib.get_close_matches(name, options[role] if role else rules.STACK, n=1)
+        close = difflib.get_close_matches(name, options[role] if role else rules.STACK, n=1, cutoff=_ALIKE)
         where = f"roles/{role}/README.md lists the role's variables" if role else f"there are {', '.join(rules.STACK)}"
+        where += f"; one of your own needs a name that does not begin with {role or 'stack'}_"
         hint = f"did you mean {close[0]}?" if close else where
         yield f"unknown variable {name} (set for {', '.join(hosts)}): {hint}"
 
