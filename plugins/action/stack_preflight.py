@@ -48,9 +48,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             return {"changed": False, "problems": [], "report": refusal, "refusal": refusal}
         sources = context.CLIARGS.get("inventory") or ()
         options = load("roles").role_options()
-        inventory = load("inventory").Inventory(variables["groups"], variables["hostvars"], options, sources)
+        names = {name for variables_of_role in options.values() for name in variables_of_role}
+        defaults = load("roles").role_defaults(options)
+        hostvars = load("templates").TemplatedHostvars(variables["hostvars"], self._loader, defaults, names)
+        inventory = load("inventory").Inventory(variables["groups"], hostvars, options, sources)
         problems = load("checks").all_problems(inventory)
-        return {"changed": False, "problems": problems, "report": load("messages").report(problems), "refusal": ""}
+        report = load("messages").report(problems)
+        notices = load("checks").all_notices(inventory)
+        # Ansible shows warnings and goes on.
+        return {"changed": False, "problems": problems, "report": report, "refusal": "", "warnings": notices}
 
     def _of_role(self, role: str, facts: dict[str, Any], variables: dict[str, Any]) -> list[str]:
         """The problems of this host's variables, of which `facts` replace those that only the host can tell.

@@ -30,7 +30,7 @@ def test_preflight_reports_every_problem_at_once_and_changes_nothing(tmp_path: P
         "proxy.yml": {
             "proxy_keys": [
                 {"name": "short", "key": "sk-123"},
-                {"name": "picky", "key": "x" * 40, "models": ["tiny-qwen4"]},
+                {"name": "picky", "key": "x" * 40, "models": ["tiny-qewn3"]},
             ]
         },
         "nginx.yml": {"nginx_certbot_domains": ["nowhere.invalid"]},
@@ -48,7 +48,7 @@ def test_preflight_reports_every_problem_at_once_and_changes_nothing(tmp_path: P
         "port 8000 is used by engine one and engine two",
         "unknown variable vllm_engine (set for engine1): did you mean vllm_engines?",
         "key 'short' has 6 characters",
-        "allows model 'tiny-qwen4', which no engine serves: did you mean 'tiny-qwen3'?",
+        "allows model 'tiny-qewn3', which no engine serves: did you mean 'tiny-qwen3'?",
         "domain nowhere.invalid does not resolve",
         "/srv/models/not-there",
     ):

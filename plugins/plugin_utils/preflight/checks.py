@@ -26,6 +26,7 @@ from .subjects import (
     priorities,
     readable,
     tiers,
+    unserved,
     values,
 )
 
@@ -68,6 +69,8 @@ CHECKS: list[Check] = [
     # The last one, because the others find what cannot be read.
     readable.check_readable,
 ]
+# What may be right.
+NOTICES: list[Check] = [unserved.notice_unserved_models]
 
 # What a role checks of the one host that it runs on, where no site's preflight ran before. It knows no other tier.
 OF_ROLES: dict[str, list[Check]] = {
@@ -106,8 +109,24 @@ def role_problems(inventory: Inventory, role: str) -> list[str]:
 def _problems(inventory: Inventory, form: list[Check], meaning: list[Check]) -> list[str]:
     found = [problem for check in form for problem in _problems_of(check, inventory)]
     inventory.leave_out_misfits()
-    found += [problem for check in meaning for problem in _problems_of(check, inventory)]
+    found += _found_by(meaning, inventory)
     return list(dict.fromkeys(map(printable, found)))
+
+
+def all_notices(inventory: Inventory) -> list[str]:
+    """What is said of the inventory without being a problem."""
+    inventory.leave_out_misfits()
+    return list(dict.fromkeys(map(printable, _found_by(NOTICES, inventory))))
+
+
+def _found_by(checks: list[Check], inventory: Inventory) -> list[str]:
+    """What checks of meanings find. One says nothing without a value that it needs: the role says it when it runs."""
+    found: list[str] = []
+    for check in checks:
+        inventory.known_later.clear()
+        problems = _problems_of(check, inventory)
+        found += [] if inventory.known_later else problems
+    return found
 
 
 def _problems_of(check: Check, inventory: Inventory) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import schema
 from .forms import as_dicts
-from .roles import TIERS, Options, role_defaults, variable_schemas
+from .roles import TIERS, Options, readers, role_defaults, variable_schemas
+from .templates import KnownLater, templates, why_unreadable
 
 
 class Inventory:
@@ -29,6 +30,8 @@ class Inventory:
         self._only = only
         self.groups, self._hostvars, self.options, self.sources = groups, hostvars, options, list(sources)
         self.unreadable: dict[str, str] = {}
+        # What was asked for and is not known before its role runs.
+        self.known_later: set[str] = set()
         self.schemas, self.definitions = variable_schemas(options)
         self._defaults = role_defaults(options)
         self._fitting = False
@@ -58,45 +61,39 @@ class Inventory:
         """Whether a template of another of the host's variables contains this one."""
         raw = getattr(self._hostvars, "raw_get", self._hostvars.__getitem__)(host)
         word = re.compile(rf"(?<![\w.]){re.escape(name)}(?!\w)")
-        return any(word.search(text) for key, value in raw.items() if key != name for text in _templates(value))
+        return any(word.search(text) for key, value in raw.items() if key != name for text in templates(value))
 
     def get(self, host: str, name: str) -> Any:
-        """A variable's value; None when it cannot be templated, which `unreadable` then says."""
+        """A variable's value; None when it cannot be templated, which `unreadable` or `known_later` then says."""
         try:
             value = self._hostvars[host].get(name, self._defaults.get(name))
             if self._fitting and name in self.schemas and value is not None:
                 value = schema.fitting(value, self.schemas[name], self.definitions)
             return value
+        except KnownLater:
+            self.known_later.add(f"{name} of {host}")
         except Exception as error:
-            self.unreadable.setdefault(f"{name} of {host}", _why_unreadable(name, host, error))
-            return None
+            if self._is_read(host, name):
+                self.unreadable.setdefault(f"{name} of {host}", why_unreadable(name, host, error))
+            else:
+                # It may be made of a variable that only the hosts that read it have.
+                self.known_later.add(f"{name} of {host}")
+        return None
+
+    def _is_read(self, host: str, name: str) -> bool:
+        """Whether a role reads the variable on that host."""
+        groups = readers(self.options, name)
+        return not groups or any(host in self.groups.get(group, ()) for group in groups)
+
+    def has_value(self, host: str, name: str) -> bool:
+        """Whether the variable can be read now."""
+        self.get(host, name)
+        return f"{name} of {host}" not in self.unreadable.keys() | self.known_later
 
     def is_empty(self, host: str, name: str) -> bool:
         """Whether the variable is set, but without a value."""
-        return (
-            name in self._hostvars[host] and self.get(host, name) is None and f"{name} of {host}" not in self.unreadable
-        )
+        return name in self._hostvars[host] and self.get(host, name) is None and self.has_value(host, name)
 
     def engines(self, host: str) -> list[Mapping[str, Any]]:
         """Those of the host's engines that are dictionaries: engines.py reports the others."""
         return as_dicts(self.get(host, "vllm_engines"))
-
-
-def _why_unreadable(name: str, host: str, error: Exception) -> str:
-    """The error's own words only if they are just a variable's name, because others may repeat a secret."""
-    if missing := re.search(r"'(\w+)' is undefined", str(error)):
-        return f"{missing[0]}: set it, or correct the name"
-    return (
-        f"{type(error).__name__}, whose words may hold a secret. To see them: ansible {host} -m ansible.builtin.debug "
-        f"-a var={name}"
-    )
-
-
-def _templates(value: Any) -> Iterator[str]:
-    """All texts in a value, at any depth, that contain templates."""
-    if isinstance(value, str):
-        if "{{" in value or "{%" in value:
-            yield value
-    elif isinstance(value, (dict, list)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _templates(item)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+# Of fewer letters, names that differ in one are often two names.
+_SHORT = 5
+
 
 def is_misspelt(name: str, meant: str) -> bool:
     """Whether a name is the meant one with one slip of the hand, with hyphens for _ or in another case.
@@ -16,12 +19,28 @@ def is_misspelt(name: str, meant: str) -> bool:
     return ours == theirs or is_one_slip(ours, theirs)
 
 
+def is_mistyped(name: str, meant: str) -> bool:
+    """Whether a name that an operator chose is the meant one with a letter missing, doubled or transposed.
+
+    gpu-a and gpu-b, gpu-blue and gpu-blues, or qwen3-8b and qwen3-4b are two names; so are short ones.
+    """
+    if not is_misspelt(name, meant):
+        return False
+    ours, theirs = _plain(name), _plain(meant)
+    if ours == theirs:
+        return True
+    if len(re.findall(r"[a-z]", theirs)) < _SHORT:
+        return False
+    at = _first_difference(ours, theirs)
+    if len(ours) > len(theirs):
+        return ours[at] == ours[at - 1]
+    return len(ours) < len(theirs) or sorted(ours) == sorted(theirs)
+
+
 def is_one_slip(name: str, meant: str) -> bool:
     """Whether one letter is missing, added or another, or two neighbours are transposed."""
-    begin = 0
-    while begin < min(len(name), len(meant)) and name[begin] == meant[begin]:
-        begin += 1
-    ours, theirs = name[begin:], meant[begin:]
+    at = _first_difference(name, meant)
+    ours, theirs = name[at:], meant[at:]
     return name != meant and (
         ours[1:] == theirs[1:]
         or ours[1:] == theirs
@@ -30,8 +49,14 @@ def is_one_slip(name: str, meant: str) -> bool:
     )
 
 
+def _first_difference(name: str, other: str) -> int:
+    pairs = enumerate(zip(name, other, strict=False))
+    return next((at for at, (ours, theirs) in pairs if ours != theirs), min(len(name), len(other)))
+
+
 def _plain(name: str) -> str:
-    return name.lower().replace("-", "_")
+    """In one case, with one kind of hyphen, and with numbers such as 01 as 1."""
+    return re.sub(r"(?<![0-9])0+(?=[0-9])", "", name.lower().replace("-", "_"))
 
 
 def _numbers(name: str) -> list[str]:

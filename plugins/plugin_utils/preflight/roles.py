@@ -15,6 +15,12 @@ ROLES_DIRECTORY = Path(__file__).resolve().parents[3] / "roles"
 TIERS = {"vllm": "vllm", "proxy": "proxy", "nginx": "nginx_certbot"}  # group: role
 ROLES = [*TIERS.values(), "nvidia_drivers"]
 READERS = {role: group for group, role in TIERS.items()} | {"nvidia_drivers": "vllm"}  # role: group
+# Variables that are also read on hosts of another tier, the one behind their role's, by its roll.
+READ_BEHIND = {
+    "proxy_drain_timeout_s": "vllm",
+    "proxy_start_timeout_s": "vllm",
+    "nginx_certbot_drain_reason": "proxy",
+}
 # By the role, its public variables with their argument specs.
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -26,6 +32,12 @@ def role_options() -> dict[str, dict[str, Any]]:
         data = yaml.safe_load((ROLES_DIRECTORY / role / "meta" / "argument_specs.yml").read_text())
         specs[role] = data["argument_specs"]["main"]["options"]
     return specs
+
+
+def readers(options: Options, name: str) -> set[str]:
+    """The groups on whose hosts a role's variable is read; none of a variable that is no role's."""
+    groups = {READERS[role] for role, variables in options.items() if name in variables}
+    return groups | {READ_BEHIND[name]} if name in READ_BEHIND else groups
 
 
 def role_defaults(options: Options) -> dict[str, Any]:

@@ -1,14 +1,13 @@
-"""The models that engines serve, and what to say of one that none serves."""
+"""The models that engines serve, and what to say of a misspelt one."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from . import schema
 from .forms import as_dict
 from .inventory import Inventory
+from .misspelt import is_mistyped
 
 
 def served_models(inventory: Inventory) -> set[str]:
@@ -18,21 +17,24 @@ def served_models(inventory: Inventory) -> set[str]:
     }
 
 
-def unserved(model: Any, served: set[str]) -> str:
-    """A model that no engine serves, and a hint. Unless it resembles a served one, it may be a key in the wrong place."""
-    text = str(model)
-    shown = repr(text) if difflib.get_close_matches(text, served, n=1) else schema.quoted(text)
-    return f"{shown}, which no engine serves: {hint(text, served)}"
+def misspelt_model(model: Any, served: set[str]) -> str:
+    """A model whose name is a misspelt one of those that engines serve, and which; "" of any other.
+
+    The engines of another one may be stopped today, and the proxies take its name.
+    """
+    meant = next((name for name in sorted(served) if is_mistyped(str(model), name)), None)
+    if model in served or meant is None:
+        return ""
+    return f"{str(model)!r}, which no engine serves: did you mean {meant!r}?"
 
 
-def hint(wanted: str, served: set[str]) -> str:
-    """The served model that was probably meant, or all of them."""
-    close = difflib.get_close_matches(wanted, served, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"the engines serve {', '.join(sorted(served)) or 'none'}"
+def misspelt_models_of_limits(where: str, limits: Any, served: set[str]) -> Iterator[str]:
+    """Misspelt models under `models` of a dictionary of limits."""
+    for model in models_of_limits(limits):
+        if said := misspelt_model(model, served):
+            yield f"{where} names model {said}"
 
 
-def limits_of_unserved(where: str, limits: Any, served: set[str]) -> Iterator[str]:
-    """Models under `models` of a dictionary of limits that no engine serves."""
-    for model in as_dict(as_dict(limits).get("models")):
-        if model not in served:
-            yield f"{where} names model {unserved(model, served)}"
+def models_of_limits(limits: Any) -> list[Any]:
+    """The models that have limits of their own."""
+    return list(as_dict(as_dict(limits).get("models")))

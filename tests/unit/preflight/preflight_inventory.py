@@ -35,14 +35,30 @@ def problems(inventory: dict[str, Any], sources: tuple[str, ...] = ()) -> list[s
     return found
 
 
+def notices(inventory: dict[str, Any]) -> list[str]:
+    """What is said of an inventory without being a problem."""
+    found: list[str] = checks.all_notices(seen(inventory))
+    return found
+
+
 def found(**variables: Any) -> list[str]:
     """The problems of the good inventory with these variables for all hosts."""
+    return problems(changed(**variables))
+
+
+def said(**variables: Any) -> list[str]:
+    """The problems of the good inventory with these variables for all hosts, and whatever else is said of it."""
+    return found(**variables) + notices(changed(**variables))
+
+
+def changed(**variables: Any) -> dict[str, Any]:
+    """The good inventory with these variables for all hosts."""
     inventory = copy.deepcopy(GOOD)
     for host in inventory["hostvars"].values():
         host |= {name: value for name, value in variables.items() if not name.startswith("vllm_engines")}
     if "vllm_engines" in variables:
         inventory["hostvars"]["engine1"]["vllm_engines"] = variables["vllm_engines"]
-    return problems(inventory)
+    return inventory
 
 
 def engine(**fields: Any) -> dict[str, Any]:

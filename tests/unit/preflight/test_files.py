@@ -70,6 +70,9 @@ def test_a_file_that_is_not_read_is_said_once(tmp_path: Path, written: dict[str,
         ("group_vars/env_staging.yml", EMAIL),
         # One that is stopped today, and a group without a host today.
         ("host_vars/web2.yml", EMAIL),
+        ("host_vars/engine2.yml", EMAIL),
+        ("host_vars/web-a.yml", EMAIL),
+        ("group_vars/env_preprod.yml", EMAIL),
         ("group_vars/gpu_large.yml", EMAIL),
         ("group_vars/others.yml", "their_variable: 1\n"),
         ("group_vars/others/vault.yml", SECRET),
@@ -87,6 +90,12 @@ def test_a_file_that_is_read_or_need_not_be_is_nothing(tmp_path: Path, name: str
     assert said(tmp_path, (name, text)) == []
 
 
+def test_a_name_whose_likeness_has_a_file_of_its_own_is_no_slip(tmp_path: Path) -> None:
+    """Such as the one of a host that is stopped today."""
+    assert said(tmp_path, ("host_vars/web01.yml", EMAIL), ("host_vars/web1.yml", EMAIL)) == []
+    assert said(tmp_path, ("group_vars/ngnix.yml", EMAIL), ("group_vars/nginx/main.yml", EMAIL)) == []
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -97,9 +106,48 @@ def test_a_file_that_is_read_or_need_not_be_is_nothing(tmp_path: Path, name: str
     ],
 )
 def test_a_vault_in_clear_is_found(tmp_path: Path, name: str) -> None:
-    (line,) = said(tmp_path, (name, "vault_proxy_keys: []\n"))
+    (line,) = said(tmp_path, (name, "vault_proxy_keys: [{name: a, key: k}]\n"))
     assert line == f"{name} is not encrypted: run ansible-vault encrypt {name}"
     assert said(tmp_path, (name, SECRET)) == []
+
+
+VAULTED = '!vault "$ANSIBLE_VAULT;1.1;AES256\\n6162\\n"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"vault_a_token: {VAULTED}\nvault_b_token: clear\n",
+        "# as !vault does\nvault_smtp_password: clear\n",
+        "vault_smtp: {user: u, password: clear}\n",
+        "vault_api_keys: {alice: clear}\n",
+        "vault_api_keys: [clear]\n",
+        "vault_pin_secret: 1234\n",
+    ],
+)
+def test_a_secret_in_clear_is_found_beside_others(tmp_path: Path, text: str) -> None:
+    (line,) = said(tmp_path, ("group_vars/proxy/vault.yml", text))
+    assert "is not encrypted" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vault.yml", "---\n# the keys come from AWX\n"),
+        ("vault.yml", "vault_proxy_keys: []\nvault_hf_token: ''\nvault_secret:\n"),
+        ("vault.yml", "vault_proxy_keys: \"{{ lookup('amazon.aws.aws_secret', 'keys') | from_json }}\"\n"),
+        ("vault.yml", "vault_proxy_keys: [{name: a, key: \"{{ lookup('env', 'KEY') }}\"}, {name: b, sha256: '00'}]\n"),
+        ("vault.yml", f"vault_hf_token: {VAULTED}\n"),
+        ("vault.yml", "vault_ssh_public_key: ssh-ed25519 AAAA\nvault_tls_key: /etc/ssl/private/a.key\n"),
+        ("hashicorp_vault.yml", "vault_addr: https://vault.example.com\nvault_role: x\n"),
+        *(
+            (name, "vault_hf_token: change-me\n")
+            for name in ("vault/README.md", "vault.yml.sample", "vault.yml.dist", "vault.template.yml")
+        ),
+    ],
+)
+def test_a_vault_without_a_secret_in_clear_is_nothing(tmp_path: Path, name: str, text: str) -> None:
+    assert said(tmp_path, (f"group_vars/proxy/{name}", text)) == []
 
 
 def test_a_vault_is_told_once_though_two_ways_lead_to_it(tmp_path: Path) -> None:
@@ -107,7 +155,7 @@ def test_a_vault_is_told_once_though_two_ways_lead_to_it(tmp_path: Path) -> None
     (tmp_path / "inventory" / "group_vars").symlink_to("../variables")
     (tmp_path / "group_vars").symlink_to("variables")
     (tmp_path / "variables").mkdir()
-    (tmp_path / "variables" / "vault.yml").write_text("a: 1\n")
+    (tmp_path / "variables" / "vault.yml").write_text("vault_password: a\n")
     assert len(found(inventory_dir=str(tmp_path / "inventory"), playbook_dir=str(tmp_path))) == 1
 
 

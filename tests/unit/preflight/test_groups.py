@@ -16,6 +16,13 @@ def test_an_empty_group_names_the_tag_that_fills_it(inventory: dict[str, Any], g
     )
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_every_address_is_none_of_a_host(inventory: dict[str, Any], address: str) -> None:
+    inventory["hostvars"]["engine1"]["stack_address"] = address
+    (problem,) = problems(inventory)
+    assert f"host engine1: stack_address is {address}, which is every address" in problem
+
+
 @pytest.mark.parametrize(
     ("group", "host", "said"),
     [

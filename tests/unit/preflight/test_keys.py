@@ -48,6 +48,14 @@ def test_a_key_of_a_class_that_is_not_there(inventory: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    "same", [{"key": KEY["key"]}, {"sha256": hashlib.sha256(KEY["key"].encode()).hexdigest()}], ids=["key", "hash"]
+)
+def test_one_key_under_two_names(inventory: dict[str, Any], same: dict[str, str]) -> None:
+    change_proxy(inventory, proxy_keys=[KEY, {"name": "bob"} | same])
+    assert problems(inventory) == ["key 'alice' and key 'bob' are the same key: give each caller a key of its own"]
+
+
+@pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"expires": "2027-01-31"}, "not a moment in UTC: write it as 2027-01-31T00:00:00Z"),

@@ -62,7 +62,10 @@ def test_limits_on_several_hosts_need_a_store_said_once(inventory: dict[str, Any
             {"proxy_limits": {"default": {"tokens_per_hour": 1}}},
             "proxy_limits.default has the unknown option 'tokens_per_hour': did you",
         ),
-        ({"proxy_limits": {"models": {"n": {}}}}, "names model 'n', which no engine serves: the engines serve m"),
+        (
+            {"proxy_limits": {"models": {"M": {}}}},
+            "proxy_limits names model 'M', which no engine serves: did you mean 'm'?",
+        ),
         (
             {"proxy_limits": {"models": {"m": {"tokens_per_day": "9"}}}},
             "proxy_limits.models.m.tokens_per_day is '9', but must be",

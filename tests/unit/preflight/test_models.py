@@ -12,7 +12,7 @@ from preflight_inventory import ENGINE, found, problems
     ("models", "said"),
     [
         ([{"name": "m", "aliases": ["gpt-4o"], "deprecated": [{"name": "old", "since": "2026-01-01"}]}], None),
-        ([{"name": "x"}], "no engine serves"),
+        ([{"name": "M"}], "proxy_models has 'M', which no engine serves: did you mean 'm'?"),
         ([{"name": "m", "aliases": ["a", "a"]}], "gives the name 'a' to 'm' and to 'm'"),
         ([{"name": "m", "fallback": "n"}], "cannot fall back on 'n'"),
         ([{"name": "m", "fallback": "m"}], "cannot fall back on 'm'"),

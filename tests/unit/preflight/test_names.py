@@ -27,6 +27,17 @@ def test_a_renamed_variable_names_the_new_one(inventory: dict[str, Any], old: st
 
 
 @pytest.mark.parametrize(
+    ("name", "prefix"), [("vllm_hf_token", "vllm_"), ("stack_region", "stack_"), ("proxy_env", "proxy_")]
+)
+def test_an_own_name_with_a_roles_prefix_is_asked_to_take_another(
+    inventory: dict[str, Any], name: str, prefix: str
+) -> None:
+    inventory["hostvars"]["api1"][name] = "x"
+    (line,) = problems(inventory)
+    assert line.endswith(f"one of your own needs a name that does not begin with {prefix}")
+
+
+@pytest.mark.parametrize(
     ("hosts", "name", "value", "group"),
     [
         (["api1"], "nginx_certbot_acme_staging", True, "nginx"),
@@ -44,6 +55,16 @@ def test_a_variable_where_nobody_reads_it(
         inventory["hostvars"][host][name] = value
     said = f"{name} is set for {', '.join(hosts)}, but for no host of the group {group}, where it is read: move it to "
     assert problems(inventory) == ([f"{said}group_vars/{group}.yml"] if group else [])
+
+
+@pytest.mark.parametrize(
+    "variables", [{"proxy_admin_port": 9101}, {"nvidia_drivers_force": True, "vllm_version": "0.33.0"}]
+)
+def test_a_host_of_no_tier_may_have_a_roles_variables(inventory: dict[str, Any], variables: dict[str, Any]) -> None:
+    """To monitor the tiers, or to build an image with their roles."""
+    inventory["groups"]["others"] = ["other1"]
+    inventory["hostvars"]["other1"] = variables
+    assert problems(inventory) == []
 
 
 def test_a_misspelt_prefix_is_found() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from preflight_inventory import KEY, engine, found, key
+from preflight_inventory import KEY, engine, key, said
 
 SECRETS = [
     "9f86d081884c7d659a2feaa0c55ad015",
@@ -45,14 +45,14 @@ SECRET = "s3cret-" * 6
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("secret", SECRETS)
 def test_a_key_in_any_place_is_not_shown(place: str, secret: str) -> None:
-    lines = found(**PLACES[place](secret))
+    lines = said(**PLACES[place](secret))
     assert lines
     assert secret[:7] not in " ".join(lines), lines
 
 
 def test_a_key_that_is_a_number_is_not_shown() -> None:
     for fields in ({"name": 10**40}, {"limits": {"requests_per_minute": -(10**40)}}, {"models": [10**40]}):
-        lines = found(**key(**fields))
+        lines = said(**key(**fields))
         assert lines
         assert "0" * 20 not in " ".join(lines)
 
@@ -73,6 +73,6 @@ def test_a_key_that_is_a_number_is_not_shown() -> None:
     ],
 )
 def test_a_secret_in_the_wrong_place_is_not_shown(variables: dict[str, Any]) -> None:
-    lines = found(**variables)
+    lines = said(**variables)
     assert lines
     assert SECRET[:12] not in " ".join(lines)

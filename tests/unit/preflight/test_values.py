@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from preflight_inventory import OPTIONS, engine, found, key, problems
+from preflight_inventory import OPTIONS, engine, found, key, problems, said
 
 
 def test_text_for_a_number_says_how_the_command_line_has_numbers(inventory: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ def test_a_huge_number_leaves_the_other_problems_told(name: str, huge: Any) -> N
     ids=["address", "engine", "option", "key", "moment", "name"],
 )
 def test_a_huge_number_is_said_wherever_it_stands(variables: dict[str, Any]) -> None:
-    lines = found(**variables)
+    lines = said(**variables)
     assert lines
     assert not any("could not be made" in line or "cannot be read" in line for line in lines), lines
 

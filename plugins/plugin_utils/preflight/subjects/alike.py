@@ -38,7 +38,7 @@ def check_alike(inventory: Inventory) -> Iterator[str]:
         hosts = inventory.group(group)
         for name in names:
             readable = [(host, inventory.get(host, name)) for host in hosts]
-            readable = [(host, value) for host, value in readable if f"{name} of {host}" not in inventory.unreadable]
+            readable = [(host, value) for host, value in readable if inventory.has_value(host, name)]
             others = [host for host, value in readable if value != readable[0][1]]
             if others:
                 yield (

@@ -12,13 +12,18 @@ import yaml
 from ansible.parsing.dataloader import DataLoader
 
 from ..inventory import Inventory
+from ..misspelt import is_mistyped
 
 _EXTENSIONS = (".yml", ".yaml", ".json")
 # How similar an extension and its misspelling are at least. Nobody expects .bak or .md to be read.
 _ALIKE = 0.6
-_SECRET = re.compile(r"^vault_|(^|_)(key|passphrase|password|secret|token)s?$", re.IGNORECASE)
-# How similar a name and its misspelling are at least, without their numbers.
-_SAME = 0.75
+_SECRET = re.compile(
+    r"(^|_)(?<!public_)(key|pass|passphrase|passwd|password|secret|token)s?$",
+    re.IGNORECASE,
+)
+_SAMPLE = re.compile(r"(^|[._-])(dist|example|sample|template|tmpl)s?([._-]|$)", re.IGNORECASE)
+# Where a secret is, instead of the secret itself.
+_PLACE = re.compile(r"\w+://\S+|(/[\w.-]+){2,}")
 # Groups that each inventory has, or whose absence another check reports.
 _ALWAYS = {"all", "ungrouped", "vllm", "proxy", "nginx"}
 
@@ -47,14 +52,14 @@ def _why_unread(root: Path, kind: str, path: Path, names: Mapping[str, set[str]]
         right = path.with_suffix("") if base.endswith(_EXTENSIONS) else path.with_suffix(".yml")
         return f", since its name ends in {extension}: rename it to {right}" if _sets(path, known) else ""
     if whose in names[kind]:
-        first = next(found for found in (root / f"{whose}{end}" for end in ("", *_EXTENSIONS)) if found.exists())
+        first = _own(root, whose)[0]
         if first.is_dir():
             return f", since {first}/ exists: move it there" if len(inside) == 1 else f": move it to {first}/"
         return f", since {first} exists: move what it says there"
     owner, other = ("group", "host_vars") if kind == "group_vars" else ("host", "group_vars")
     if whose in names[other]:
         hint = f"move it to {other}"
-    elif meant := _meant(whose, names[kind]):
+    elif meant := _meant(root, whose, names[kind]):
         hint = f"did you mean {meant}?"
     else:
         # It may belong to a host that is stopped, or to a group without hosts today.
@@ -64,19 +69,14 @@ def _why_unread(root: Path, kind: str, path: Path, names: Mapping[str, set[str]]
     return f", since the inventory has no {owner} {whose}, but it sets {', '.join(variables)}: {hint}"
 
 
-def _meant(name: str, known: set[str]) -> str:
-    """The known name that was probably meant; "" if none: web01 may mean web1, but engine3 does not mean engine2."""
-    letters, numbers = _apart(name)
-    for other in sorted(known):
-        theirs = _apart(other)
-        if numbers == theirs[1] and difflib.SequenceMatcher(None, letters, theirs[0]).ratio() >= _SAME:
-            return other
-    return ""
+def _meant(root: Path, name: str, known: set[str]) -> str:
+    """The known name that was probably meant; "" if none. One that has a file of its own was written rightly there."""
+    return next((other for other in sorted(known) if is_mistyped(name, other) and not _own(root, other)), "")
 
 
-def _apart(name: str) -> tuple[str, list[int]]:
-    """A name's letters, and its numbers."""
-    return re.sub(r"[^a-z]", "", name.lower()), [int(number) for number in re.findall(r"[0-9]{1,18}", name)]
+def _own(root: Path, name: str) -> list[Path]:
+    """The files or directories of a host or a group, in the order in which Ansible looks for them."""
+    return [found for found in (root / f"{name}{end}" for end in ("", *_EXTENSIONS)) if found.exists()]
 
 
 def _sets(path: Path, known: set[str]) -> list[str]:
@@ -87,25 +87,43 @@ def _sets(path: Path, known: set[str]) -> list[str]:
 
 def _keys(text: str) -> list[str]:
     """The names of the variables in a text; none if it is no dictionary in YAML."""
-    try:
-        node = yaml.compose(text)
-    except yaml.YAMLError:
-        return []
+    node = _node(text)
     return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
 
 
+def _node(text: str) -> yaml.Node | None:
+    """A text as YAML with its tags; None if it is none."""
+    try:
+        node: yaml.Node | None = yaml.compose(text)
+    except yaml.YAMLError:
+        return None
+    return node
+
+
 def check_vaults(inventory: Inventory) -> Iterator[str]:
-    """Files that hold secrets are encrypted."""
+    """Files of the vault hold no secret in clear. Samples may, and so may what Ansible does not read."""
     for root in sorted(_roots(inventory)):
         for path in _files(root):
-            names = [os.path.splitext(part)[0] for part in path.relative_to(root).parts]
-            if not any("vault" in name for name in names):
-                continue
-            text = path.read_text(errors="replace")
-            # A file such as hashicorp_vault.yml may have settings of a vault, and no secrets.
-            secret = "vault" in names or any(_SECRET.search(key) for key in _keys(text))
-            if secret and text.strip() and not text.startswith("$ANSIBLE_VAULT") and "!vault" not in text:
+            parts = path.relative_to(root).parts
+            is_read = path.suffix in ("", *_EXTENSIONS) and not any(map(_SAMPLE.search, parts))
+            is_vault = any("vault" in os.path.splitext(part)[0] for part in parts)
+            if is_read and is_vault and _is_clear(_node(path.read_text(errors="replace"))):
                 yield f"{path} is not encrypted: run ansible-vault encrypt {path}"
+
+
+def _is_clear(node: yaml.Node | None, is_secret: bool = False) -> bool:
+    """Whether a value in a file has a secret in clear: a text under a secret's name that is neither encrypted nor a template."""
+    if isinstance(node, yaml.MappingNode):
+        entries = [(str(key.value), value) for key, value in node.value]
+        # In {name: alice, key: ...} one is the secret, but in {alice: ...} under passwords all are.
+        is_each = is_secret and not any(_SECRET.search(name) or name == "sha256" for name, _ in entries)
+        return any(_is_clear(value, is_each or _SECRET.search(name) is not None) for name, value in entries)
+    if isinstance(node, yaml.SequenceNode):
+        return any(_is_clear(item, is_secret) for item in node.value)
+    if not is_secret or not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] in ("bool", "null"):
+        return False
+    is_text = node.tag != "!vault" and bool(node.value.strip())
+    return is_text and not re.search(r"{{|{%", node.value) and not _PLACE.fullmatch(node.value)
 
 
 def _roots(inventory: Inventory) -> dict[Path, str]:

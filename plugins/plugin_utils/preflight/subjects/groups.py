@@ -25,10 +25,15 @@ def check_groups(inventory: Inventory) -> Iterator[str]:
             yield f"host {host!r}: its name is used in file names and logs; use letters, digits, '.', '_' and '-' in its Name tag"
         address = inventory.get(host, "stack_address")
         try:
-            ipaddress.ip_address(str(address))
+            if ipaddress.ip_address(str(address)).is_unspecified:
+                # An engine, which asks for no key, would listen on the public address as well.
+                yield f"host {host}: stack_address is {address}, which is every address: set it to the host's private IP address"
         except ValueError:
-            if inventory.is_empty(host, "stack_address"):
-                continue  # values.check_types reports it
+            if inventory.is_empty(host, "stack_address") or f"stack_address of {host}" in inventory.unreadable:
+                continue  # values.check_types or readable.check_readable reports it
+            if not inventory.has_value(host, "stack_address"):
+                yield f"host {host}: stack_address is made of facts, which the other tiers lack: set it to the host's private IP address"
+                continue
             shown = schema.shown("stack_address", address)
             yield f"host {host}: stack_address is {shown}; set it to the private IP address by which the other tiers reach the host"
 

@@ -13,7 +13,7 @@ from .. import schema
 from ..forms import as_list
 from ..inventory import Inventory
 from ..secret_strength import KEY_LENGTH_MIN, flaws_of_key
-from ..served import limits_of_unserved, served_models, unserved
+from ..served import misspelt_model, misspelt_models_of_limits, served_models
 
 _UTC_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(Z|\+00:00)")
 
@@ -37,20 +37,21 @@ def check_priorities_of_keys(inventory: Inventory) -> Iterator[str]:
     for host in inventory.hosts("proxy"):
         classes = inventory.get(host, "proxy_priorities")
         for where, key in _named(inventory.get(host, "proxy_keys")):
+            # Of the lack of a default, the class of the others, priorities.check_priorities speaks.
             priority = key.get("priority") or "default"
-            if isinstance(classes, Mapping) and priority not in classes:
+            if isinstance(classes, Mapping) and priority not in {*classes, "default"}:
                 yield f"{where} has priority {schema.quoted(str(priority))}, which proxy_priorities lacks: it has {', '.join(classes)}"
 
 
 def check_models_of_keys(inventory: Inventory) -> Iterator[str]:
-    """Engines serve the models that keys name."""
+    """No model that a key names is a misspelt one of those that engines serve."""
     served = served_models(inventory)
     for host in inventory.hosts("proxy"):
         for where, key in _named(inventory.get(host, "proxy_keys")):
             for model in as_list(key.get("models")):
-                if model not in served:
-                    yield f"{where} allows model {unserved(model, served)}"
-            yield from limits_of_unserved(f"{where}: limits", key.get("limits"), served)
+                if said := misspelt_model(model, served):
+                    yield f"{where} allows model {said}"
+            yield from misspelt_models_of_limits(f"{where}: limits", key.get("limits"), served)
 
 
 def _named(keys: Any) -> list[tuple[str, Mapping[str, Any]]]:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from ..forms import as_dict, as_dicts
 from ..inventory import Inventory
 from ..secret_strength import flaws_of_password
-from ..served import limits_of_unserved, served_models
+from ..served import misspelt_models_of_limits, served_models
 
 
 def check_limits(inventory: Inventory) -> Iterator[str]:
@@ -24,10 +24,10 @@ def check_limits(inventory: Inventory) -> Iterator[str]:
 
 
 def check_models_of_limits(inventory: Inventory) -> Iterator[str]:
-    """Engines serve the models that have limits."""
+    """No model that has limits is a misspelt one of those that engines serve."""
     served = served_models(inventory)
     for host in inventory.hosts("proxy"):
-        yield from limits_of_unserved("proxy_limits", inventory.get(host, "proxy_limits"), served)
+        yield from misspelt_models_of_limits("proxy_limits", inventory.get(host, "proxy_limits"), served)
 
 
 def _uncounted(inventory: Inventory, host: str, hosts: list[str]) -> Iterator[str]:

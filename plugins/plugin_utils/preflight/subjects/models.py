@@ -7,7 +7,7 @@ from typing import Any
 
 from ..forms import as_dict, as_dicts, as_list
 from ..inventory import Inventory
-from ..served import hint, served_models
+from ..served import misspelt_model, served_models
 
 # Fields of a request's body that have variables of their own: they decide where it goes or what it costs.
 _NOT_A_DEFAULT = {
@@ -38,7 +38,7 @@ def check_models(inventory: Inventory) -> Iterator[str]:
 
 
 def check_models_are_served(inventory: Inventory) -> Iterator[str]:
-    """Engines serve each model and its fallback, and none under another model's alias."""
+    """Engines serve each fallback, and no model under another one's alias; no model is a misspelt one of theirs."""
     served = served_models(inventory)
     for host in inventory.hosts("proxy"):
         for model in as_dicts(inventory.get(host, "proxy_models")):
@@ -46,8 +46,8 @@ def check_models_are_served(inventory: Inventory) -> Iterator[str]:
             for name in _names(model)[1:]:
                 if name != own and name in served:
                     yield f"proxy_models: {name!r}, a name of {own!r}, is a model that engines serve: choose another name"
-            if own not in served:
-                yield f"proxy_models: {own!r} is a model that no engine serves: {hint(own, served)}"
+            if said := misspelt_model(own, served):
+                yield f"proxy_models has {said}"
             if fallback is not None and (fallback not in served or fallback == own):
                 yield f"proxy_models: {own!r} cannot fall back on {fallback!r}: name another model that engines serve"
 

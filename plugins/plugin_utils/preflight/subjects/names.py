@@ -12,18 +12,21 @@ from typing import Any
 from .. import rules
 from ..inventory import Inventory
 from ..misspelt import is_misspelt
-from ..roles import READERS, ROLES, Options
+from ..roles import READ_BEHIND, READERS, ROLES, Options
 
-# Variables that are also read on hosts of another tier, the one behind their role's, by its roll.
-_READ_BEHIND = {"proxy_drain_timeout_s", "proxy_start_timeout_s", "nginx_certbot_drain_reason"}
+# How similar a name and the one that was probably meant are at least. Less alike are names such as proxy_env and proxy_keys.
+_ALIKE = 0.8
 
 
 def check_places(inventory: Inventory) -> Iterator[str]:
-    """A variable that is set, but for no host of the tier whose role reads it."""
-    names = {host: set(inventory.names(host)) for host in sorted(inventory.everyone())}
+    """A variable that is set for hosts of other tiers, but for none of the tier whose role reads it.
+
+    Hosts of no tier may have it for the operator's own plays: a monitor asks proxies with their admin key.
+    """
+    names = {host: set(inventory.names(host)) for host in inventory.hosts()}
     for role, group in READERS.items():
         readers = inventory.group(group)
-        for name in sorted(inventory.options[role].keys() - _READ_BEHIND):
+        for name in sorted(inventory.options[role].keys() - READ_BEHIND.keys()):
             hosts = [host for host, its in names.items() if name in its]
             if readers and hosts and not set(hosts) & set(readers):
                 yield (
@@ -66,8 +69,9 @@ def check_variable_names(inventory: Inventory) -> Iterator[str]:
             yield f"variable {name} is now {rules.RENAMED[name]} (set for {', '.join(hosts)}): rename it"
             continue
         role = next((role for role in ROLES if name.startswith(f"{role}_")), None)
-        close = difflib.get_close_matches(name, options[role] if role else rules.STACK, n=1)
+        close = difflib.get_close_matches(name, options[role] if role else rules.STACK, n=1, cutoff=_ALIKE)
         where = f"roles/{role}/README.md lists the role's variables" if role else f"there are {', '.join(rules.STACK)}"
+        where += f"; one of your own needs a name that does not begin with {role or 'stack'}_"
         hint = f"did you mean {close[0]}?" if close else where
         yield f"unknown variable {name} (set for {', '.join(hosts)}): {hint}"
 
