@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from stack_preflight import load as preflight
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "correct-horse-battery-staple-nine"
@@ -73,6 +74,9 @@ def test_internal_variables_are_marked_as_such(role: str) -> None:
 
 def test_preflight_knows_the_keys_and_probes_of_an_engine_that_the_specs_have() -> None:
     options = load("vllm", "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
-    engine, known = options["vllm_engines"]["options"], load("vllm", "vars/main.yml")
-    assert set(known["__vllm_engine_keys"]) == set(engine)
-    assert known["__vllm_probes"] == engine["probe"]["choices"]
+    engine = options["vllm_engines"]["options"]
+    schemas, _ = preflight("roles").variable_schemas(preflight("roles").role_options())
+    known = schemas["vllm_engines"]["items"]
+    assert known["properties"].keys() == engine.keys()
+    assert known["additionalProperties"] is False
+    assert known["properties"]["probe"]["enum"] == engine["probe"]["choices"]

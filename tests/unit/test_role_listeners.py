@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ CASES = {
 }
 VARIABLES: dict[str, Any] = {
     "stack_address": "10.0.0.3",
-    "proxy_workers": 2,
+    "proxy_workers": 0,
+    "proxy_limits": {"default": {"requests_per_minute": 1}},
     "proxy_keys": [
         {"name": SECRET, "key": "alice", "cidrs": [SECRET]},
         {"name": SECRET, "key": "alice", "expires": SECRET},
@@ -47,6 +49,7 @@ VARIABLES: dict[str, Any] = {
     "proxy_source_dir": str(ROOT / "proxy_app"),
     "vllm_engines": [{"name": "one", "model": "s3://models/one", "served_model_name": "m", "port": 8000}],
     "vllm_requirements": str(ROOT / "roles/vllm/files/requirements-cuda.txt"),
+    "__proxy_ports": [9000, 9001],
     "__vllm_configs": {},
     "__vllm_local_models": {},
     "__vllm_gpus": {"matched": 0},
@@ -74,6 +77,12 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
                 "vars": {f"__{role}_listeners": {"stdout_lines": lines}},
             }
         )
+    check = {"role": "proxy", "facts": {"proxy_workers": 2}}
+    write = {"content": "{{ checked.problems | join('\n') }}"}
+    for name, collecting in (("keys", False), ("facts", True)):
+        known = {"__stack_preflight_collect": collecting}
+        tasks.append({"stack_preflight": check, "register": "checked", "vars": known})
+        tasks.append({"ansible.builtin.copy": write | {"dest": str(directory / name)}})
     files = [str(ROOT / "roles" / role / place / "main.yml") for role in CASES for place in ("defaults", "vars")]
     play = {"hosts": "api1", "gather_facts": False, "vars_files": files, "tasks": tasks}
     inventory = {"proxy": {"hosts": {"api1": {"ansible_connection": "local"}}}}
@@ -81,9 +90,11 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (directory / name).write_text(json.dumps(content))
     scripts = Path(sys.executable).parent
     command = [scripts / "ansible-playbook", "-i", "inventory.yml", "play.yml", "-e", "@settings.json"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"ANSIBLE_ACTION_PLUGINS": str(ROOT / "plugins" / "action")}
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {role: "\n".join(yaml.safe_load((directory / role).read_text())) for role in CASES}
+    found = {role: "\n".join(yaml.safe_load((directory / role).read_text()) or []) for role in CASES}
+    return found | {name: (directory / name).read_text() for name in ("keys", "facts")}
 
 
 @pytest.mark.parametrize(("role", "address"), [(role, address) for role, cases in CASES.items() for address in cases])
@@ -94,12 +105,18 @@ def test_a_port_is_held_where_it_is_wanted(problems: dict[str, str], role: str, 
 
 def test_a_key_in_the_wrong_place_is_not_shown(problems: dict[str, str]) -> None:
     for said in (
-        "key proxy_keys[0] (9f86…) and key proxy_keys[1] (9f86…) are the same key",
-        "key proxy_keys[1] (9f86…): stands twice in proxy_keys",
-        "key proxy_keys[0] (9f86…): has 5 characters and can be guessed",
-        "key proxy_keys[0] (9f86…): one of its cidrs is not a network",
-        "key proxy_keys[1] (9f86…): expires is not a moment in UTC",
-        "key bob: sha256 must be 64 hexadecimal digits",
+        "key proxy_keys[0] ('9f86…') and key proxy_keys[1] ('9f86…') are the same key",
+        "key proxy_keys[1] ('9f86…') stands twice in proxy_keys",
+        "key proxy_keys[0] ('9f86…') has 5 characters and can be guessed",
+        "key proxy_keys[0] ('9f86…'): '9f86…' in cidrs is not a network",
+        "key proxy_keys[1] ('9f86…'): expires is '9f86…', not a moment in UTC",
+        "proxy_keys[2] (bob).sha256 is a value of another kind, but must be 64 hexadecimal digits",
     ):
-        assert said in problems["proxy"]
-    assert SECRET[:5] not in problems["proxy"]
+        assert said in problems["keys"], problems["keys"]
+    assert SECRET[:5] not in problems["keys"] + problems["proxy"]
+
+
+def test_what_the_inventory_tells_is_left_to_the_sites_preflight(problems: dict[str, str]) -> None:
+    """Only the host knows how many workers one per core are."""
+    (line,) = problems["facts"].splitlines()
+    assert "multiplied by the number of workers" in line

@@ -11,9 +11,12 @@ from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
+from stack_preflight import load
 
+role_preflight = load("role_preflight")
 init_plugin_loader()
 ROLES = Path(__file__).resolve().parents[2] / "roles"
+SECRET = "0123456789abcdef" * 2
 ENGINE = {"name": "one", "model": "/srv/m", "served_model_name": "m", "port": 8000}
 # What the role's vars and its look at the host come to on a good one.
 HOST: dict[str, Any] = {
@@ -25,6 +28,7 @@ HOST: dict[str, Any] = {
     "__vllm_configs": {},
     "__vllm_gpus": {"matched": 0},
     "__vllm_listeners": {},
+    "__vllm_checked": {"problems": []},
 }
 
 
@@ -45,12 +49,13 @@ def test_a_list_of_problems_that_cannot_be_made_is_not_an_empty_one(role: str, t
     (tmp_path / "templates").mkdir()
     template = tmp_path / "templates" / "problems.yml.j2"
     template.write_text("{# none #}\n{% if false %}\n- x\n{% endif %}\n")
-    assert collected(role, tmp_path, {}) == []
+    checked = {f"__{role}_checked": {"problems": []}}
+    assert collected(role, tmp_path, checked) == []
     template.write_text("- one\n\n- two\n")
-    assert collected(role, tmp_path, {}) == ["one", "two"]
+    assert collected(role, tmp_path, checked) == ["one", "two"]
     template.write_text("- one\n{{ nowhere }}\n")
     with pytest.raises(AnsibleError, match="'nowhere' is undefined"):
-        collected(role, tmp_path, {})
+        collected(role, tmp_path, checked)
 
 
 def problems_of_vllm(**variables: Any) -> list[str]:
@@ -63,15 +68,90 @@ def test_a_good_engine_host_has_no_problem() -> None:
     assert problems_of_vllm() == []
 
 
+def checked(role: str, facts: dict[str, Any] | None = None, **variables: Any) -> list[str]:
+    """What the checker says of a role's variables."""
+    defaults = yaml.safe_load((ROLES / role / "defaults" / "main.yml").read_text())
+    known = {name: value for name, value in defaults.items() if "{{" not in str(value)}
+    host = {"inventory_hostname": "engine1", "groups": {"proxy": ["api1"]}, "stack_address": "10.0.0.3"}
+    found: list[str] = role_preflight.problems_of_host(role, known | host | variables, lambda value: value, facts or {})
+    return found
+
+
+def checked_engine(**fields: Any) -> list[str]:
+    return checked("vllm", vllm_engines=[ENGINE | fields])
+
+
 @pytest.mark.parametrize("name", ["host", "served_model_name", "api-key"])
 def test_no_option_takes_the_place_of_what_the_role_sets(name: str) -> None:
     for variables, where in (
-        ({"vllm_args": {name: "x"}}, ": vllm_args"),
-        ({"vllm_engines": [ENGINE | {"args": {name: "x"}}]}, ", engine one: args"),
+        ({"vllm_args": {name: "x"}, "vllm_engines": [ENGINE]}, ": vllm_args"),
+        ({"vllm_engines": [ENGINE | {"args": {name: "x"}}]}, ": engine 'one': args"),
     ):
-        (line,) = problems_of_vllm(**variables)
+        (line,) = checked("vllm", **variables)
         assert line.startswith(f"host engine1{where} must not have {name}: take it out; the role sets what")
         assert problems_of_vllm(**variables, __stack_preflight_collect=True) == [], "the inventory's check says it"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"port": None}, "vllm_engines[0] (one) lacks port"),
+        ({"port": ""}, "vllm_engines[0] (one).port is '', but must be a whole number"),
+        ({"model": ""}, "vllm_engines[0] (one).model is '', but must be a directory"),
+        ({"name": "Upper"}, "use lower-case letters, digits and '-' in its name"),
+        ({"model": "Qwen/Qwen3-8B"}, "set revision to the 40 digits of a commit"),
+        ({"served_model": "m"}, "unknown option 'served_model': did you mean served_model_name?"),
+        ({"probe": "chat"}, "probe is 'chat', but must be one of completions, embeddings"),
+        ({"model": "/tmp/m"}, "model /tmp/m lies in /tmp, which the engine's sandbox hides"),
+        ({"gpus": [0, 0]}, "has a GPU twice in gpus"),
+    ],
+)
+def test_an_engine_that_cannot_be(fields: dict[str, Any], said: str) -> None:
+    (line,) = checked_engine(**fields)
+    assert said in line
+
+
+def test_two_engines_with_one_name_or_port() -> None:
+    first, second = ENGINE | {"gpus": [0]}, ENGINE | {"gpus": [1]}
+    lines = checked("vllm", vllm_engines=[first, second])
+    assert len(lines) == 2
+    assert "stands twice in vllm_engines" in lines[0]
+    assert "port 8000 is used by engine one and engine one" in lines[1]
+
+
+def test_an_engine_without_a_name() -> None:
+    (line,) = checked("vllm", vllm_engines=[{key: value for key, value in ENGINE.items() if key != "name"}])
+    assert line.startswith("vllm_engines[0] lacks name")
+
+
+LIMITED = [{"name": "a", "key": SECRET, "limits": {"requests_per_minute": 1}}]
+STORE = {"proxy_store_host": "api1", "proxy_store_password": SECRET}
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, None),
+        ({"proxy_keys": [{"name": "a", "key": SECRET, "models": ["unknown to this role"]}]}, None),
+        ({"proxy_keys": LIMITED}, "or proxy_workers to 1"),
+        ({"proxy_keys": LIMITED, **STORE}, None),
+        ({"proxy_limits": {"default": {"tokens_per_day": 1}}}, "multiplied by the number of workers"),
+        ({**STORE, "proxy_store_host": "web1"}, "not in the group proxy: name one of api1"),
+        ({**STORE, "proxy_store_password": "short"}, "proxy_store_password has 5 characters"),
+        ({**STORE, "proxy_store_url": "redis://x"}, "give one of them"),
+        ({"proxy_admin_key": "short"}, "proxy_admin_key has 5 characters and can be guessed"),
+        ({"proxy_keys": [{"name": "a"}]}, "key 'a': give either `key` or `sha256`"),
+        ({"proxy_keys": [{"name": "a", "key": SECRET}, {"name": "a", "key": SECRET[::-1]}]}, "stands twice"),
+        ({"proxy_keys": [{"name": "a", "key": SECRET}, {"name": "b", "key": SECRET}]}, "are the same key"),
+        ({"proxy_keys": "{{ nowhere }}"}, "proxy_keys is not a list"),
+    ],
+)
+def test_a_proxys_variables(variables: dict[str, Any], said: str | None) -> None:
+    keys = {"proxy_keys": [{"name": "a", "key": SECRET}]}
+    host = {"inventory_hostname": "api1", "groups": {"proxy": ["api1"]}, "proxy_workers": 0}
+    lines = checked("proxy", {"proxy_workers": 2}, **keys | host | variables)
+    assert len(lines) == (said is not None), lines
+    assert said is None or said in lines[0]
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
