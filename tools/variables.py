@@ -1,4 +1,4 @@
-"""Generate the tables of role variables (the roles' READMEs and docs/variables.md) from the argument specs, the schema by
+"""Generate the tables of variables (the roles' READMEs and docs/variables.md) from the argument specs, the schema by
 which preflight checks variables from the proxy's configuration classes, and nginx's routes from the proxy's endpoints.
 
 With --check nothing is written; the exit status is 1 if a file is out of date.
@@ -15,21 +15,21 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+PREFLIGHT = ROOT / "plugins" / "plugin_utils" / "preflight"
 ROLES = ["vllm", "proxy", "nginx_certbot", "nvidia_drivers"]
 BEGIN, END = "<!-- variables:begin -->", "<!-- variables:end -->"
 
 
-def options(role: str) -> dict[str, Any]:
-    """The role's public variables, from its argument specs."""
-    data = yaml.safe_load((ROOT / "roles" / role / "meta" / "argument_specs.yml").read_text())
-    found: dict[str, Any] = data["argument_specs"]["main"]["options"]
+def options(path: Path, entry: str) -> dict[str, Any]:
+    """The variables of an argument spec."""
+    found: dict[str, Any] = yaml.safe_load(path.read_text())["argument_specs"][entry]["options"]
     return found
 
 
-def table(role: str) -> str:
+def table(variables: dict[str, Any]) -> str:
     """A Markdown table with one row per variable."""
     rows = ["| Variable | Type | Default | Description |", "|---|---|---|---|"]
-    for name, spec in options(role).items():
+    for name, spec in variables.items():
         words = spec["description"]
         text = " ".join([words] if isinstance(words, str) else words)
         if spec.get("choices"):
@@ -116,15 +116,24 @@ def _cell(text: str) -> str:
 def pages() -> dict[Path, str]:
     """Every generated file with its contents."""
     found = {}
-    reference = ["# Variables", "", "Written by `make docs` from the roles' argument specs; edit those.", ""]
+    reference = [
+        "# Variables",
+        "",
+        "Written by `make docs` from the argument specs of the roles, and for all tiers from",
+        "`plugins/plugin_utils/preflight/stack_variables.yml`; edit those.",
+        "",
+    ]
+    stack = options(PREFLIGHT / "stack_variables.yml", "stack")
+    reference += ["## All tiers", "", table(stack), ""]
     for role in ROLES:
         path = ROOT / "roles" / role / "README.md"
+        rows = table(options(ROOT / "roles" / role / "meta" / "argument_specs.yml", "main"))
         text = path.read_text()
         before, _, rest = text.partition(BEGIN)
         _, _, after = rest.partition(END)
-        found[path] = f"{before}{BEGIN}\n{table(role)}\n{END}{after}"
-        reference += [f"## {role}", "", table(role), ""]
-    found[ROOT / "plugins" / "plugin_utils" / "preflight" / "proxy_schema.json"] = proxy_schema()
+        found[path] = f"{before}{BEGIN}\n{rows}\n{END}{after}"
+        reference += [f"## {role}", "", rows, ""]
+    found[PREFLIGHT / "proxy_schema.json"] = proxy_schema()
     found[ROOT / "roles" / "nginx_certbot" / "vars" / "main" / "routes.yml"] = nginx_routes()
     found[ROOT / "docs" / "variables.md"] = "\n".join(reference)
     return found

@@ -80,3 +80,10 @@ def test_preflight_knows_the_keys_and_probes_of_an_engine_that_the_specs_have() 
     assert known["properties"].keys() == engine.keys()
     assert known["additionalProperties"] is False
     assert known["properties"]["probe"]["enum"] == engine["probe"]["choices"]
+
+
+def test_the_variables_of_all_tiers_are_those_that_are_read() -> None:
+    files = [path for folder in ("roles", "playbooks") for path in (ROOT / folder).rglob("*.[yj]*") if path.is_file()]
+    read = {name for path in files for name in re.findall(r"(?<![\w$])stack_[a-z_]+", path.read_text())}
+    # The action, and a module of the engines' packages.
+    assert read - {"stack_preflight", "stack_request_log"} == preflight("roles").STACK.keys()

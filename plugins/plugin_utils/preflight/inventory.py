@@ -8,7 +8,7 @@ from typing import Any
 
 from . import schema
 from .forms import as_dicts
-from .roles import TIERS, Options, readers, role_defaults, variable_schemas
+from .roles import STACK, TIERS, Options, readers, role_defaults, variable_schemas
 from .templates import KnownLater, templates, why_unreadable
 
 
@@ -33,7 +33,7 @@ class Inventory:
         # What was asked for and is not known before its role runs.
         self.known_later: set[str] = set()
         self.schemas, self.definitions = variable_schemas(options)
-        self._defaults = role_defaults(options)
+        self._defaults = role_defaults({"stack": STACK, **options})
         self._fitting = False
 
     def leave_out_misfits(self) -> None:

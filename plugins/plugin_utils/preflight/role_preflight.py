@@ -7,8 +7,7 @@ from typing import Any
 
 from .checks import role_problems
 from .inventory import Inventory
-from .roles import READERS, role_options
-from .rules import STACK
+from .roles import READERS, STACK, role_options
 
 
 def problems_of_host(

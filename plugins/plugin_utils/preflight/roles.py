@@ -25,13 +25,18 @@ READ_BEHIND = {
 Options = Mapping[str, Mapping[str, Any]]
 
 
+def _specs(path: Path, entry: str) -> dict[str, Any]:
+    specs: dict[str, Any] = yaml.safe_load(path.read_text())["argument_specs"][entry]["options"]
+    return specs
+
+
+# The variables that belong to no role, with their argument specs.
+STACK = _specs(Path(__file__).parent / "stack_variables.yml", "stack")
+
+
 def role_options() -> dict[str, dict[str, Any]]:
     """Each role's public variables, from its argument specs."""
-    specs = {}
-    for role in ROLES:
-        data = yaml.safe_load((ROLES_DIRECTORY / role / "meta" / "argument_specs.yml").read_text())
-        specs[role] = data["argument_specs"]["main"]["options"]
-    return specs
+    return {role: _specs(ROLES_DIRECTORY / role / "meta" / "argument_specs.yml", "main") for role in ROLES}
 
 
 def readers(options: Options, name: str) -> set[str]:
@@ -56,8 +61,8 @@ def variable_schemas(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
 
     A variable that becomes a section of the proxy's configuration has the proxy's own schema.
     """
-    found: dict[str, Any] = dict(rules.STACK)
-    for variables in options.values():
+    found: dict[str, Any] = {}
+    for variables in (STACK, *options.values()):
         for name, described in schema.of_spec(variables)["properties"].items():
             found[name] = rules.with_rules(name, described)
     proxy = json.loads((Path(__file__).parent / "proxy_schema.json").read_text())

@@ -1,4 +1,4 @@
-"""What argument specs cannot say of a variable: ranges and forms, as keywords of a schema, one row for each."""
+"""Ranges and forms of variables, which argument specs cannot hold: one row per variable, as keywords of a schema."""
 
 from __future__ import annotations
 
@@ -40,13 +40,6 @@ _ENVIRONMENT = {
         "x-words": "be a single line",
         "x-hidden": True,
     },
-}
-
-# Variables that belong to no role.
-STACK: dict[str, dict[str, Any]] = {
-    "stack_address": {"type": "string", "format": "address"},
-    "stack_body_limit_mb": {"type": "integer", **_MEGABYTES},
-    "stack_domain": {"type": "string", **_HOST_NAME},
 }
 
 # Variables that have another name today, with that name.
@@ -101,6 +94,9 @@ RULES: dict[str, dict[str, Any]] = {
     "proxy_traces_sample_ratio": {"minimum": 0, "maximum": 1},
     "proxy_usage_retention_days": {"minimum": 1, "maximum": 36_500},
     "proxy_workers": {"minimum": 0, "maximum": 64},
+    "stack_address": {"type": "string", "format": "address"},
+    "stack_body_limit_mb": _MEGABYTES,
+    "stack_domain": {"type": "string", **_HOST_NAME},
     "vllm_drain_timeout_s": _SECONDS,
     "vllm_engines[].environment": _ENVIRONMENT,
     "vllm_engines[].gpus": {"minItems": 1},

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from .. import rules
 from ..inventory import Inventory
 from ..misspelt import is_misspelt
-from ..roles import READ_BEHIND, READERS, ROLES, Options
+from ..roles import READ_BEHIND, READERS, ROLES, STACK, Options
+from ..rules import RENAMED
 
 # How similar a name and the one that was probably meant are at least. Less alike are names such as proxy_env and proxy_keys.
 _ALIKE = 0.8
@@ -43,20 +43,17 @@ def check_variable_names(inventory: Inventory) -> Iterator[str]:
     unknown: dict[str, list[str]] = defaultdict(list)
     for host in inventory.hosts():
         for name in inventory.names(host):
-            if name.startswith((*prefixes, "stack_")) and name not in known and name not in rules.STACK:
+            if name.startswith((*prefixes, "stack_")) and name not in known and name not in STACK:
                 unknown[name].append(host)
     others: dict[str, str] = {}
     for host in inventory.hosts():
         for name in inventory.names(host):
             # Except those of Ansible and of the inventory plugin, and facts that roles set earlier in this run.
-            if (
-                not name.startswith(("ansible_", "aws_", "_"))
-                and name not in known | unknown.keys() | rules.STACK.keys()
-            ):
+            if not name.startswith(("ansible_", "aws_", "_")) and name not in known | unknown.keys() | STACK.keys():
                 others.setdefault(name, host)
     for name, host in sorted(others.items()):
         meant = _misspelt_role(name, options)
-        if meant in rules.STACK and meant in inventory.names(host):
+        if meant in STACK and meant in inventory.names(host):
             continue  # slack_domain beside stack_domain is a name of its own
         if not meant and (shortened := _shortened(name, options, partial(inventory.get, host, name))):
             # It may be the operator's own, from which a template makes the collection's.
@@ -65,12 +62,12 @@ def check_variable_names(inventory: Inventory) -> Iterator[str]:
         if meant:
             yield f"variable {name} is none of the collection's: did you mean {meant}?"
     for name, hosts in sorted(unknown.items()):
-        if name in rules.RENAMED:
-            yield f"variable {name} is now {rules.RENAMED[name]} (set for {', '.join(hosts)}): rename it"
+        if name in RENAMED:
+            yield f"variable {name} is now {RENAMED[name]} (set for {', '.join(hosts)}): rename it"
             continue
         role = next((role for role in ROLES if name.startswith(f"{role}_")), None)
-        close = difflib.get_close_matches(name, options[role] if role else rules.STACK, n=1, cutoff=_ALIKE)
-        where = f"roles/{role}/README.md lists the role's variables" if role else f"there are {', '.join(rules.STACK)}"
+        close = difflib.get_close_matches(name, options[role] if role else STACK, n=1, cutoff=_ALIKE)
+        where = f"roles/{role}/README.md lists the role's variables" if role else f"there are {', '.join(STACK)}"
         where += f"; one of your own needs a name that does not begin with {role or 'stack'}_"
         hint = f"did you mean {close[0]}?" if close else where
         yield f"unknown variable {name} (set for {', '.join(hosts)}): {hint}"
@@ -79,7 +76,7 @@ def check_variable_names(inventory: Inventory) -> Iterator[str]:
 def _misspelt_role(name: str, options: Options) -> str:
     """The variable that was meant by one with a misspelt prefix, such as vlm_engines or VLLM_ENGINES; "" for any other."""
     plain = re.sub(r"[-_]", "", name.lower())
-    prefixes: dict[str, Mapping[str, Any]] = {**options, "stack": rules.STACK}
+    prefixes: dict[str, Mapping[str, Any]] = {**options, "stack": STACK}
     for role, variables in prefixes.items():
         for known in variables:
             end = known.removeprefix(role)

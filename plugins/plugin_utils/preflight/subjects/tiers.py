@@ -35,7 +35,7 @@ def _tier_problems(inventory: Inventory, proxy: str, web: str) -> Iterator[str]:
                 "nginx has to wait longer, so that the proxy can say what happened"
             )
     limits = [
-        inventory.get(host, name) or inventory.get(host, "stack_body_limit_mb") or 16
+        inventory.get(host, name) or inventory.get(host, "stack_body_limit_mb")
         for host, name in ((proxy, "proxy_body_limit_mb"), (web, "nginx_certbot_body_limit_mb"))
     ]
     if all(isinstance(limit, int) for limit in limits):

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import schema
 from ..inventory import Inventory
-from ..rules import STACK
+from ..roles import STACK
 
 # The Python types of each type of an argument spec. Any value can be used as one of the others (str, path, raw).
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
@@ -24,16 +24,18 @@ _EMPTY = "{name} is empty: give it a value, or take the line out"
 
 def check_types(inventory: Inventory) -> Iterator[str]:
     """Each value has its variable's type: a text that looks like a number would fail in the middle of a roll."""
-    specs = {name: spec for variables in inventory.options.values() for name, spec in variables.items()}
+    specs = STACK | {name: spec for variables in inventory.options.values() for name, spec in variables.items()}
     # A line `name:` replaces the default by nothing, which is rendered as an empty text or taken for false.
-    needed = {name for name, spec in specs.items() if spec.get("default") is not None or spec.get("required")}
+    needed = {
+        name for name, spec in specs.items() if spec.get("default") is not None or spec.get("required")
+    } | STACK.keys()
     wrong: dict[str, list[str]] = defaultdict(list)
     for host in inventory.hosts():
-        for name in sorted((specs.keys() | STACK.keys()) & set(inventory.names(host))):
+        for name in sorted(specs.keys() & set(inventory.names(host))):
             if inventory.is_empty(host, name):
-                problem = _EMPTY.format(name=name) if name in needed | STACK.keys() else ""
+                problem = _EMPTY.format(name=name) if name in needed else ""
             else:
-                problem = _type_problem(name, inventory.get(host, name), specs.get(name, {}).get("type", "str"))
+                problem = _type_problem(name, inventory.get(host, name), specs[name].get("type", "str"))
             if problem:
                 wrong[problem].append(host)
     for problem, hosts in wrong.items():
@@ -49,7 +51,7 @@ def check_options(inventory: Inventory) -> Iterator[str]:
             value = inventory.get(host, name)
             kind = schemas[name].get("type")
             # check_types reports a variable that is empty or, unless it is to be a text, of another type.
-            text = kind in ("text", "string") or name in STACK
+            text = kind in ("text", "string")
             if value is None or not (text or not kind or schema.has_type(value, kind)):
                 continue
             for problem in schema.problems(name, value, schemas[name], inventory.definitions):
