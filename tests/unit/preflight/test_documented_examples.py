@@ -1,0 +1,70 @@
+"""Preflight accepts every example of variables that the pages show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from preflight_inventory import ENGINE, OPTIONS, ROOT, SECRET, found
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "roles").glob("*/README.md"))]
+APPLICATION = ROOT / "proxy_app" / "README.md"
+# The examples' models.
+ENGINES = [
+    ENGINE | {"name": name, "served_model_name": name, "port": port, "gpus": [port - 8000]}
+    for port, name in ((8000, "qwen3-8b"), (8001, "qwen3-4b"))
+]
+# Of two ways that one example shows, an operator chooses one.
+OTHER_WAY = {"proxy_store_url"}
+VARIABLES = {name for variables in OPTIONS.values() for name in variables}
+
+
+def blocks(page: Path) -> Iterator[Any]:
+    """The indented and fenced blocks of a page that are YAML."""
+    text = page.read_text()
+    written = [match[1] for match in re.finditer(r"```\w*\n(.*?)```", text, re.DOTALL)]
+    written += [match[0] for match in re.finditer(r"(?:^ {4,}.*\n|^\n(?= {4}))+", text, re.MULTILINE)]
+    for block in written:
+        try:
+            yield yaml.safe_load(block)
+        except yaml.YAMLError:
+            continue
+
+
+def examples() -> Iterator[Any]:
+    """The variables of each example, those of the application's own files under the role's names."""
+    for page in PAGES:
+        for block in blocks(page):
+            if isinstance(block, dict) and VARIABLES & block.keys():
+                yield pytest.param(block, id=f"{page.parent.name}: {', '.join(block)}")
+    for block in blocks(APPLICATION):
+        if isinstance(block, dict):
+            variables = {f"proxy_{name}": value for name, value in block.items() if f"proxy_{name}" in VARIABLES}
+            # The role has variables of its own for the store.
+            variables.get("proxy_limits", {}).pop("store", None)
+        elif isinstance(block, list) and all(isinstance(item, dict) and "sha256" in item for item in block):
+            variables = {"proxy_keys": [item | {"sha256": "0" * 64} for item in block]}
+        else:
+            continue
+        if variables:
+            yield pytest.param(variables, id=f"application: {', '.join(variables)}")
+
+
+EXAMPLES = list(examples())
+
+
+def test_the_pages_have_examples() -> None:
+    shown = {name for example in EXAMPLES for name in example.values[0]}
+    assert shown >= {"vllm_engines", "proxy_timeouts", "proxy_limits", "proxy_models", "proxy_keys"}
+
+
+@pytest.mark.parametrize("variables", EXAMPLES)
+def test_an_example_is_right(variables: dict[str, Any]) -> None:
+    inventory = {"vllm_engines": ENGINES, "proxy_workers": 1, "proxy_store_password": SECRET}
+    secrets = dict.fromkeys(variables.keys() & {"proxy_store_password"}, SECRET)
+    chosen = {name: value for name, value in variables.items() if name not in OTHER_WAY}
+    assert found(**inventory | chosen | secrets) == []
