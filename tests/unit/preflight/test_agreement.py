@@ -107,7 +107,7 @@ def test_keys_together(keys: list[dict[str, Any]], right: bool) -> None:
         *(({"default": {name: 5}}, True) for name in limits_module.RateLimits.model_fields),
         *(({"default": {name: 0}}, False) for name in limits_module.RateLimits.model_fields),
         ({"models": {"m": {"tokens_per_day": 5}}}, True),
-        ({"models": {"unserved": {"tokens_per_day": 5}}}, False),
+        ({"models": {"whose engines are stopped": {"tokens_per_day": 5}}}, True),
         ({"default": {"models": {}}}, False),
         ({"tokens_without_cap": 0}, False),
         ({"defaults": {}}, False),

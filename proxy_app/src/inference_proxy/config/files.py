@@ -85,10 +85,7 @@ class Config(Strict):
         for size in (MEDIUM, *(model.size for model in self.models)):
             if size not in self.timeouts.size_factors:
                 raise ValueError(f"timeouts.size_factors lacks {size!r}, the size of a model")
-        served = self.model_names()
-        check_names(self.models, served)
-        if strays := sorted(self.limits.models.keys() - served):
-            raise ValueError(f"limits.models names {', '.join(strays)}, which no engine serves")
+        check_names(self.models, self.model_names())
         return self
 
     def model_names(self) -> frozenset[str]:
