@@ -1,4 +1,4 @@
-"""group_vars and host_vars as ever, but an error in one of their files names the file, the line and what to do."""
+"""Load group_vars and host_vars like Ansible, but with errors that name the file, the line and what to do."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class VarsModule(host_group_vars.VarsModule):  # type: ignore[misc]  # ansible-c
             try:
                 data = super().load_found_files(loader, data, [found])
             except (AnsibleError, ValueError, yaml.YAMLError) as error:
-                # Not from the error, which shows lines of the file, and there may be secrets in them.
+                # Without the error's own words, which quote lines of the file and so perhaps secrets.
                 raise AnsibleParserError(explain(Path(str(found)), loader, str(error))) from None
         return data
 
 
 def explain(path: Path, loader: Any, error: str) -> str:
-    """What is wrong with a file of variables, for a person."""
+    """What is wrong with a file of variables, and what to do."""
     encrypted = path.read_bytes().startswith(b"$ANSIBLE_VAULT")
     try:
         text = loader.get_text_file_contents(str(path))
@@ -66,7 +66,7 @@ def explain(path: Path, loader: Any, error: str) -> str:
     try:
         if double := doubled(yaml.compose(text)):
             first, second, key = double
-            # What is no name may be a secret.
+            # A key that does not look like a name may be a secret.
             name = f" {key!r}" if NAME.fullmatch(key) else ""
             return f"{path}, lines {first} and {second} have the duplicate mapping key{name}, of which one value would be lost: take one of them out{mend}."
     except yaml.MarkedYAMLError as slip:
@@ -79,7 +79,7 @@ def explain(path: Path, loader: Any, error: str) -> str:
 
 
 def doubled(node: yaml.Node | None) -> tuple[int, int, str] | None:
-    """The lines and the name of a key that stands twice in a dictionary, at any depth."""
+    """The two lines and the name of a key that is twice in a dictionary, at any depth."""
     if isinstance(node, yaml.SequenceNode):
         return next(filter(None, map(doubled, node.value)), None)
     if not isinstance(node, yaml.MappingNode):

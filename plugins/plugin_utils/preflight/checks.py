@@ -69,7 +69,7 @@ CHECKS: list[Check] = [
     # The last one, because the others find what cannot be read.
     readable.check_readable,
 ]
-# What may be right.
+# What may be right or wrong: reported as a warning.
 NOTICES: list[Check] = [unserved.notice_unserved_models]
 
 # What a role checks of the one host that it runs on, where no site's preflight ran before. It knows no other tier.
@@ -114,13 +114,13 @@ def _problems(inventory: Inventory, form: list[Check], meaning: list[Check]) -> 
 
 
 def all_notices(inventory: Inventory) -> list[str]:
-    """What is said of the inventory without being a problem."""
+    """What may be wrong with the inventory: warnings that do not stop a run."""
     inventory.leave_out_misfits()
     return list(dict.fromkeys(map(printable, _found_by(NOTICES, inventory))))
 
 
 def _found_by(checks: list[Check], inventory: Inventory) -> list[str]:
-    """What checks of meanings find. One says nothing without a value that it needs: the role says it when it runs."""
+    """What some checks find. A check without a value that it needs finds nothing: the role's own preflight makes it."""
     found: list[str] = []
     for check in checks:
         inventory.known_later.clear()

@@ -24,14 +24,14 @@ _MODEL = {
     "pattern": r"^(/\S+|s3://[a-z0-9][a-z0-9.-]+(/\S*)?|[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)$",
     "x-words": "be a directory (/srv/models/x), a hub id (Qwen/Qwen3-8B) or s3://bucket/prefix",
 }
-# The role makes it the engines' own. Engines do not see home directories and those of temporary files.
+# The role gives it to the engines' user. Engines cannot see home directories and directories of temporary files.
 _MODELS_DIRECTORY = {
     "pattern": r"^(?!/(bin|boot|dev|etc|home|lib\w*|proc|root|run|sbin|sys|tmp|usr|opt/vllm|var/tmp)(/|$))"
     r"(?!/(opt|srv|mnt|media|var|var/\w+|var/lib/vllm)/?$)(?!.*/\.{1,2}(/|$))(/[^/\x00-\x20\x7f]+)+/?$",
     "x-words": "be a directory of its own, such as /var/lib/vllm/models or /data/models, and none of the system's",
 }
 _FILE = {"pattern": r"^(|/[^\x00-\x1f\x7f]*[^/\x00-\x1f\x7f])$", "x-words": "be the whole path of a file"}
-# Its values may be secrets. As systemd's EnvironmentFile can hold them.
+# What systemd's EnvironmentFile can hold. Values may be secrets.
 _ENVIRONMENT = {
     "propertyNames": {"pattern": "[A-Za-z_][A-Za-z0-9_]*", "x-words": "have letters, digits and _ only"},
     "additionalProperties": {
@@ -42,7 +42,7 @@ _ENVIRONMENT = {
     },
 }
 
-# Variables that have another name today, with that name.
+# Old names of variables, with the new one.
 RENAMED = {
     "proxy_between_chunks_timeout_s": "proxy_timeouts.between_chunks_s",
     "proxy_connect_timeout_s": "proxy_timeouts.connect_s",
@@ -54,7 +54,7 @@ RENAMED = {
     "vllm_watchdog_timeout": "vllm_watchdog_timeout_s",
 }
 
-# By the variable's path; [] stands for each item of a list.
+# The rules of a variable by its path; [] means each item of a list.
 RULES: dict[str, dict[str, Any]] = {
     "nginx_certbot_acme_ca_bundle": _FILE,
     "nginx_certbot_acme_directory": _URL,
@@ -119,7 +119,7 @@ RULES: dict[str, dict[str, Any]] = {
     "vllm_models_dir": _MODELS_DIRECTORY,
     "vllm_shutdown_timeout_s": _SECONDS,
     "vllm_start_timeout_s": _SECONDS,
-    # It asks a quiet engine every 15 s.
+    # The watchdog asks a quiet engine every 15 s.
     "vllm_watchdog_timeout_s": {"minimum": 30, "maximum": 604_800},
     "vllm_version": {"pattern": r"^\d+(\.\d+)+\S*$", "x-words": "be a version, such as 0.33.0"},
 }

@@ -20,7 +20,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "object": ((Mapping,), "a dictionary"),
     "array": ((list, tuple), "a list"),
     "string": ((str,), "a text"),
-    # Of an argument spec: whatever has a sensible text.
+    # The type of a text in an argument spec: other values can be used as text, too.
     "text": ((str, int, float, date), "a text"),
     "integer": ((int,), "a whole number"),
     "number": ((int, float), "a number"),
@@ -36,13 +36,13 @@ _SPEC_TYPES = {
     "str": "text",
     "path": "text",
 }
-# Values under these names are never shown, nor the names of options that do not look like one: it may be a key
-# that was written where its name should be.
+# Values under these names are never shown. Neither is an option's name that does not look like one: it may be a key
+# that stands where its name should be.
 _SECRET = re.compile(r"(^|_)(key|password|secret|token|sha256)$", re.IGNORECASE)
-# Within it anything may be a key that was written into the wrong place, or a place that was left out.
+# In this variable, any text may be a key in the wrong place.
 _KEYS = "proxy_keys"
 _LONGEST_SHOWN = 60
-# So long are keys. Names seldom are, and of those the beginning is enough to find them.
+# Texts of this length may be keys. The few names that are as long are found by their beginning.
 _SECRET_LENGTH = 16
 _OPTION = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d")
@@ -52,20 +52,20 @@ _WORDS = {
     "^(/[A-Za-z0-9._~-]+)+$": "be a path, such as /v1/summarize",
     r"^[^\x00-\x1f\x7f]*$": "be a text without control characters",
 }
-# A bound that only guards arithmetic helps nobody who reads it.
+# A bound of this size only guards arithmetic, so messages do not name it.
 _UNBOUNDED = 2**53
-# More than 64 bits have no place in what is rendered from the variables; the proxy refuses them as well.
+# The files that are rendered from the variables have no larger numbers: the proxy refuses them as well.
 _MOST = 2**63 - 1
 _HUGE = "a number of more than 64 bits"
 
 
 def may_be_secret(text: str) -> bool:
-    """Whether a text that stands among keys may be one of them."""
+    """Whether a text in the variable of keys may be a key."""
     return len(text) >= _SECRET_LENGTH or text.startswith("sk-")
 
 
 def quoted(text: str, among_keys: bool = True) -> str:
-    """A text as messages have it: short, and of what may be a key only the beginning."""
+    """A text as messages show it: shortened, and only the beginning of what may be a key."""
     if among_keys and may_be_secret(text):
         return repr(text[: min(4, len(text) // 4)] + "…")
     return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…")
@@ -168,7 +168,7 @@ class _Check:
         for name, item in value.items():
             text = _text(name)
             if name in known:
-                # What is required and empty is said above.
+                # An empty value of a required name is reported above.
                 if item is not None or name not in schema.get("required", []):
                     yield from self.problems(f"{where}.{name}", item, known[name])
             elif others is False:
@@ -180,7 +180,7 @@ class _Check:
             elif any(not _fits(text, pattern) for pattern in schema.get("patternProperties", ())):
                 yield f"{where} has an entry whose name has control characters: {_named(where, name)}"
             elif "x-words" in names and not re.fullmatch(names["pattern"], text):
-                # What follows may be a value, as in A=1.
+                # The rest may be a value, as in A=1.
                 begin = re.match(r"\w{0,15}", text)
                 yield f"{where} has a name that begins with {begin[0] if begin else ''!r}, but names must {names['x-words']}"
             else:
@@ -226,7 +226,7 @@ def _scalar(where: str, value: Any, schema: Schema) -> Iterator[str]:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and (wrong := _number(where, value, schema)):
         yield wrong
     elif kind in ("text", "string"):
-        # A number or a day without quotes is used as the text that it is.
+        # A number or a day without quotes is used as text.
         text, pattern = str(value), schema.get("pattern")
         if not schema.get("minLength", 0) <= len(text) <= schema.get("maxLength", len(text)):
             yield f"{where} has {len(text)} characters, but must have {_range(schema, 'minLength', 'maxLength')}"
@@ -237,7 +237,7 @@ def _scalar(where: str, value: Any, schema: Schema) -> Iterator[str]:
 
 
 def _fits(text: str, pattern: str) -> bool:
-    """Whether a pattern is found, whose end is the text's end, not that of its last line."""
+    """Whether a text matches a pattern, whose $ means the end of the text, and not a newline before it."""
     return re.search(pattern.removesuffix("$") + (r"\Z" if pattern.endswith("$") else ""), text) is not None
 
 
@@ -267,7 +267,7 @@ def _range(schema: Schema, low: str, high: str) -> str:
 
 
 def shown(where: str, value: Any) -> str:
-    """A value as messages have it, unless it may hold a secret."""
+    """A value as messages show it, unless it may hold a secret."""
     return _shown(where, value, {})
 
 
@@ -293,7 +293,7 @@ def _shown(where: str, value: Any, schema: Schema) -> str:
 
 
 def _host_only(address: str) -> str:
-    """A URL without credentials, path and query, in which tokens stand."""
+    """A URL without its credentials, path and query, any of which may hold a token."""
     scheme, slashes, rest = address.rpartition("://")
     if "@" in rest:
         return f"{scheme}{slashes}***"
@@ -302,7 +302,7 @@ def _host_only(address: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, where it may hold secrets."""
+    """A value's type in words, instead of a value that may hold secrets."""
     kinds = ("boolean", "object", "array", "integer", "number", "null", "text")
     return next((_TYPES[kind][1] for kind in kinds if has_type(value, kind)), "a value of another kind")
 
