@@ -58,6 +58,7 @@ CHECKS: list[Check] = [
     models.check_models,
     models.check_models_are_served,
     priorities.check_priorities,
+    priorities.check_engines_know_priorities,
     endpoints.check_endpoints,
     addresses.check_addresses,
     alike.check_alike,
