@@ -12,6 +12,7 @@ from .subjects import (
     addresses,
     alike,
     domain,
+    elsewhere,
     endpoints,
     engines,
     files,
@@ -65,6 +66,7 @@ CHECKS: list[Check] = [
     tiers.check_tiers,
     gpus.check_gpus,
     files.check_files,
+    elsewhere.check_elsewhere,
     files.check_vaults,
     domain.check_domain,
     # The last one, because the others find what cannot be read.
