@@ -51,7 +51,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         names = {name for variables_of_role in options.values() for name in variables_of_role}
         defaults = load("roles").role_defaults(options)
         hostvars = load("templates").TemplatedHostvars(variables["hostvars"], self._loader, defaults, names)
-        inventory = load("inventory").Inventory(variables["groups"], hostvars, options, sources)
+        inventory = load("inventory").Inventory(
+            variables["groups"], hostvars, options, sources, playbooks=context.CLIARGS.get("args") or ()
+        )
         problems = load("checks").all_problems(inventory)
         report = load("messages").report(problems)
         notices = load("checks").all_notices(inventory)

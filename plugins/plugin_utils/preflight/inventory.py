@@ -22,12 +22,15 @@ class Inventory:
         options: Options,
         sources: Iterable[str] = (),
         only: str | None = None,
+        playbooks: Iterable[str] = (),
     ) -> None:
         """`sources` are what -i names: files and directories, beside which there may be group_vars.
 
+        `playbooks` are those of the command line.
+
         With `only`, the variables of no other host are checked.
         """
-        self._only = only
+        self._only, self.playbooks = only, list(playbooks)
         self.groups, self._hostvars, self.options, self.sources = groups, hostvars, options, list(sources)
         self.unreadable: dict[str, str] = {}
         # What was asked for and is not known before its role runs.

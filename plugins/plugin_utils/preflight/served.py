@@ -1,8 +1,8 @@
-"""The models that engines serve, and what to say of a misspelt one."""
+"""The models that engines serve, with which options, and what to say of a misspelt one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .forms import as_dict
@@ -15,6 +15,12 @@ def served_models(inventory: Inventory) -> set[str]:
     return {
         str(engine.get("served_model_name")) for host in inventory.group("vllm") for engine in inventory.engines(host)
     }
+
+
+def serve_args(inventory: Inventory, host: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """An engine's options of `vllm serve`, which takes them with _ as well as with -."""
+    every = {**as_dict(inventory.get(host, "vllm_args")), **as_dict(engine.get("args"))}
+    return {str(name).replace("_", "-"): value for name, value in every.items()}
 
 
 def misspelt_model(model: Any, served: set[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ..directories import see_example
 from ..forms import as_dict
 from ..inventory import Inventory
 from ..roles import ROLES_DIRECTORY
@@ -25,12 +26,12 @@ def check_engines(inventory: Inventory) -> Iterator[str]:
             continue  # values.check_types reports it
         if not isinstance(value, list) or not value:
             if not any(key.startswith("vllm_engines") for key in inventory.unreadable):
-                yield f"host {host}: vllm_engines lists no engine; see group_vars/vllm.yml for an example"
+                yield f"host {host}: vllm_engines lists no engine; {see_example('group_vars/vllm.yml', 'vllm')}"
             continue
         seen = set()
         for number, engine in enumerate(value):
             if not isinstance(engine, Mapping):
-                yield f"host {host}: vllm_engines[{number}] is not a dictionary; see group_vars/vllm.yml for an example"
+                yield f"host {host}: vllm_engines[{number}] is not a dictionary; {see_example('group_vars/vllm.yml', 'vllm')}"
                 continue
             where = f"host {host}: engine {engine.get('name', f'number {number + 1}')!r}"
             name = str(engine.get("name", ""))

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from ansible.parsing.dataloader import DataLoader
 
+from ..directories import read_directories
 from ..inventory import Inventory
 from ..misspelt import is_mistyped
 
@@ -34,7 +35,7 @@ def check_files(inventory: Inventory) -> Iterator[str]:
     loader = DataLoader()
     # The controller is a host even if no inventory names it.
     names = {"group_vars": set(inventory.groups) | _ALWAYS, "host_vars": inventory.everyone() | {"localhost"}}
-    for root, kind in sorted(_roots(inventory).items()):
+    for root, kind in sorted(read_directories(inventory).items()):
         read = {Path(found) for name in names[kind] for found in loader.find_vars_files(str(root), name)}
         for path in _files(root):
             if path not in read and (reason := _why_unread(root, kind, path, names, known)):
@@ -102,7 +103,7 @@ def _node(text: str) -> yaml.Node | None:
 
 def check_vaults(inventory: Inventory) -> Iterator[str]:
     """Files of the vault hold no secret in clear. Samples may, and so may what Ansible does not read."""
-    for root in sorted(_roots(inventory)):
+    for root in sorted(read_directories(inventory)):
         for path in _files(root):
             parts = path.relative_to(root).parts
             is_read = path.suffix in ("", *_EXTENSIONS) and not any(map(_SAMPLE.search, parts))
@@ -124,24 +125,6 @@ def _is_clear(node: yaml.Node | None, is_secret: bool = False) -> bool:
         return False
     is_text = node.tag != "!vault" and bool(node.value.strip())
     return is_text and not re.search(r"{{|{%", node.value) and not _PLACE.fullmatch(node.value)
-
-
-def _roots(inventory: Inventory) -> dict[Path, str]:
-    """The directories of variables beside the inventory and the playbook, with links resolved."""
-    parents = {
-        Path(str(found))
-        for host in inventory.hosts()
-        for found in (inventory.get(host, "inventory_dir"), inventory.get(host, "playbook_dir"))
-        if found
-    }
-    # A host's inventory_dir is only that of the source that named it first.
-    parents |= {path if path.is_dir() else path.parent for path in map(Path, inventory.sources) if path.exists()}
-    return {
-        (parent / kind).resolve(): kind
-        for parent in parents
-        for kind in ("group_vars", "host_vars")
-        if (parent / kind).is_dir()
-    }
 
 
 def _files(root: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..forms import as_dict
 from ..inventory import Inventory
+from ..served import serve_args
 
 # The product of these options is the number of GPUs over which an engine spreads; of the last two the last one wins.
 _PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size", "data-parallel-size-local")
@@ -23,7 +24,7 @@ def check_gpus(inventory: Inventory) -> Iterator[str]:
         users: dict[int, list[Mapping[str, Any]]] = {}
         for engine in inventory.engines(host):
             where = f"host {host}: engine {engine.get('name')!r}"
-            args, gpus = _args(inventory, host, engine), engine.get("gpus")
+            args, gpus = serve_args(inventory, host, engine), engine.get("gpus")
             yield from _gpu_problems(where, args, gpus)
             own = _environment(inventory, host, engine).get("CUDA_VISIBLE_DEVICES")
             if own is not None and gpus is not None:
@@ -34,7 +35,7 @@ def check_gpus(inventory: Inventory) -> Iterator[str]:
             for gpu in range(_spread(args)) if gpus is None else sorted(set(gpus)):
                 users.setdefault(gpu, []).append(engine)
         for gpu, sharing in sorted(users.items()):
-            shares = [_share(_args(inventory, host, engine)) for engine in sharing]
+            shares = [_share(serve_args(inventory, host, engine)) for engine in sharing]
             if len(sharing) > 1 and not (None not in shares and sum(share or 0 for share in shares) <= 1):
                 hint = (
                     "" if all("gpus" in engine for engine in sharing) else " (an engine without gpus takes the first)"
@@ -72,12 +73,6 @@ def _spread(args: Mapping[str, Any]) -> int:
 def _share(args: Mapping[str, Any]) -> float | None:
     """The share of a GPU's memory that an engine takes; 0 if it is given in bytes, None if neither is said."""
     return 0 if args.get(_BYTES) is not None else _number(args.get(_SHARE))
-
-
-def _args(inventory: Inventory, host: str, engine: Mapping[str, Any]) -> dict[str, Any]:
-    """An engine's options of `vllm serve`, which takes them with _ as well as with -."""
-    every = {**as_dict(inventory.get(host, "vllm_args")), **as_dict(engine.get("args"))}
-    return {str(name).replace("_", "-"): value for name, value in every.items()}
 
 
 def _environment(inventory: Inventory, host: str, engine: Mapping[str, Any]) -> dict[str, Any]:

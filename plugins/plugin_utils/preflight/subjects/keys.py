@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .. import schema
+from ..directories import see_example
 from ..forms import as_list
 from ..inventory import Inventory
 from ..secret_strength import KEY_LENGTH_MIN, flaws_of_key
@@ -24,7 +25,7 @@ def check_keys(inventory: Inventory) -> Iterator[str]:
         keys = inventory.get(host, "proxy_keys")
         # If it is None, it cannot be templated, and readable.check_readable says why.
         if keys is not None and not as_list(keys):
-            yield f"host {host}: proxy_keys lists no key, so nobody could call the service: copy group_vars/vault.example.yml"
+            yield f"host {host}: proxy_keys lists no key, so nobody could call the service: {see_example('group_vars/vault.example.yml', 'proxy')}"
         named = _named(keys)
         yield from _doubles(named)
         for where, key in named:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+from ..forms import as_dict, as_dicts, as_list
 from ..inventory import Inventory
+from ..served import serve_args
 
 
 def check_priorities(inventory: Inventory) -> Iterator[str]:
@@ -13,3 +16,39 @@ def check_priorities(inventory: Inventory) -> Iterator[str]:
         classes = inventory.get(host, "proxy_priorities")
         if isinstance(classes, Mapping) and "default" not in classes:
             yield "proxy_priorities lacks default, the class of keys that name none"
+
+
+def check_engines_know_priorities(inventory: Inventory) -> Iterator[str]:
+    """Engines that get requests with vLLM's priority take it: others answer 400 to each of them."""
+    without = _without_priority(inventory)
+    for host in inventory.hosts("proxy") if without else []:
+        models = as_dicts(inventory.get(host, "proxy_models"))
+        for name, settings in as_dict(inventory.get(host, "proxy_priorities")).items():
+            keys = [
+                key for key in as_dicts(inventory.get(host, "proxy_keys")) if (key.get("priority") or "default") == name
+            ]
+            number = as_dict(settings).get("engine_priority")
+            for where, model in without.items() if number else []:
+                if any(_reaches(key, model, models) for key in keys):
+                    yield (
+                        f"proxy_priorities.{name} has engine_priority {number}, but {where} does not take priorities, and would answer 400: "
+                        "set scheduling-policy: priority in vllm_args, or take engine_priority out"
+                    )
+
+
+def _without_priority(inventory: Inventory) -> dict[str, str]:
+    """The engines that take no priorities, as messages call them, with their models."""
+    return {
+        f"engine {engine.get('name')!r} of {host}": str(engine.get("served_model_name"))
+        for host in inventory.group("vllm")
+        for engine in inventory.engines(host)
+        if serve_args(inventory, host, engine).get("scheduling-policy") != "priority"
+    }
+
+
+def _reaches(key: Mapping[str, Any], model: str, models: list[Mapping[str, Any]]) -> bool:
+    """Whether a key may ask for a model, by itself or as the one on which another falls back."""
+    allowed = as_list(key.get("models"))
+    if not allowed:
+        return True
+    return model in allowed or any(other.get("fallback") == model and other.get("name") in allowed for other in models)

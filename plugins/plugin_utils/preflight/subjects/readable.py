@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ..directories import ROOT, see_example
 from ..inventory import Inventory
-
-_VAULT_HINT = (
-    ". It comes from the vault: cp group_vars/vault.example.yml group_vars/proxy/vault.yml, put in your own keys, "
-    "then ansible-vault encrypt group_vars/proxy/vault.yml"
-)
 
 
 def check_readable(inventory: Inventory) -> Iterator[str]:
     """Variables that another check could not read."""
     for name, error in sorted(inventory.unreadable.items()):
-        hint = _VAULT_HINT if re.search(r"'vault_\w+' is undefined", error) else ""
+        hint = _vault_hint() if re.search(r"'vault_\w+' is undefined", error) else ""
         yield f"{name} cannot be read: {error}{hint}"
+
+
+def _vault_hint() -> str:
+    """How to make the vault. Only a checkout has the file to copy."""
+    example, vault = "group_vars/vault.example.yml", "group_vars/proxy/vault.yml"
+    if (ROOT / example).exists():
+        return (
+            f". It comes from the vault: cp {example} {vault}, put in your own keys, then ansible-vault encrypt {vault}"
+        )
+    return f". It comes from the vault: write {vault} beside the inventory ({see_example(example, 'proxy')}), then ansible-vault encrypt it"
