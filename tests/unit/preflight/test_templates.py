@@ -89,6 +89,11 @@ def test_what_no_role_can_fill_in_is_said(value: str, said_of_it: str) -> None:
     assert said_of_it in line
 
 
+def test_of_addresses_that_cannot_be_read_the_domain_is_not_said_to_lead_elsewhere() -> None:
+    (line,) = said("web1", stack_address="10.9.9.9", nginx_certbot_public_addresses=["{{ nothing }}"])
+    assert "'nothing' is undefined" in line
+
+
 @pytest.mark.parametrize("tier", ["proxy", "vllm", "nginx"])
 def test_a_value_is_asked_for_where_it_is_read(tier: str) -> None:
     """It may be set for all hosts, and made of a variable that only the hosts of one tier have."""

@@ -30,7 +30,8 @@ def check_domain(inventory: Inventory) -> Iterator[str]:
         except (OSError, UnicodeError) as error:
             yield f"domain {domain} does not resolve ({getattr(error, 'strerror', error)}): point its DNS record at the web tier ({', '.join(hosts)})"
             continue
-        if not found & (expected - {""}):
+        is_known = all(inventory.has_value(host, "nginx_certbot_public_addresses") for host in hosts)
+        if is_known and not found & (expected - {""}):
             yield (
                 f"domain {domain} resolves to {', '.join(sorted(found))}, none of which is an address of the web tier ({', '.join(hosts)}): "
                 "correct the DNS record, or name the load balancer's addresses in nginx_certbot_public_addresses"
