@@ -146,7 +146,7 @@ def test_a_run_stops_before_it_changes_anything(inventory: Path, playbook: str, 
     assert "changed=1" not in output
 
 
-@pytest.mark.parametrize("playbook", ["shared/roll", "drivers"])
+@pytest.mark.parametrize("playbook", ["roll", "drivers"])
 def test_no_part_of_a_roll_can_be_begun_without_the_check(playbook: str) -> None:
     """With --start-at-task a run may begin in the middle; what a task inherits is asked all the same."""
     path = ROOT / "playbooks" / f"{playbook}.yml"
@@ -166,7 +166,7 @@ def test_no_part_of_a_roll_can_be_begun_without_the_check(playbook: str) -> None
 )
 def test_a_tier_s_playbook_is_the_rolling_update_with_its_own_data(group: str, role: str) -> None:
     (play,) = yaml.safe_load((ROOT / "playbooks" / f"{group}.yml").read_text())
-    assert play["ansible.builtin.import_playbook"] == "shared/roll.yml"
+    assert play["ansible.builtin.import_playbook"] == "roll.yml"
     assert set(play["vars"]) == {"__stack_tier", "__stack_group", "__stack_role", "__stack_after_rollback"}
     assert (play["vars"]["__stack_group"], play["vars"]["__stack_role"]) == (group, role)
 
