@@ -54,7 +54,6 @@ def test_what_belongs_to_a_checkout_is_not_in_it(artifact: Path) -> None:
         "group_vars",
         "changelogs/fragments",
         "playbooks/roles",
-        "playbooks/shared/roles",
     ]
     assert [name for name in checkout if (artifact / name).exists()] == []
     hidden = {path.name for path in artifact.iterdir() if path.name.startswith(".")}
