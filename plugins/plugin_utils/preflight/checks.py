@@ -16,6 +16,7 @@ from .subjects import (
     endpoints,
     engines,
     files,
+    fleet,
     gpus,
     groups,
     keys,
@@ -37,6 +38,8 @@ Check = Callable[[Inventory], Iterator[str]]
 FORM: list[Check] = [
     groups.check_groups,
     groups.check_strays,
+    fleet.check_instances,
+    fleet.check_environment,
     names.check_variable_names,
     names.check_places,
     values.check_types,
@@ -73,7 +76,7 @@ CHECKS: list[Check] = [
     readable.check_readable,
 ]
 # What may be right or wrong: reported as a warning.
-NOTICES: list[Check] = [unserved.notice_unserved_models]
+NOTICES: list[Check] = [fleet.notice_names, unserved.notice_unserved_models]
 
 # What a role checks of the one host that it runs on, where no site's preflight ran before. It knows no other tier.
 OF_ROLES: dict[str, list[Check]] = {

@@ -40,18 +40,3 @@ def test_a_host_in_a_misspelt_group(inventory: dict[str, Any], group: str, host:
     inventory["groups"][group] = [host]
     inventory["hostvars"].setdefault(host, {})
     assert problems(inventory) == ([said] if said else [])
-
-
-@pytest.mark.parametrize(
-    ("tier", "said"),
-    [
-        ("vllm, ngnix", ["host engine1: its tag Tier has 'ngnix', which is no tier: did you mean nginx?"]),
-        ("vllm,nginx", []),
-        ("bastion", []),
-        ("haproxy", []),
-    ],
-)
-@pytest.mark.parametrize("name", ["aws_ec2_tags", "aws_tags"])
-def test_a_misspelt_tag(inventory: dict[str, Any], name: str, tier: str, said: list[str]) -> None:
-    inventory["hostvars"]["engine1"][name] = {"Tier": tier}
-    assert problems(inventory) == said

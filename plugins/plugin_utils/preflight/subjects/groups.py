@@ -1,4 +1,4 @@
-"""Groups and hosts: each tier has a host, and no host is left out because of a misspelt group or tag."""
+"""Groups and hosts: each tier has a host, and no host is left out because of a misspelt group."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 
 from .. import schema
-from ..forms import as_dict
 from ..inventory import Inventory
 from ..misspelt import is_misspelt
 from ..roles import TIERS
@@ -39,18 +38,13 @@ def check_groups(inventory: Inventory) -> Iterator[str]:
 
 
 def check_strays(inventory: Inventory) -> Iterator[str]:
-    """A host in a misspelt group, or with a misspelt tag, would be in no tier."""
+    """A host in a misspelt group would be in no tier."""
     tiers = set(inventory.hosts())
     for group, hosts in sorted(inventory.groups.items()):
         meant = "" if group in TIERS else _tier_like(group)
         if meant and (lost := sorted(set(hosts) - set(inventory.group(meant)))):
             where = f"which {meant} lacks" if tiers & set(lost) else "of no tier"
             yield f"group {group} has {', '.join(lost)}, {where}: did you mean {meant}?"
-    for host in sorted(inventory.everyone()):
-        tags = inventory.get(host, "aws_ec2_tags") or inventory.get(host, "aws_tags")
-        for tier in str(as_dict(tags).get("Tier", "")).split(","):
-            if tier.strip() not in TIERS and (meant := _tier_like(tier.strip())):
-                yield f"host {host}: its tag Tier has {tier.strip()!r}, which is no tier: did you mean {meant}?"
 
 
 def _tier_like(name: str) -> str:
