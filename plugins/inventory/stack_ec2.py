@@ -108,6 +108,8 @@ class InventoryModule(AWSInventoryBase):  # type: ignore[misc]  # the collection
             raise AnsibleParserError(
                 "connect is bastion, but no bastion is named: set `bastion` in the inventory's file, or STACK_BASTION, to USER@HOST"
             )
+        if (self._vars or {}).get("plan_model"):
+            return  # playbooks/plan.yml plans a model by instance types: it needs no fleet, and so no credentials
         cached, instances = self.get_cached_result(path, cache)
         if not cached:
             instances = self._running()

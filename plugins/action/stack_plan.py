@@ -1,0 +1,98 @@
+"""Plan engines on GPUs, and print the plan. Runs on the controller and touches no host."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+PACKAGE = Path(__file__).resolve().parents[1] / "plugin_utils" / "planner"
+
+
+def load(name: str) -> ModuleType:
+    """A module of the package. Only an installed collection has an import path, so the package is loaded from its file."""
+    package = "ec2_inference_stack_planner"
+    if package not in sys.modules:
+        spec = importlib.util.spec_from_file_location(package, PACKAGE / "__init__.py")
+        assert spec is not None, f"{PACKAGE} is a package"
+        assert spec.loader is not None
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[package])
+    return importlib.import_module(f"{package}.{name}")
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no types
+    """Changes nothing, with or without check mode."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Print a plan: of `model` (with `instance_type`, `args`, …), or of the engines of all hosts in the group vllm.
+
+        With `format: json` one line holds the plan as an object, or as a list of objects for a fleet.
+        """
+        super().run(tmp, task_vars)
+        variables, args = task_vars or {}, self._task.args
+        try:
+            told, text = self._of_model(args) if args.get("model") else self._of_fleet(variables, args)
+        except load("flags").PlanError as error:
+            return {"failed": True, "msg": "\n".join(error.problems)}
+        Display().display(json.dumps(told) if args.get("format") == "json" else text)
+        return {"changed": False, "plan": told}
+
+    @staticmethod
+    def _of_model(args: dict[str, Any]) -> tuple[Any, str]:
+        reports, own = load("reports"), args.get("args") or {}
+        if not isinstance(own, dict):
+            raise load("flags").PlanError(
+                ['plan_args is no dictionary: write -e \'{"plan_args": {"max-model-len": 8192}}\'']
+            )
+        told = reports.plan_of_model(
+            str(args["model"]),
+            str(args.get("revision") or ""),
+            args.get("instance_type"),
+            own,
+            _wanted(args),
+            reports.version_of(args["version"]),
+        )
+        return told, reports.text_of_model(told)
+
+    @staticmethod
+    def _of_fleet(variables: dict[str, Any], args: dict[str, Any]) -> tuple[Any, str]:
+        reports, fleet = load("reports"), []
+        for host in sorted(variables["groups"].get("vllm", [])):
+            its = variables["hostvars"][host]
+            for number, engine in enumerate(its.get("vllm_engines") or []):
+                name = engine.get("name", f"number {number + 1}")
+                fleet.append({**engine, "name": name, "host": host, "instance_type": its.get("aws_instance_type")})
+                fleet[-1]["args"] = {**(its.get("vllm_args") or {}), **(engine.get("args") or {})}
+        told = reports.plan_of_fleet(fleet, reports.version_of(args["version"]))
+        return told, reports.text_of_fleet(told)
+
+
+def _wanted(args: dict[str, Any]) -> Any:
+    """What an operator wants, as whole numbers."""
+    problems: list[str] = []
+    found = {name: _whole(name, args.get(name), problems) for name in ("context_tokens", "concurrency")}
+    if problems:
+        raise load("flags").PlanError(problems)
+    return load("plans").Wanted(**found)
+
+
+def _whole(name: str, value: Any, problems: list[str]) -> int | None:
+    if value in (None, ""):
+        return None
+    with contextlib.suppress(TypeError, ValueError):
+        if 0 < int(value) <= 10**9:
+            return int(value)
+    problems.append(f"plan_{name} is {str(value)[:40]!r}: write a whole number from 1")
+    return None

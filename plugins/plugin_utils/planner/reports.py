@@ -1,0 +1,132 @@
+"""Plans as people and programs read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import hosts, plans
+from .flags import PlanError
+from .model_files import read_model
+
+INSTANCES: dict[str, Any] = json.loads((Path(__file__).parent / "instances.json").read_text())
+# Columns of the tables: what a plan calls it, and the heading.
+_COLUMNS = {
+    "fits": "fits",
+    "gpus": "GPUs",
+    "weights_gib": "weights GiB/GPU",
+    "kv_gib": "KV GiB/GPU",
+    "kv_tokens": "KV tokens",
+    "requests": "requests",
+    "binds": "binds",
+    "estimated": "known",
+}
+
+
+def version_of(text: str) -> tuple[int, int]:
+    """The first two numbers of vLLM's version. Raises PlanError for what is none."""
+    parts = str(text).split(".")
+    try:
+        return int(parts[0]), int(parts[1])
+    except (ValueError, IndexError):
+        raise PlanError([f"vllm_version is {text!r}: write a version such as 0.33.0"]) from None
+
+
+def plan_of_model(
+    model: str,
+    revision: str,
+    instance_type: str | None,
+    args: Mapping[str, Any],
+    wanted: plans.Wanted,
+    version: tuple[int, int],
+) -> dict[str, Any]:
+    """The plan of a model on an instance type; without a type, `instance_types` lists those that fit, the cheapest first."""
+    files = read_model(model, revision)
+    if instance_type:
+        host = hosts.host_of_type(instance_type, INSTANCES)
+        told = plans.plan(files.config, host, args, wanted, files.weights_bytes, version=version)
+        return {"model": model, "instance_type": instance_type, "usd_per_hour": host.usd_per_hour, **told}
+    every = hosts.all_hosts(INSTANCES)
+    found = plans.fitting_hosts(files.config, every, args, wanted, files.weights_bytes, version=version)
+    return {"model": model, "fits": bool(found), "instance_types": found}
+
+
+def plan_of_fleet(fleet: list[dict[str, Any]], version: tuple[int, int]) -> list[dict[str, Any]]:
+    """The plans of a fleet's engines: `fleet` has dictionaries with host, instance_type and the engine's keys.
+
+    An engine that cannot be planned has `problems` instead.
+    """
+    found = []
+    for engine in fleet:
+        named = {"host": engine["host"], "engine": engine["name"], "instance_type": engine["instance_type"]}
+        try:
+            if not engine["instance_type"]:
+                raise PlanError(["its instance type is not known: set aws_instance_type for the host"])
+            wanted = plans.Wanted(engine.get("context_tokens"), engine.get("concurrency"))
+            files = read_model(engine["model"], engine.get("revision") or "")
+            host = hosts.host_of_type(engine["instance_type"], INSTANCES)
+            gpus = len(engine["gpus"]) if engine.get("gpus") else None
+            told = plans.plan(files.config, host, engine.get("args") or {}, wanted, files.weights_bytes, gpus, version)
+            found.append({**named, **told})
+        except PlanError as error:
+            found.append({**named, "fits": None, "problems": error.problems})
+    return found
+
+
+def text_of_model(told: Mapping[str, Any]) -> str:
+    """The plan of one model for people."""
+    if "instance_types" in told:
+        if not told["fits"]:
+            return f"{told['model']} fits on no instance type. Plan it with plan_instance_type to see the arithmetic."
+        rows = [
+            [_dollars(row["usd_per_hour"]), row["instance_type"], *_cells(row), _flags(row)]
+            for row in told["instance_types"]
+        ]
+        return _table([["USD/hour", "instance type", *_COLUMNS.values(), "options"], *rows])
+    lines = [f"{told['model']} on {told['instance_type']}: {'fits' if told['fits'] else 'does not fit'}", *told["why"]]
+    if told["fits"]:
+        lines.append(f"options: {_flags(told)}")
+    lines += [f"it would fit with {change}" for change in told.get("changes", [])]
+    lines += [f"an estimate, because {reason}" for reason in told.get("estimated_because", [])]
+    return "\n".join(lines)
+
+
+def text_of_fleet(told: list[dict[str, Any]]) -> str:
+    """The plans of a fleet's engines for people."""
+    if not told:
+        return "no engine to plan: the group vllm has no host with vllm_engines. To plan a model without hosts, set plan_model."
+    rows = [[row["host"], row["engine"], row["instance_type"] or "?", *_cells(row), _flags(row)] for row in told]
+    lines = [_table([["host", "engine", "instance type", *_COLUMNS.values(), "options"], *rows])]
+    for row in told:
+        where = f"{row['host']}, engine {row['engine']}"
+        lines += [f"{where}: {problem}" for problem in row.get("problems", [])]
+        if row["fits"] is False:
+            lines += [
+                f"{where} does not fit:",
+                *(f"  {line}" for line in [*row["why"], *(f"it would fit with {change}" for change in row["changes"])]),
+            ]
+    return "\n".join(lines)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    shown = {**row, "fits": {True: "yes", False: "no", None: "?"}[row["fits"]]}
+    if row.get("estimated") is not None:
+        shown["estimated"] = "estimate" if row["estimated"] else "yes"
+    return [str(shown.get(name) if shown.get(name) is not None else "") for name in _COLUMNS]
+
+
+def _flags(row: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in row.get("flags", {}).items())
+
+
+def _dollars(price: float | None) -> str:
+    return "?" if price is None else f"{price:.2f}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
