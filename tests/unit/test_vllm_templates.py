@@ -53,3 +53,18 @@ def test_an_operators_option_wins_over_a_default_and_an_engines_own_over_both() 
     assert engine_options(with_row() | {"vllm_args": {"max-num-seqs": 8}})["max-num-seqs"] == 8
     own = engine_options(with_row() | {"vllm_args": {"max-num-seqs": 8}}, args={"max-num-seqs": 4})
     assert own["max-num-seqs"] == 4
+
+
+def test_each_option_that_vllm_refuses_is_a_line_of_the_message() -> None:
+    (stop,) = (
+        task["ansible.builtin.assert"]
+        for task in read("tasks/configure/release.yml")
+        if "__vllm_option_check" in str(task.get("ansible.builtin.assert"))
+    )
+    path = "/opt/vllm/releases/1"
+    said = f"{path}/engines/one.yml: vLLM has no option 'a'\n{path}/engines/two.yml: vLLM has no option 'b'"
+    known = {"__vllm_option_check": {"stderr": said}, "__vllm_release_path": path}
+    known |= {"vllm_version": "0.33.0", "inventory_hostname": "engine1"}
+    lines = Templar(loader=DataLoader(), variables=known).template(stop["fail_msg"]).splitlines()
+    assert lines[1:] == ["one.yml: vLLM has no option 'a'", "two.yml: vLLM has no option 'b'"]
+    assert "refuses options of engines on engine1" in lines[0]
