@@ -15,7 +15,7 @@ from stack_preflight import load
 
 role_preflight = load("role_preflight")
 init_plugin_loader()
-ROLES = Path(__file__).resolve().parents[2] / "roles"
+ROLES = Path(__file__).resolve().parents[3] / "roles"
 SECRET = "0123456789abcdef" * 2
 ENGINE = {"name": "one", "model": "/srv/m", "served_model_name": "m", "port": 8000}
 # What the role's vars and its look at the host come to on a good one.
