@@ -47,7 +47,7 @@ FAST = [
         60,
     ),
     Step("yamllint", "yamllint --strict .", 60),
-    Step("variables", "python tools/variables.py --check", 30),
+    Step("variables", "PYTHONPATH=proxy_app/src python tools/variables.py --check", 30),
     Step(
         "changelog", "antsibull-changelog lint && antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml", 30
     ),
