@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-from .. import schema
+from .. import display
 from ..forms import as_dict
 from ..inventory import Inventory
 from ..misspelt import is_misspelt
@@ -34,7 +34,7 @@ def check_groups(inventory: Inventory) -> Iterator[str]:
             if not inventory.has_value(host, "stack_address"):
                 yield f"host {host}: stack_address is made of facts, which the other tiers lack: set it to the host's private IP address"
                 continue
-            shown = schema.shown("stack_address", address)
+            shown = display.shown("stack_address", address)
             yield f"host {host}: stack_address is {shown}; set it to the private IP address by which the other tiers reach the host"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from .. import schema
+from .. import display
 from ..directories import see_example
 from ..forms import as_list
 from ..inventory import Inventory
@@ -41,7 +41,7 @@ def check_priorities_of_keys(inventory: Inventory) -> Iterator[str]:
             # Of the lack of a default, the class of the others, priorities.check_priorities speaks.
             priority = key.get("priority") or "default"
             if isinstance(classes, Mapping) and priority not in {*classes, "default"}:
-                yield f"{where} has priority {schema.quoted(str(priority))}, which proxy_priorities lacks: it has {', '.join(classes)}"
+                yield f"{where} has priority {display.quoted(str(priority))}, which proxy_priorities lacks: it has {', '.join(classes)}"
 
 
 def check_models_of_keys(inventory: Inventory) -> Iterator[str]:
@@ -61,8 +61,8 @@ def _named(keys: Any) -> list[tuple[str, Mapping[str, Any]]]:
     for number, key in enumerate(as_list(keys)):
         if isinstance(key, Mapping):
             name = str(key.get("name") or "")
-            place = f"key proxy_keys[{number}]" + (f" ({schema.quoted(name)})" if name else "")
-            named.append((f"key {name!r}" if name and not schema.may_be_secret(name) else place, key))
+            place = f"key proxy_keys[{number}]" + (f" ({display.quoted(name)})" if name else "")
+            named.append((f"key {name!r}" if name and not display.may_be_secret(name) else place, key))
     return named
 
 
@@ -102,7 +102,7 @@ def _flaws(key: Mapping[str, Any]) -> Iterator[str]:
     if (secret is None) == (digest is None):
         yield ": give either `key` or `sha256`"
     elif secret is not None:
-        swapped = schema.may_be_secret(str(key.get("name"))) and len(str(secret)) < KEY_LENGTH_MIN
+        swapped = display.may_be_secret(str(key.get("name"))) and len(str(secret)) < KEY_LENGTH_MIN
         hint = " (or are its name and its key swapped?)" if swapped else ""
         yield from (f" {flaw}{hint}" for flaw in flaws_of_key(str(secret)))
     for part in ("models", "cidrs"):
@@ -114,8 +114,8 @@ def _flaws(key: Mapping[str, Any]) -> Iterator[str]:
             ipaddress.ip_network(network)
         except ValueError as error:
             # The error repeats the text, which may be a key in the wrong place.
-            known = not schema.may_be_secret(network) or re.fullmatch(r"[0-9A-Fa-f]*[.:][0-9A-Fa-f.:/]*", network)
-            shown, why = (repr(network), f" ({error})") if known else (schema.quoted(network), "")
+            known = not display.may_be_secret(network) or re.fullmatch(r"[0-9A-Fa-f]*[.:][0-9A-Fa-f.:/]*", network)
+            shown, why = (repr(network), f" ({error})") if known else (display.quoted(network), "")
             yield f": {shown} in cidrs is not a network{why}: write one such as 203.0.113.0/24"
 
 
@@ -127,7 +127,7 @@ def _moment_flaws(expires: Any) -> Iterator[str]:
         yield "is empty, so the key would never expire: write a moment such as 2027-01-31T00:00:00Z, or take the line out"
         return
     if not _UTC_MOMENT.fullmatch(text):
-        shown = schema.shown("proxy_keys[].expires", expires)
+        shown = display.shown("proxy_keys[].expires", expires)
         yield f"is {shown}, not a moment in UTC: write it as 2027-01-31T00:00:00Z"
         return
     try:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .. import schema
+from .. import display, schema, value_types
 from ..inventory import Inventory
 from ..roles import STACK
 
@@ -52,7 +52,7 @@ def check_options(inventory: Inventory) -> Iterator[str]:
             kind = schemas[name].get("type")
             # check_types reports a variable that is empty or, unless it is to be a text, of another type.
             text = kind in ("text", "string")
-            if value is None or not (text or not kind or schema.has_type(value, kind)):
+            if value is None or not (text or not kind or value_types.has_type(value, kind)):
                 continue
             for problem in schema.problems(name, value, schemas[name], inventory.definitions):
                 if host not in wrong[problem]:
@@ -70,7 +70,7 @@ def _type_problem(name: str, value: Any, wanted: str) -> str:
         return ""
     if wanted in ("list", "dict"):
         return f"{name} is not {noun}"  # without the value, in which there may be a key
-    problem = f"{name} is {schema.shown(name, value)}, but must be {noun}"
+    problem = f"{name} is {display.shown(name, value)}, but must be {noun}"
     if isinstance(value, str) and re.fullmatch(r"-?[0-9.]+|true|false", value.lower()):
         problem += (
             f"""; on the command line write -e '{{"{name}": {value.lower()}}}', since name=value is always text"""
