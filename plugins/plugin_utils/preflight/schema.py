@@ -34,7 +34,7 @@ _WORDS = {
     "^(/[A-Za-z0-9._~-]+)+$": "be a path, such as /v1/summarize",
     r"^[^\x00-\x1f\x7f]*$": "be a text without control characters",
 }
-# A bound of this size only guards arithmetic, so messages do not name it.
+# Bounds of this size only protect arithmetic, so messages do not mention them.
 _UNBOUNDED = 2**53
 
 
@@ -93,7 +93,7 @@ class _Check:
             yield from _scalar(where, value, schema)
 
     def _free(self, where: str, value: Any) -> Iterator[str]:
-        """Of what may hold anything: numbers that cannot be written out."""
+        """Numbers that are too large, in a value that may be anything else."""
         if isinstance(value, Mapping):
             yield from self._object(where, value, {})
         elif isinstance(value, (list, tuple)):
@@ -176,7 +176,7 @@ def _scalar(where: str, value: Any, schema: Schema) -> Iterator[str]:
 
 
 def _fits(text: str, pattern: str) -> bool:
-    """Whether a text matches a pattern, whose $ means the end of the text, and not a newline before it."""
+    """Whether a text matches a pattern. `$` means the end of the text only, not also a newline before it."""
     return re.search(pattern.removesuffix("$") + (r"\Z" if pattern.endswith("$") else ""), text) is not None
 
 
@@ -206,8 +206,7 @@ def _range(schema: Schema, low: str, high: str) -> str:
 
 
 def fitting(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> Any:
-    """The value without the parts of another type than the schema's and numbers out of range, for checks that rely
-    on them."""
+    """The value without its parts that have the wrong type or a number out of range: other checks rely on the rest."""
     while "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     if "anyOf" in schema:

@@ -16,10 +16,8 @@ from .templates import TemplatedHostvars
 def result(
     variables: Mapping[str, Any], tiers: list[str], loader: Any, command_line: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the action plugin returns.
-
-    `problems` and, in one text, `report`; `refusal`, which says why the playbooks cannot be run with the options of this
-    run and is empty if they can; `warnings`, which Ansible shows before it goes on.
+    """The result of the action plugin: `problems`; `report`, all problems in one text; `refusal`, why the playbooks
+    cannot be run with this run's options ("" if they can); and `warnings`, which Ansible shows without stopping.
     """
     refusal = refusal_of(variables, tiers)
     if refusal:

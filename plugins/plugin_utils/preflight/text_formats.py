@@ -1,4 +1,4 @@
-"""Formats of texts that a pattern cannot describe: each function says what is wrong with a value, "" if nothing is."""
+"""Formats of texts that a regular expression cannot describe. Each function returns what is wrong, or ""."""
 
 from __future__ import annotations
 

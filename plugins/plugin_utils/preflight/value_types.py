@@ -10,14 +10,14 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "object": ((Mapping,), "a dictionary"),
     "array": ((list, tuple), "a list"),
     "string": ((str,), "a text"),
-    # The type of a text in an argument spec: other values can be used as text, too.
+    # A text in an argument spec: numbers and dates can be used as texts, too.
     "text": ((str, int, float, date), "a text"),
     "integer": ((int,), "a whole number"),
     "number": ((int, float), "a number"),
     "boolean": ((bool,), "true or false"),
     "null": ((type(None),), "nothing"),
 }
-# The files that are rendered from the variables have no larger numbers: the proxy refuses them as well.
+# The largest number in the rendered files: the proxy refuses larger ones.
 MOST = 2**63 - 1
 
 

@@ -26,7 +26,7 @@ def check_groups(inventory: Inventory) -> Iterator[str]:
         address = inventory.get(host, "stack_address")
         try:
             if ipaddress.ip_address(str(address)).is_unspecified:
-                # An engine, which asks for no key, would listen on the public address as well.
+                # An engine, which checks no keys, would listen on the public address as well.
                 yield f"host {host}: stack_address is {address}, which is every address: set it to the host's private IP address"
         except ValueError:
             if inventory.is_empty(host, "stack_address") or f"stack_address of {host}" in inventory.unreadable:
@@ -39,7 +39,7 @@ def check_groups(inventory: Inventory) -> Iterator[str]:
 
 
 def check_strays(inventory: Inventory) -> Iterator[str]:
-    """A host in a misspelt group, or with a misspelt tag, would be in no tier."""
+    """No host is in no tier because its group or tag is misspelt."""
     tiers = set(inventory.hosts())
     for group, hosts in sorted(inventory.groups.items()):
         meant = "" if group in TIERS else _tier_like(group)

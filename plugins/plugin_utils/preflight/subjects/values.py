@@ -1,4 +1,4 @@
-"""Values of variables: their types, and at any depth their names, ranges and forms."""
+"""Values of variables: types, and at any depth the names of options, ranges and formats."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _EMPTY = "{name} is empty: give it a value, or take the line out"
 
 
 def check_types(inventory: Inventory) -> Iterator[str]:
-    """Each value has its variable's type: a text that looks like a number would fail in the middle of a roll."""
+    """Each value has its variable's type: a number that is given as a text would fail in the middle of a roll."""
     specs = STACK | {name: spec for variables in inventory.options.values() for name, spec in variables.items()}
-    # A line `name:` replaces the default by nothing, which is rendered as an empty text or taken for false.
+    # A line `name:` without a value replaces the default: it is rendered as an empty text or means false.
     needed = {
         name for name, spec in specs.items() if spec.get("default") is not None or spec.get("required")
     } | STACK.keys()
@@ -50,7 +50,7 @@ def check_options(inventory: Inventory) -> Iterator[str]:
         for name in sorted(schemas.keys() & set(inventory.names(host))):
             value = inventory.get(host, name)
             kind = schemas[name].get("type")
-            # check_types reports a variable that is empty or, unless it is to be a text, of another type.
+            # check_types reports variables that are empty, and those of another type unless the type is text.
             text = kind in ("text", "string")
             if value is None or not (text or not kind or value_types.has_type(value, kind)):
                 continue
@@ -69,7 +69,7 @@ def _type_problem(name: str, value: Any, wanted: str) -> str:
     if isinstance(value, types) and (wanted == "bool") == isinstance(value, bool):
         return ""
     if wanted in ("list", "dict"):
-        return f"{name} is not {noun}"  # without the value, in which there may be a key
+        return f"{name} is not {noun}"  # without the value, which may contain a key
     problem = f"{name} is {display.shown(name, value)}, but must be {noun}"
     if isinstance(value, str) and re.fullmatch(r"-?[0-9.]+|true|false", value.lower()):
         problem += (
