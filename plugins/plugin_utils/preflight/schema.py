@@ -60,6 +60,13 @@ def _of_option(option: Mapping[str, Any]) -> dict[str, Any]:
     return schema
 
 
+def resolved(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    """The schema that a reference to the definitions stands for; any other schema itself."""
+    while "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
 def problems(where: str, value: Any, schema: Schema, definitions: Mapping[str, Schema] | None = None) -> Iterator[str]:
     """What is wrong with `value`; each sentence begins with `where` it is."""
     yield from _Check(definitions or {}).problems(where, value, schema)
@@ -70,7 +77,7 @@ class _Check:
         self._definitions = definitions
 
     def problems(self, where: str, value: Any, schema: Schema) -> Iterator[str]:
-        schema = self._plain(schema)
+        schema = resolved(schema, self._definitions)
         if not schema:
             yield from self._free(where, value)
             return
@@ -78,7 +85,7 @@ class _Check:
             yield f"{where} is empty: give it a value, or take the line out"
             return
         if "anyOf" in schema:
-            schema = self._plain(next(one for one in schema["anyOf"] if one.get("type") != "null"))
+            schema = resolved(next(one for one in schema["anyOf"] if one.get("type") != "null"), self._definitions)
         kind = schema.get("type")
         if kind is not None and not has_type(value, kind):
             found = type_in_words(value) if kind in ("object", "array") else shown(where, value, schema)
@@ -100,11 +107,6 @@ class _Check:
             yield from self._array(where, list(value), {})
         elif isinstance(value, (int, float)) and (wrong := _number(where, value, {})):
             yield wrong
-
-    def _plain(self, schema: Schema) -> Schema:
-        while "$ref" in schema:
-            schema = self._definitions[schema["$ref"].rpartition("/")[2]]
-        return schema
 
     def _object(self, where: str, value: Mapping[Any, Any], schema: Schema) -> Iterator[str]:
         known = schema.get("properties", {})
@@ -207,8 +209,7 @@ def _range(schema: Schema, low: str, high: str) -> str:
 
 def fitting(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> Any:
     """The value without its parts that have the wrong type or a number out of range: other checks rely on the rest."""
-    while "$ref" in schema:
-        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    schema = resolved(schema, definitions)
     if "anyOf" in schema:
         schema = next(one for one in schema["anyOf"] if one.get("type") != "null")
         return fitting(value, schema, definitions)

@@ -49,7 +49,7 @@ def check_options(inventory: Inventory) -> Iterator[str]:
     for host in inventory.hosts():
         for name in sorted(schemas.keys() & set(inventory.names(host))):
             value = inventory.get(host, name)
-            kind = schemas[name].get("type")
+            kind = schema.resolved(schemas[name], inventory.definitions).get("type")
             # check_types reports variables that are empty, and those of another type unless the type is text.
             text = kind in ("text", "string")
             if value is None or not (text or not kind or value_types.has_type(value, kind)):
