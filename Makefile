@@ -44,7 +44,7 @@ soak: venv ## stress one proxy worker for 20 minutes: make soak SOAK="--minutes 
 	@cd proxy_app && ../$(VENV)/bin/python -m benchmarks.soak $(SOAK)
 
 docs: venv ## write the variable tables from the argument specs
-	@$(VENV)/bin/python tools/variables.py
+	@PYTHONPATH=proxy_app/src $(VENV)/bin/python tools/variables.py
 
 changelog: venv ## take the fragments into the changelog: a step of a release, see docs/releasing.md
 	@PATH=$(CURDIR)/$(VENV)/bin:$$PATH antsibull-changelog release --update-existing

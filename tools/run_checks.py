@@ -1,12 +1,13 @@
 """Everything that CI runs, as a table of named steps: `run_checks.py fast`, `run_checks.py all`, or steps by name.
 
-Prints one line per step with its seconds. A step's output is in .build/checks/NAME.log; its end is shown when the step fails.
-All steps run even when one fails, so that one run shows every failure.
+Prints one line per step with its seconds. A step's output is in .build/checks/NAME.log; when the step fails, the lines that tell why
+are shown. All steps run even when one fails, so that one run shows every failure.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / ".build" / "checks"
 BIN = ROOT / ".venv" / "bin"
-TAIL_LINES = 60
+END_LINES = 60
+# Around a failed task of Ansible, and of pytest's section of failures.
+TASK_LINES = 25
+TESTS_LINES = 80
+FAILED_TASK = re.compile(r"(fatal|failed): \[")
+FAILED_TESTS = re.compile(r"=+ (FAILURES|ERRORS) =+$")
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ FAST = [
         60,
     ),
     Step("yamllint", "yamllint --strict .", 60),
-    Step("variables", "python tools/variables.py --check", 30),
+    Step("variables", "PYTHONPATH=proxy_app/src python tools/variables.py --check", 30),
     Step(
         "changelog", "antsibull-changelog lint && antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml", 30
     ),
@@ -66,6 +72,30 @@ SCENARIOS = [
 SETS = {"fast": FAST, "all": [*FAST, *PACKAGING, *SCENARIOS]}
 # Steps that run at the same time.
 SIDE_BY_SIDE = 2
+
+
+def excerpt(lines: list[str]) -> list[str]:
+    """The lines of a failed step's output that tell why: the last failed task, the failed tests, and the end."""
+    shown = [range(len(lines) - END_LINES, len(lines))]
+    tests = [number for number, line in enumerate(lines) if FAILED_TESTS.search(line)]
+    tasks = [number for number, line in enumerate(lines) if FAILED_TASK.match(line) and not _ignored(lines, number)]
+    if tests:
+        shown.append(range(tests[0], tests[0] + TESTS_LINES))
+    elif tasks:
+        shown.append(range(tasks[-1] - TASK_LINES, tasks[-1] + TASK_LINES + 1))
+    wanted = sorted({number for part in shown for number in part if 0 <= number < len(lines)})
+    found: list[str] = []
+    for before, number in zip([-1, *wanted], wanted, strict=False):
+        if number > before + 1:
+            found.append("[…]")
+        found.append(lines[number])
+    return found
+
+
+def _ignored(lines: list[str], number: int) -> bool:
+    """Whether the play went on after the failure on this line, as its `ignore_errors` wanted."""
+    end = next((n for n in range(number, len(lines)) if not lines[n]), len(lines))
+    return lines[end - 1] == "...ignoring"
 
 
 class Runner:
@@ -123,7 +153,7 @@ class Runner:
             (self.failed if status else self.passed).append(step)
             print(f"{seconds:6.1f} s  {step.name}{': FAILED' if status else ''}", flush=True)
             if status and not self._stopped:
-                lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+                lines = excerpt(log.read_text(errors="replace").splitlines())
                 print(
                     "\n".join(f"    | {line}" for line in lines),
                     f"\n    (all of it: {log.relative_to(ROOT)})",

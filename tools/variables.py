@@ -2,17 +2,19 @@
 which preflight checks variables from the proxy's configuration classes, and nginx's routes from the proxy's endpoints.
 
 With --check nothing is written; the exit status is 1 if a file is out of date.
+`make docs` runs it with the proxy's package on Python's path.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from inference_proxy import config
+from inference_proxy.api.endpoints import TABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFLIGHT = ROOT / "plugins" / "plugin_utils" / "preflight"
@@ -57,8 +59,6 @@ PROXY_SECTIONS = {
 
 def proxy_schema() -> str:
     """The schemas of all variables that are rendered into the proxy's files, with the definitions that they use."""
-    sys.path.insert(0, str(ROOT / "proxy_app" / "src"))
-    config = importlib.import_module("inference_proxy.config")
     whole, keys = config.Config.model_json_schema(), config.KeyConfig.model_json_schema()
     definitions = {**whole["$defs"], **keys.pop("$defs")}
     variables = {name: whole["properties"][section] for name, section in PROXY_SECTIONS.items()}
@@ -91,10 +91,8 @@ ROUTES = """\
 
 def nginx_routes() -> str:
     """The variables of nginx's routes: the proxy's endpoints, those with a version prefix apart."""
-    sys.path.insert(0, str(ROOT / "proxy_app" / "src"))
-    table = importlib.import_module("inference_proxy.api.endpoints").TABLE
     # nginx's 404 suggests the first path that ends the requested one: /chat/completions goes before /completions.
-    rows = sorted(table, key=lambda row: -row.path.count("/"))
+    rows = sorted(TABLE, key=lambda row: -row.path.count("/"))
     lines = [ROUTES + "# Each path follows a version, such as /v1.", "__nginx_certbot_routes:"]
     lines += [f"  - {{path: {row.path}, class: {row.kind}}}" for row in rows if row.versioned]
     lines += ["# These have no version.", "__nginx_certbot_unversioned_routes:"]

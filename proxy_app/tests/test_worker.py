@@ -68,7 +68,7 @@ async def test_a_worker_with_a_fault_ends_once_it_has_no_request(files: Files, e
     try:
         raise ArithmeticError
     except ArithmeticError:
-        state.faults.note_damage()
+        state.faults.note_wrong_counts()
     assert not await serving.on_tick(50), "not at once after its start"
     with Guard(state.guards, WAIT_S):
         assert not await serving.on_tick(650)

@@ -159,6 +159,12 @@ def test_no_part_of_a_roll_can_be_begun_without_the_check(playbook: str) -> None
     ] == []
 
 
+def test_the_rolling_update_by_itself_says_which_playbook_to_run(inventory: Path) -> None:
+    status, output = run(inventory, "playbooks/roll.yml")
+    assert status != 0
+    assert "Run the playbook of a tier (vllm.yml, proxy.yml or nginx.yml) instead" in output
+
+
 @pytest.mark.parametrize(
     ("group", "role"),
     [("vllm", "vllm"), ("proxy", "proxy"), ("nginx", "nginx_certbot")],
@@ -185,6 +191,9 @@ def test_a_host_that_cannot_be_looked_at_is_a_line_of_the_report(inventory: Path
     whole["all"]["hosts"]["api1"] |= away
     whole["all"]["hosts"]["engine2"]["vllm_install_disk_gb"] = "{{ nowhere }}"
     whole["all"]["hosts"]["web1"]["nginx_certbot_deny_cidrs"] = "{{ nowhere }}"
+    whole["all"]["hosts"]["engine3"] = {"stack_address": "127.0.0.5", "vllm_engines": [ENGINE]}
+    whole["all"]["hosts"]["engine3"]["ansible_python_interpreter"] = "/nowhere/python"
+    whole["all"]["children"]["vllm"]["hosts"]["engine3"] = {}
     whole["all"]["hosts"]["localhost"] = away
     whole["all"]["children"]["nginx"]["hosts"]["localhost"] = {}
     inventory.write_text(yaml.safe_dump(whole))
@@ -192,6 +201,8 @@ def test_a_host_that_cannot_be_looked_at_is_a_line_of_the_report(inventory: Path
     assert status != 0
     for host in ("api1", "localhost"):
         assert f"host {host} cannot be reached: " in output
+    assert "host engine3: its facts cannot be gathered: " in output
+    assert "/nowhere/python: not found" in output, "the reason in the module's own result"
     assert 'host engine2: "Collect the problems" failed' in output
     assert 'host web1: "Collect the problems" failed' in output
     assert "engine one: model /nowhere has no config.json" in output, "of engine1"

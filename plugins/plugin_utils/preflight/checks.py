@@ -34,7 +34,7 @@ from .subjects import (
 
 Check = Callable[[Inventory], Iterator[str]]
 
-# Of the form of groups and variables.
+# Checks of the form of groups and variables.
 FORM: list[Check] = [
     groups.check_groups,
     groups.check_strays,
@@ -45,7 +45,7 @@ FORM: list[Check] = [
     values.check_types,
     values.check_options,
 ]
-# Of what the variables mean. These read only values of the right form.
+# Checks of what the variables mean. They get only values of the right form.
 CHECKS: list[Check] = [
     engines.check_engines,
     engines.check_engine_args,
@@ -75,10 +75,10 @@ CHECKS: list[Check] = [
     # The last one, because the others find what cannot be read.
     readable.check_readable,
 ]
-# What may be right or wrong: reported as a warning.
+# What may be wrong, but need not be: reported as warnings.
 NOTICES: list[Check] = [fleet.notice_names, unserved.notice_unserved_models]
 
-# What a role checks of the one host that it runs on, where no site's preflight ran before. It knows no other tier.
+# The checks that a role makes for its own host. It needs no variables of other tiers.
 OF_ROLES: dict[str, list[Check]] = {
     "vllm": [
         engines.check_engines,
@@ -126,7 +126,8 @@ def all_notices(inventory: Inventory) -> list[str]:
 
 
 def _found_by(checks: list[Check], inventory: Inventory) -> list[str]:
-    """What some checks find. A check without a value that it needs finds nothing: the role's own preflight makes it."""
+    """The problems that some checks find. A check that needs a value which only the role will know is left to the
+    role's own preflight."""
     found: list[str] = []
     for check in checks:
         inventory.known_later.clear()
@@ -136,7 +137,7 @@ def _found_by(checks: list[Check], inventory: Inventory) -> list[str]:
 
 
 def _problems_of(check: Check, inventory: Inventory) -> list[str]:
-    """The problems that one check finds. If the check itself fails, the others are still made."""
+    """The problems that one check finds. A check that fails itself is one problem, and the others still run."""
     found: list[str] = []
     try:
         found.extend(check(inventory))

@@ -1,4 +1,4 @@
-"""Where files of variables are, and where examples of them are."""
+"""Finds the directories that have files of variables, and the examples of such files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def read_directories(inventory: Inventory) -> dict[Path, str]:
 
 
 def beside_sources(inventory: Inventory) -> list[Path]:
-    """The directories of the inventory's sources. A host's inventory_dir is only that of the source that named it first."""
+    """The directories of all inventory sources. (A host's inventory_dir is only the directory of the first source
+    that names it.)"""
     paths = [Path(source) for source in inventory.sources]
     return [path if path.is_dir() else path.parent for path in paths if path.exists()]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 
 def as_dict(value: Any) -> Mapping[str, Any]:
-    """A dictionary; an empty one instead of anything else."""
+    """The value if it is a dictionary, otherwise an empty dictionary."""
     return value if isinstance(value, Mapping) else {}
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list; an empty one instead of anything else, because a text would be read letter by letter."""
+    """The value if it is a list, otherwise an empty list: iterating over a text would give its characters."""
     return list(value) if isinstance(value, (list, tuple)) else []
 
 
@@ -23,7 +23,7 @@ def as_dicts(value: Any) -> list[Mapping[str, Any]]:
 
 
 def as_address(value: Any) -> str:
-    """An address in the one form in which it can be compared; "" for all addresses and for what is none."""
+    """The address in its normal form, for comparison; "" for 0.0.0.0, ::, and what is not an address."""
     try:
         address = ipaddress.ip_address(str(value))
     except ValueError:

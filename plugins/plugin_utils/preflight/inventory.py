@@ -13,7 +13,7 @@ from .templates import KnownLater, templates, why_unreadable
 
 
 class Inventory:
-    """Groups, hosts and their variables, with a role's default where an operator sets none."""
+    """Groups, hosts and their variables. A variable that the operator does not set has its role's default."""
 
     def __init__(
         self,
@@ -33,14 +33,14 @@ class Inventory:
         self._only, self.playbooks = only, list(playbooks)
         self.groups, self._hostvars, self.options, self.sources = groups, hostvars, options, list(sources)
         self.unreadable: dict[str, str] = {}
-        # What was asked for and is not known before its role runs.
+        # Variables that a check asked for and that only the role will know.
         self.known_later: set[str] = set()
         self.schemas, self.definitions = variable_schemas(options)
         self._defaults = role_defaults({"stack": STACK, **options})
         self._fitting = False
 
     def leave_out_misfits(self) -> None:
-        """From now on, leave out of each variable what does not have the right type."""
+        """From now on, omit the parts of variables that have the wrong type."""
         self._fitting = True
 
     def group(self, name: str) -> list[str]:
@@ -67,7 +67,7 @@ class Inventory:
         return any(word.search(text) for key, value in raw.items() if key != name for text in templates(value))
 
     def get(self, host: str, name: str) -> Any:
-        """A variable's value; None when it cannot be templated, which `unreadable` or `known_later` then says."""
+        """A variable's value. None if it cannot be templated; then `unreadable` or `known_later` has its name."""
         try:
             value = self._hostvars[host].get(name, self._defaults.get(name))
             if self._fitting and name in self.schemas and value is not None:
@@ -98,5 +98,5 @@ class Inventory:
         return name in self._hostvars[host] and self.get(host, name) is None and self.has_value(host, name)
 
     def engines(self, host: str) -> list[Mapping[str, Any]]:
-        """Those of the host's engines that are dictionaries: engines.py reports the others."""
+        """The host's engines. Entries that are not dictionaries are omitted; engines.py reports them."""
         return as_dicts(self.get(host, "vllm_engines"))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-# In messages, a name or a text without blanks beyond this length is cut, and so is a message beyond the other one.
+# Longer words and longer messages are cut.
 WORD_MAX, SENTENCE_MAX = 200, 4000
 
 
 def printable(problem: str) -> str:
-    """A problem that is safe on a terminal: one line without control characters, no longer than can be read."""
+    """The problem in a form that is safe on a terminal: one line of limited length, without control characters."""
     plain = "".join(
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
         for character in problem

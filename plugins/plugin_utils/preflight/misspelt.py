@@ -1,17 +1,17 @@
-"""Whether a name is another one, misspelt."""
+"""Tells whether a name is a misspelling of another one."""
 
 from __future__ import annotations
 
 import re
 
-# Of fewer letters, names that differ in one are often two names.
+# Shorter names that differ in one letter are often two different names.
 _SHORT = 5
 
 
 def is_misspelt(name: str, meant: str) -> bool:
-    """Whether a name is the meant one with one slip of the hand, with hyphens for _ or in another case.
+    """Whether a name is the intended one with one typing error, with hyphens instead of _ or in another case.
 
-    Names that begin unlike (haproxy) or are numbered unlike (proxy2) are names of their own.
+    A name with another beginning (haproxy) or another number (proxy2) is not a misspelling.
     """
     ours, theirs = _plain(name), _plain(meant)
     if name == meant or ours[:1] != theirs[:1] or _numbers(ours) != _numbers(theirs):
@@ -20,9 +20,9 @@ def is_misspelt(name: str, meant: str) -> bool:
 
 
 def is_mistyped(name: str, meant: str) -> bool:
-    """Whether a name that an operator chose is the meant one with a letter missing, doubled or transposed.
+    """Whether a name that an operator chose is the intended one with a letter missing, doubled or transposed.
 
-    gpu-a and gpu-b, gpu-blue and gpu-blues, or qwen3-8b and qwen3-4b are two names; so are short ones.
+    These are different names: gpu-a and gpu-b, gpu-blue and gpu-blues, qwen3-8b and qwen3-4b, and all short names.
     """
     if not is_misspelt(name, meant):
         return False
@@ -38,7 +38,7 @@ def is_mistyped(name: str, meant: str) -> bool:
 
 
 def is_one_slip(name: str, meant: str) -> bool:
-    """Whether one letter is missing, added or another, or two neighbours are transposed."""
+    """Whether the texts differ by one letter that is missing, added or replaced, or by two transposed neighbours."""
     at = _first_difference(name, meant)
     ours, theirs = name[at:], meant[at:]
     return name != meant and (
@@ -55,7 +55,7 @@ def _first_difference(name: str, other: str) -> int:
 
 
 def _plain(name: str) -> str:
-    """In one case, with one kind of hyphen, and with numbers such as 01 as 1."""
+    """The name in lower case, with one kind of hyphen, and with 1 instead of 01."""
     return re.sub(r"(?<![0-9])0+(?=[0-9])", "", name.lower().replace("-", "_"))
 
 

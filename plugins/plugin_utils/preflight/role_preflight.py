@@ -8,12 +8,23 @@ from typing import Any
 from .checks import role_problems
 from .inventory import Inventory
 from .roles import READERS, STACK, role_options
+from .run_options import COLLECT
 
 
 def problems_of_host(
     role: str, variables: Mapping[str, Any], template: Callable[[Any], Any], facts: Mapping[str, Any]
 ) -> list[str]:
-    """What is wrong with a task's variables of the role and of the stack. `facts` are known from the host and replace some."""
+    """What is wrong with a task's variables of the role and of the stack. `facts` are known from the host and replace some.
+
+    If the site's preflight collects problems, it has already found those that need no facts.
+    """
+    told = _problems(role, variables, template, {}) if variables.get(COLLECT, False) else []
+    return [problem for problem in _problems(role, variables, template, facts) if problem not in told]
+
+
+def _problems(
+    role: str, variables: Mapping[str, Any], template: Callable[[Any], Any], facts: Mapping[str, Any]
+) -> list[str]:
     host, group, options = variables["inventory_hostname"], READERS[role], role_options()
     own = OwnVariables({**variables, **facts}, {*options[role], *STACK}, template)
     # A role may be used for hosts of other groups, and for those of several tiers it checks only its own.

@@ -15,7 +15,7 @@ ROLES_DIRECTORY = Path(__file__).resolve().parents[3] / "roles"
 TIERS = {"vllm": "vllm", "proxy": "proxy", "nginx": "nginx_certbot"}  # group: role
 ROLES = [*TIERS.values(), "nvidia_drivers"]
 READERS = {role: group for group, role in TIERS.items()} | {"nvidia_drivers": "vllm"}  # role: group
-# Variables that are also read on hosts of another tier, the one behind their role's, by its roll.
+# Variables that are also read on hosts of the next tier: its rolling update uses them.
 READ_BEHIND = {
     "proxy_drain_timeout_s": "vllm",
     "proxy_start_timeout_s": "vllm",
@@ -40,7 +40,7 @@ def role_options() -> dict[str, dict[str, Any]]:
 
 
 def readers(options: Options, name: str) -> set[str]:
-    """The groups on whose hosts a role's variable is read; none of a variable that is no role's."""
+    """The groups on whose hosts a role's variable is read; no groups if the variable belongs to no role."""
     groups = {READERS[role] for role, variables in options.items() if name in variables}
     return groups | {READ_BEHIND[name]} if name in READ_BEHIND else groups
 

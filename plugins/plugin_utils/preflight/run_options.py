@@ -1,4 +1,4 @@
-"""Options of a run under which it would do less than it says."""
+"""Refuses options of ansible-playbook with which a run would silently do less than it should."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MOLECULES_TAGS = {"notest", "molecule-notest", "molecule-idempotence-notest"}
 
 
 def refusal_of(variables: Mapping[str, Any], tiers: list[str]) -> str:
-    """Why a run with these options would do less than it says; "" if it would not.
+    """Why a run with these options would silently do less than it should; "" if it would not.
 
     A roll under a tag would skip the included tasks that prove a host healthy and put it back. With a limit that leaves no
     host of the tier, a run would do nothing and still succeed.
     """
     hostvars = variables.get("hostvars", {})
-    # playbooks/preflight.yml sets it for a play, and such variables are not in hostvars.
+    # playbooks/preflight.yml sets it as a play's variable, which hostvars do not contain.
     if any(COLLECT in hostvars[host] for host in hostvars):
         return f"{COLLECT} is set by the inventory or by -e, and would leave checks out: it is for playbooks/preflight.yml alone, so take it out."
     tags = [tag for tag in variables.get("ansible_run_tags", ["all"]) if tag != "all"]
@@ -51,9 +51,9 @@ def refusal_of(variables: Mapping[str, Any], tiers: list[str]) -> str:
 
 
 def _unmatched(limit: str, groups: Mapping[str, list[str]]) -> str:
-    """What of a limit matches no host and no group; "" if all of it does.
+    """A message about the part of a limit that matches no host and no group; "" if every part matches.
 
-    Ansible only warns of it. A misspelt host would not be done, or, after a !, would be done though it is to be left alone.
+    Ansible only warns. A misspelt host would be skipped or, after a !, changed although it should be left alone.
     """
     names = {*groups, *LOCALHOST, *(host for hosts in groups.values() for host in hosts)}
     for pattern in _patterns(limit):
@@ -74,7 +74,7 @@ def _unmatched(limit: str, groups: Mapping[str, list[str]]) -> str:
 
 
 def _patterns(limit: str) -> Iterator[str]:
-    """The patterns of a limit, with those of files that it names (@file), as Ansible reads them."""
+    """The patterns of a limit, including those in files that it names (@file)."""
     for pattern in split_host_pattern(limit):
         if pattern.startswith("@"):
             yield from filter(None, map(str.strip, Path(pattern[1:]).expanduser().read_text().splitlines()))

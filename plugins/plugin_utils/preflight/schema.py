@@ -8,25 +8,16 @@ read which name was meant.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
-from datetime import date, datetime
 from typing import Any
+
+from .display import as_text, is_among_keys, may_be_secret, shown, shown_name
+from .text_formats import FORMATS
+from .value_types import MOST, TYPES, has_type, type_in_words
 
 Schema = Mapping[str, Any]
 
-_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "object": ((Mapping,), "a dictionary"),
-    "array": ((list, tuple), "a list"),
-    "string": ((str,), "a text"),
-    # The type of a text in an argument spec: other values can be used as text, too.
-    "text": ((str, int, float, date), "a text"),
-    "integer": ((int,), "a whole number"),
-    "number": ((int, float), "a number"),
-    "boolean": ((bool,), "true or false"),
-    "null": ((type(None),), "nothing"),
-}
 _SPEC_TYPES = {
     "int": "integer",
     "float": "number",
@@ -36,58 +27,15 @@ _SPEC_TYPES = {
     "str": "text",
     "path": "text",
 }
-# Values under these names are never shown. Neither is an option's name that does not look like one: it may be a key
-# that stands where its name should be.
-_SECRET = re.compile(r"(^|_)(key|password|secret|token|sha256)$", re.IGNORECASE)
-# In this variable, any text may be a key in the wrong place.
-_KEYS = "proxy_keys"
-_LONGEST_SHOWN = 60
-# Texts of this length may be keys. The few names that are as long are found by their beginning.
-_SECRET_LENGTH = 16
 _OPTION = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}")
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\d")
 _WORDS = {
     "^[0-9a-f]{64}$": "be 64 hexadecimal digits in lower case",
     "^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$": "be a prefix without a slash at its ends, such as v1 or openai/v1",
     "^(/[A-Za-z0-9._~-]+)+$": "be a path, such as /v1/summarize",
     r"^[^\x00-\x1f\x7f]*$": "be a text without control characters",
 }
-# A bound of this size only guards arithmetic, so messages do not name it.
+# Bounds of this size only protect arithmetic, so messages do not mention them.
 _UNBOUNDED = 2**53
-# The files that are rendered from the variables have no larger numbers: the proxy refuses them as well.
-_MOST = 2**63 - 1
-_HUGE = "a number of more than 64 bits"
-
-
-def may_be_secret(text: str) -> bool:
-    """Whether a text in the variable of keys may be a key."""
-    return len(text) >= _SECRET_LENGTH or text.startswith("sk-")
-
-
-def quoted(text: str, among_keys: bool = True) -> str:
-    """A text as messages show it: shortened, and only the beginning of what may be a key."""
-    if among_keys and may_be_secret(text):
-        return repr(text[: min(4, len(text) // 4)] + "…")
-    return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…")
-
-
-def _text(value: Any) -> str:
-    try:
-        return str(value)
-    except ValueError:
-        return _HUGE  # Python refuses to write out a number of some thousand digits
-
-
-def _among_keys(where: str) -> bool:
-    return where.startswith(_KEYS)
-
-
-def _named(where: str, name: Any) -> str:
-    """A name as a part of a path."""
-    text = _text(name)
-    if (_among_keys(where) and may_be_secret(text)) or len(text) > _LONGEST_SHOWN:
-        return quoted(text, _among_keys(where))
-    return text
 
 
 def of_spec(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +60,13 @@ def _of_option(option: Mapping[str, Any]) -> dict[str, Any]:
     return schema
 
 
+def resolved(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    """The schema that a reference to the definitions stands for; any other schema itself."""
+    while "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
 def problems(where: str, value: Any, schema: Schema, definitions: Mapping[str, Schema] | None = None) -> Iterator[str]:
     """What is wrong with `value`; each sentence begins with `where` it is."""
     yield from _Check(definitions or {}).problems(where, value, schema)
@@ -122,7 +77,7 @@ class _Check:
         self._definitions = definitions
 
     def problems(self, where: str, value: Any, schema: Schema) -> Iterator[str]:
-        schema = self._plain(schema)
+        schema = resolved(schema, self._definitions)
         if not schema:
             yield from self._free(where, value)
             return
@@ -130,13 +85,13 @@ class _Check:
             yield f"{where} is empty: give it a value, or take the line out"
             return
         if "anyOf" in schema:
-            schema = self._plain(next(one for one in schema["anyOf"] if one.get("type") != "null"))
+            schema = resolved(next(one for one in schema["anyOf"] if one.get("type") != "null"), self._definitions)
         kind = schema.get("type")
         if kind is not None and not has_type(value, kind):
-            shown = _kind(value) if kind in ("object", "array") else _shown(where, value, schema)
-            yield f"{where} is {shown}, but must be {_TYPES[kind][1]}"
+            found = type_in_words(value) if kind in ("object", "array") else shown(where, value, schema)
+            yield f"{where} is {found}, but must be {TYPES[kind][1]}"
         elif "enum" in schema and value not in schema["enum"]:
-            yield f"{where} is {_shown(where, value, schema)}, but must be one of {', '.join(map(str, schema['enum']))}"
+            yield f"{where} is {shown(where, value, schema)}, but must be one of {', '.join(map(str, schema['enum']))}"
         elif kind == "object":
             yield from self._object(where, value, schema)
         elif kind == "array":
@@ -145,18 +100,13 @@ class _Check:
             yield from _scalar(where, value, schema)
 
     def _free(self, where: str, value: Any) -> Iterator[str]:
-        """Of what may hold anything: numbers that cannot be written out."""
+        """Numbers that are too large, in a value that may be anything else."""
         if isinstance(value, Mapping):
             yield from self._object(where, value, {})
         elif isinstance(value, (list, tuple)):
             yield from self._array(where, list(value), {})
         elif isinstance(value, (int, float)) and (wrong := _number(where, value, {})):
             yield wrong
-
-    def _plain(self, schema: Schema) -> Schema:
-        while "$ref" in schema:
-            schema = self._definitions[schema["$ref"].rpartition("/")[2]]
-        return schema
 
     def _object(self, where: str, value: Mapping[Any, Any], schema: Schema) -> Iterator[str]:
         known = schema.get("properties", {})
@@ -166,7 +116,7 @@ class _Check:
                 yield f"{where} lacks {name}"
         names = schema.get("propertyNames", {})
         for name, item in value.items():
-            text = _text(name)
+            text = as_text(name)
             if name in known:
                 # An empty value of a required name is reported above.
                 if item is not None or name not in schema.get("required", []):
@@ -178,13 +128,13 @@ class _Check:
             elif len(text) > names.get("maxLength", len(text)):
                 yield f"{where} has an entry whose name has {len(text)} characters: use at most {names['maxLength']}"
             elif any(not _fits(text, pattern) for pattern in schema.get("patternProperties", ())):
-                yield f"{where} has an entry whose name has control characters: {_named(where, name)}"
+                yield f"{where} has an entry whose name has control characters: {shown_name(where, name)}"
             elif "x-words" in names and not re.fullmatch(names["pattern"], text):
                 # The rest may be a value, as in A=1.
                 begin = re.match(r"\w{0,15}", text)
                 yield f"{where} has a name that begins with {begin[0] if begin else ''!r}, but names must {names['x-words']}"
             else:
-                yield from self.problems(f"{where}.{_named(where, name)}", item, others)
+                yield from self.problems(f"{where}.{shown_name(where, name)}", item, others)
 
     def _array(self, where: str, value: list[Any], schema: Schema) -> Iterator[str]:
         least = schema.get("minItems", 0)
@@ -193,17 +143,8 @@ class _Check:
         for number, item in enumerate(value):
             name = item.get("name") if isinstance(item, Mapping) else None
             yield from self.problems(
-                f"{where}[{number}]" + (f" ({_named(where, name)})" if name else ""), item, schema.get("items", {})
+                f"{where}[{number}]" + (f" ({shown_name(where, name)})" if name else ""), item, schema.get("items", {})
             )
-
-
-def has_type(value: Any, kind: str) -> bool:
-    """Whether a value is of one of JSON's types."""
-    if kind == "string" and isinstance(value, (date, datetime)):
-        return True  # as YAML has them without quotes
-    types, _ = _TYPES[kind]
-    # To Python a bool is an int.
-    return isinstance(value, types) and (kind == "boolean") == isinstance(value, bool)
 
 
 def _may_be_null(schema: Schema) -> bool:
@@ -214,14 +155,14 @@ def _unknown_option(where: str, name: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
     is_name = _OPTION.fullmatch(name) is not None
-    if is_name and _among_keys(where) and may_be_secret(name):
+    if is_name and is_among_keys(where) and may_be_secret(name):
         is_name = bool(difflib.get_close_matches(name, known, n=1, cutoff=0.8))
-    shown = f"the unknown option {name!r}" if is_name else "an unknown option, not shown since it may be a secret"
-    return f"{where} has {shown}: {hint}"
+    option = f"the unknown option {name!r}" if is_name else "an unknown option, not shown since it may be a secret"
+    return f"{where} has {option}: {hint}"
 
 
 def _scalar(where: str, value: Any, schema: Schema) -> Iterator[str]:
-    shown = _shown(where, value, schema)
+    found = shown(where, value, schema)
     kind = schema.get("type")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and (wrong := _number(where, value, schema)):
         yield wrong
@@ -231,13 +172,13 @@ def _scalar(where: str, value: Any, schema: Schema) -> Iterator[str]:
         if not schema.get("minLength", 0) <= len(text) <= schema.get("maxLength", len(text)):
             yield f"{where} has {len(text)} characters, but must have {_range(schema, 'minLength', 'maxLength')}"
         elif pattern is not None and not _fits(text, pattern):
-            yield f"{where} is {shown}, but must {schema.get('x-words') or _WORDS.get(pattern, f'match {pattern}')}"
-    if "format" in schema and (wrong := _FORMATS.get(schema["format"], lambda _: "")(value)):
-        yield f"{where} is {shown}: {wrong}"
+            yield f"{where} is {found}, but must {schema.get('x-words') or _WORDS.get(pattern, f'match {pattern}')}"
+    if "format" in schema and (wrong := FORMATS.get(schema["format"], lambda _: "")(value)):
+        yield f"{where} is {found}: {wrong}"
 
 
 def _fits(text: str, pattern: str) -> bool:
-    """Whether a text matches a pattern, whose $ means the end of the text, and not a newline before it."""
+    """Whether a text matches a pattern. `$` means the end of the text only, not also a newline before it."""
     return re.search(pattern.removesuffix("$") + (r"\Z" if pattern.endswith("$") else ""), text) is not None
 
 
@@ -256,9 +197,9 @@ def _number(where: str, value: float, schema: Schema) -> str:
             for words, bound in (("at least", least), ("more than", above), ("at most", most))
             if bound is not None and abs(bound) < _UNBOUNDED
         ]
-        return f"{where} is {_shown(where, value, schema)}, but must be {' and '.join(bounds) or f'at most {most}'}"
-    if abs(value) > _MOST:
-        return f"{where} is {_shown(where, value, schema)}, but no number may have more than 64 bits"
+        return f"{where} is {shown(where, value, schema)}, but must be {' and '.join(bounds) or f'at most {most}'}"
+    if abs(value) > MOST:
+        return f"{where} is {shown(where, value, schema)}, but no number may have more than 64 bits"
     return ""
 
 
@@ -266,52 +207,9 @@ def _range(schema: Schema, low: str, high: str) -> str:
     return " to ".join(str(schema[name]) for name in (low, high) if name in schema)
 
 
-def shown(where: str, value: Any) -> str:
-    """A value as messages show it, unless it may hold a secret."""
-    return _shown(where, value, {})
-
-
-def _shown(where: str, value: Any, schema: Schema) -> str:
-    if isinstance(value, (Mapping, list, tuple)):
-        return _kind(value)
-    if value is None:
-        return "empty"
-    if schema.get("x-hidden"):
-        return _kind(value)
-    if _SECRET.search(where.rpartition(".")[2]):
-        return "a value of another kind"
-    if isinstance(value, int) and abs(value) > _MOST:
-        return _HUGE
-    if _among_keys(where) and not isinstance(value, (str, date)) and may_be_secret(str(value)):
-        return f"a number of {len(str(value))} digits"
-    if isinstance(value, date) or (isinstance(value, str) and _MOMENT.match(value)):
-        return quoted(str(value), among_keys=False)
-    if isinstance(value, str):
-        is_address = schema.get("x-address") or "://" in value
-        return quoted(_host_only(value) if is_address else value, _among_keys(where))
-    return repr(value)
-
-
-def _host_only(address: str) -> str:
-    """A URL without its credentials, path and query, any of which may hold a token."""
-    scheme, slashes, rest = address.rpartition("://")
-    if "@" in rest:
-        return f"{scheme}{slashes}***"
-    host = re.split(r"[/?#\s]", rest, maxsplit=1)[0]
-    return f"{scheme}{slashes}{host}" + ("/…" if len(host) < len(rest) else "")
-
-
-def _kind(value: Any) -> str:
-    """A value's type in words, instead of a value that may hold secrets."""
-    kinds = ("boolean", "object", "array", "integer", "number", "null", "text")
-    return next((_TYPES[kind][1] for kind in kinds if has_type(value, kind)), "a value of another kind")
-
-
 def fitting(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> Any:
-    """The value without the parts of another type than the schema's and numbers out of range, for checks that rely
-    on them."""
-    while "$ref" in schema:
-        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    """The value without its parts that have the wrong type or a number out of range: other checks rely on the rest."""
+    schema = resolved(schema, definitions)
     if "anyOf" in schema:
         schema = next(one for one in schema["anyOf"] if one.get("type") != "null")
         return fitting(value, schema, definitions)
@@ -327,53 +225,8 @@ def fitting(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> An
         known = schema.get("properties", {})
         others: Schema = next(iter(schema.get("patternProperties", {}).values()), {})
         return {
-            _text(name): fitting(item, known.get(name, others), definitions)
+            as_text(name): fitting(item, known.get(name, others), definitions)
             for name, item in value.items()
             if item is not None and fitting(item, known.get(name, others), definitions) is not None
         }
     return value
-
-
-def _date(value: Any) -> str:
-    try:
-        date.fromisoformat(str(value))
-    except ValueError as error:
-        return f"not a day ({error}): write it as 2027-01-31"
-    return ""
-
-
-def _network(value: Any) -> str:
-    try:
-        ipaddress.ip_network(str(value))
-    except ValueError as error:
-        return f"not a network ({error}): write one such as 203.0.113.0/24"
-    return ""
-
-
-def _believed_network(value: Any) -> str:
-    if wrong := _network(value):
-        return wrong
-    if not ipaddress.ip_network(str(value)).prefixlen:
-        return "every client could say what its address is: name the load balancer's networks"
-    return ""
-
-
-def _quoted(value: Any) -> str:
-    return "" if isinstance(value, str) else "a number or a day to YAML: put it in quotes"
-
-
-def _address(value: Any) -> str:
-    try:
-        ipaddress.ip_address(str(value))
-    except ValueError:
-        return "not an IP address"
-    return ""
-
-
-_FORMATS = {
-    "address": _address,
-    "believed_network": _believed_network,
-    "date": _date,
-    "network": _network,
-    "quoted": _quoted,
-}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 KEY_LENGTH_MIN = 32
-# Random keys of that length have more different characters, in whatever alphabet they are written.
+# Random keys of that length have more different characters in any encoding.
 KEY_VARIETY_MIN = 8
 _INSTEAD = "`openssl rand -hex 32`, kept in the vault"
 

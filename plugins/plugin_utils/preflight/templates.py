@@ -1,4 +1,4 @@
-"""Hosts' variables with their templates filled in as far as can be known before a role runs."""
+"""Hosts' variables, with templates evaluated as far as is possible before a role runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.template import Templar
 
-# Known only within a play: facts, which roles gather, and what Ansible sets for a role, a play or a loop.
+# Known only in a play: facts that roles gather, and what Ansible sets for a role, a play or a loop.
 _LATER = re.compile(
     r"ansible_(facts|local|loop\w*|parent_role_names|play_\w+|role_name|search_path)|item|play_hosts|role_\w+"
 )
@@ -20,14 +20,16 @@ _OTHER_PASSWORD = "it was encrypted with another vault password than the one tha
 
 
 class KnownLater(Exception):
-    """A value that is made of what only a role knows, when it runs."""
+    """The value depends on something that is known only while a role runs."""
 
 
 class TemplatedHostvars(Mapping[str, Mapping[str, Any]]):
-    """By host, its variables. Ansible's own hostvars cannot fill in templates that name other hosts or a role's defaults."""
+    """The variables of each host. Ansible's own hostvars cannot evaluate templates that use other hosts or a role's
+    defaults."""
 
     def __init__(self, hostvars: Any, loader: Any, defaults: Mapping[str, Any], variables: set[str]) -> None:
-        """`variables` are those of all roles: one without a value here has a default that only its role knows."""
+        """`variables` are the names of all roles' variables: one without a value has a default that only its role
+        knows."""
         self._hostvars, self._loader, self._defaults, self._of_roles = hostvars, loader, defaults, variables
         self._hosts: dict[str, _Variables] = {}
 
@@ -79,7 +81,7 @@ class _Variables(Mapping[str, Any]):
         return is_fact or word.startswith("__") or word in self._of_roles or _LATER.fullmatch(word) is not None
 
     def _words(self, value: Any, seen: set[str]) -> Iterator[str]:
-        """The words in the templates of a value, and in those of the variables that it is made of."""
+        """The words in a value's templates, and in those of the variables that these use."""
         for text in templates(value):
             for word in _WORD.findall(text):
                 yield word
@@ -99,7 +101,7 @@ def templates(value: Any) -> Iterator[str]:
 
 
 def why_unreadable(name: str, host: str, error: Exception) -> str:
-    """The error's own words only if they are just a variable's name, because others may repeat a secret."""
+    """The error, if it only names a variable: other messages may quote a secret."""
     if missing := re.search(r"'(\w+)' is undefined", str(error)):
         return f"{missing[0]}: set it, or correct the name"
     causes = list(_causes(error))

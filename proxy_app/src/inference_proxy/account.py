@@ -69,7 +69,7 @@ class Accounts:
             try:
                 lines.append(self._account_for(exchange, epoch))
             except Exception:
-                self._faults.note_damage()
+                self._faults.note_wrong_counts()
         write_lines(lines)
 
     def _account_for(self, exchange: Exchange, epoch: float) -> bytes:

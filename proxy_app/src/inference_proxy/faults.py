@@ -28,6 +28,6 @@ class Faults:
             exc_info=True,
         )
 
-    def note_damage(self) -> None:
+    def note_wrong_counts(self) -> None:
         """note() for a step of the worker's accounting, whose failure must not fail a request."""
-        self.note(f"the worker's books are damaged: {type(sys.exception()).__name__}")
+        self.note(f"the worker's counts may be wrong: {type(sys.exception()).__name__}")

@@ -36,7 +36,7 @@ class Poller:
 
     async def start(self) -> None:
         """Poll every engine once, so that the first request finds them, then continue in the background."""
-        polls = [_EnginePoller(self._fleet, self._client, engine).look() for engine in self._fleet.engines]
+        polls = [_EnginePoller(self._fleet, self._client, engine).poll() for engine in self._fleet.engines]
         # A failed poll is soon repeated, and logged then: no engine can keep the worker from starting.
         await asyncio.gather(*polls, return_exceptions=True)
         self._follow()
@@ -78,12 +78,12 @@ class _EnginePoller:
         try:
             while self._engine in self._fleet.engines or self._engine.guards:
                 try:
-                    await self.look()
+                    await self.poll()
                     self._judge()
                 except Exception:
                     # Whatever failed, the next poll must happen: otherwise the engine's state would never
                     # change again.
-                    log.exception("looking at engine %s failed", self._engine.id)
+                    log.exception("polling engine %s failed", self._engine.id)
                 await asyncio.sleep(pause_s)
                 pause_s = _INTERVAL_S
         finally:
@@ -91,7 +91,7 @@ class _EnginePoller:
                 self._probing.cancel()
                 await asyncio.gather(self._probing, return_exceptions=True)
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Find out whether the engine is there, and how busy it is."""
         await self._meet()
         if self._engine.reachable:
@@ -105,7 +105,7 @@ class _EnginePoller:
             if status != 200:
                 raise ValueError(f"GET /v1/models answered {status}")
             cards = msgspec.json.decode(body, type=_Models).data
-            self._fleet.took_cards(engine, {str(card.get("id")): card for card in cards})
+            self._fleet.update_cards(engine, {str(card.get("id")): card for card in cards})
             engine.reachable, self._silences = True, 0
         except TimeoutError:
             self._silences += 1
@@ -134,7 +134,7 @@ class _EnginePoller:
             status, page = await self._client.get(f"{engine.url}/metrics", timeout_s=_TIMEOUT_S)
         except (TimeoutError, EngineLost):
             return
-        engine.took_gauges(gauges.parse(page) if status == 200 else None, self._fleet.now())
+        engine.update_gauges(gauges.parse(page) if status == 200 else None, self._fleet.now())
 
     def _judge(self) -> None:
         fleet, engine, health = self._fleet, self._engine, self._fleet.health

@@ -13,7 +13,7 @@ from inference_proxy.api.errors import Unavailable
 from inference_proxy.config import Config
 from inference_proxy.engines.fleet import Fleet
 from inference_proxy.faults import Faults
-from inference_proxy.scheduling.fair_line import Line
+from inference_proxy.scheduling.fair_queue import FairQueue
 from inference_proxy.scheduling.queues import Place, Queues
 from jobs import Clock, a_config, a_fleet, a_job
 
@@ -25,17 +25,17 @@ arrivals = st.lists(st.tuples(classes, st.integers(1, 2000)), min_size=1, max_si
 pytestmark = pytest.mark.anyio
 
 
-def join(line: Line[Any], item: Any, name: str, tokens: int = 1, most: int = 10**6) -> Any:
-    return line.add(item, name, SHARES[name], tokens, most)
+def join(queue: FairQueue[Any], item: Any, name: str, tokens: int = 1, most: int = 10**6) -> Any:
+    return queue.add(item, name, SHARES[name], tokens, most)
 
 
 @given(arrivals)
 def test_within_a_class_first_come_first_served(requests: list[tuple[str, int]]) -> None:
-    line: Line[tuple[str, int]] = Line()
+    queue: FairQueue[tuple[str, int]] = FairQueue()
     for number, (name, tokens) in enumerate(requests):
-        join(line, (name, number), name, tokens)
-    served = [line.take() for _ in range(len(requests))]
-    assert line.length == 0
+        join(queue, (name, number), name, tokens)
+    served = [queue.take() for _ in range(len(requests))]
+    assert queue.length == 0
     for name in SHARES:
         numbers = [number for other, number in served if other == name]
         assert numbers == sorted(numbers)
@@ -46,17 +46,17 @@ def test_no_class_gets_less_than_its_share_while_it_waits(
     requests: list[tuple[str, int]], turns: int
 ) -> None:
     """So none starves, however much the others send: batch has a thirteenth even beside endless chats."""
-    line: Line[tuple[str, int]] = Line()
+    queue: FairQueue[tuple[str, int]] = FairQueue()
     backlog = Counter[str]()
     for name, tokens in requests:
-        join(line, (name, tokens), name, tokens)
+        join(queue, (name, tokens), name, tokens)
         backlog[name] += 1
     waiting = set(backlog)
     shares = sum(SHARES[name] for name in waiting)
     largest = max(tokens for _, tokens in requests)
     served: Counter[str] = Counter()
     for _ in range(turns):
-        name, tokens = line.take()
+        name, tokens = queue.take()
         served[name] += tokens
         backlog[name] -= 1
         if not backlog[name]:
@@ -69,78 +69,78 @@ def test_no_class_gets_less_than_its_share_while_it_waits(
 
 @given(arrivals, st.integers(1, 20))
 def test_a_line_is_bounded_and_a_flood_shuts_nobody_out(requests: list[tuple[str, int]], most: int) -> None:
-    line: Line[int] = Line()
+    queue: FairQueue[int] = FairQueue()
     for number, (name, tokens) in enumerate(requests):
-        gone = join(line, number, name, tokens, most)
-        assert line.length <= most
-        assert line.length == sum(line.counts().values())
+        gone = join(queue, number, name, tokens, most)
+        assert queue.length <= most
+        assert queue.length == sum(queue.counts().values())
         if gone == number:
-            others = line.counts()
+            others = queue.counts()
             mine = (others[name] + 1) / SHARES[name]
             assert all(mine >= count / SHARES[other] for other, count in others.items())
 
 
 def test_a_class_does_not_save_up_turns_while_it_is_away() -> None:
-    line: Line[str] = Line()
+    queue: FairQueue[str] = FairQueue()
     for _ in range(100):
-        join(line, "batch", "batch")
+        join(queue, "batch", "batch")
     for _ in range(50):
-        line.take()
+        queue.take()
     for _ in range(100):
-        join(line, "interactive", "interactive")
-    assert Counter(line.take() for _ in range(27))["batch"] >= 2
+        join(queue, "interactive", "interactive")
+    assert Counter(queue.take() for _ in range(27))["batch"] >= 2
 
 
 def test_a_class_that_uses_less_than_it_asked_for_gets_no_turns_in_advance() -> None:
     """Large caps, short answers: a refund puts a class ahead of no one who came meanwhile or comes later."""
-    line: Line[str] = Line()
+    queue: FairQueue[str] = FairQueue()
     for _ in range(60):
-        join(line, "batch", "batch", 10**6)
+        join(queue, "batch", "batch", 10**6)
     for _ in range(10):
-        line.take()
-    join(line, "interactive", "interactive", 100)
-    while line.take() != "interactive":
+        queue.take()
+    join(queue, "interactive", "interactive", 100)
+    while queue.take() != "interactive":
         pass
     for _ in range(10):
-        line.settle("batch", 100 - 10**6)
+        queue.settle("batch", 100 - 10**6)
     for name in ("interactive", "default"):
         for _ in range(5):
-            join(line, name, name, 100)
-    assert Counter(line.take() for _ in range(11)) == {"interactive": 5, "default": 5, "batch": 1}
+            join(queue, name, name, 100)
+    assert Counter(queue.take() for _ in range(11)) == {"interactive": 5, "default": 5, "batch": 1}
 
 
 @settings(max_examples=300)
 @given(st.data())
 def test_no_class_starves_whatever_the_others_ask_for_and_use(data: st.DataObject) -> None:
     """However requests came and ended: a new one has at most one turn of each other class before it."""
-    line: Line[tuple[str, int]] = Line()
+    queue: FairQueue[tuple[str, int]] = FairQueue()
     running: list[tuple[str, int]] = []
     for step in data.draw(st.lists(st.sampled_from(["come", "turn", "end"]), min_size=10, max_size=30)):
         if step == "come":
             name = data.draw(st.sampled_from(["interactive", "default"]))
             tokens = data.draw(st.sampled_from([1, 10**9]))
             for _ in range(4):
-                join(line, (name, tokens), name, tokens)
-        elif step == "turn" and line.length:
-            running.append(line.take())
+                join(queue, (name, tokens), name, tokens)
+        elif step == "turn" and queue.length:
+            running.append(queue.take())
         elif step == "end" and running:
             name, tokens = running.pop(data.draw(st.integers(0, len(running) - 1)))
-            line.settle(name, data.draw(st.sampled_from([0, 1, tokens])) - tokens)
-    join(line, ("batch", 1), "batch")
+            queue.settle(name, data.draw(st.sampled_from([0, 1, tokens])) - tokens)
+    join(queue, ("batch", 1), "batch")
     for name, tokens in running:
-        line.settle(name, -tokens)
-    turns = [line.take() for _ in range(line.length)]
+        queue.settle(name, -tokens)
+    turns = [queue.take() for _ in range(queue.length)]
     assert turns.index(("batch", 1)) <= 2
 
 
 def test_who_leaves_is_gone_and_leaving_twice_does_nothing() -> None:
-    line: Line[str] = Line()
-    join(line, "a", "default")
-    join(line, "b", "default")
-    line.leave("a", "default")
-    line.leave("a", "default")
-    assert line.length == 1
-    assert line.take() == "b"
+    queue: FairQueue[str] = FairQueue()
+    join(queue, "a", "default")
+    join(queue, "b", "default")
+    queue.leave("a", "default")
+    queue.leave("a", "default")
+    assert queue.length == 1
+    assert queue.take() == "b"
 
 
 # In front of engines.
@@ -338,9 +338,9 @@ async def test_an_engine_that_comes_back_is_used_at_once() -> None:
 
 async def test_an_engine_that_asked_for_rest_gets_it() -> None:
     desk = Desk({}, {})
-    desk.fleet.engines[0].rests_until = desk.clock() + 5
+    desk.fleet.engines[0].no_requests_until = desk.clock() + 5
     assert {(await desk.task()).engine.id for _ in range(5)} == {"host2:e"}
-    desk.fleet.engines[1].rests_until = desk.clock() + 9
+    desk.fleet.engines[1].no_requests_until = desk.clock() + 9
     task = await desk.waiting()
     desk.clock.now += 5
     desk.queues.wake()
@@ -386,12 +386,12 @@ async def test_requests_of_other_workers_take_places_too() -> None:
 def test_no_engine_can_make_a_class_wait_by_what_it_tells() -> None:
     """Usage in an answer may be wrong by any factor: what counts is bounded by what a model can do."""
     fleet = a_fleet({})
-    line: Line[str] = Line()
-    join(line, "default", "default", 100)
-    place = Place(fleet, fleet.engines[0], 100, (line, line.take()))
+    queue: FairQueue[str] = FairQueue()
+    join(queue, "default", "default", 100)
+    place = Place(fleet, fleet.engines[0], 100, (queue, queue.take()))
     place.leave()
     place.settle(10**12, 1000)
     for _ in range(20):
-        join(line, "batch", "batch", 100)
-    join(line, "default", "default", 100)
-    assert "default" in [line.take() for _ in range(5)]
+        join(queue, "batch", "batch", 100)
+    join(queue, "default", "default", 100)
+    assert "default" in [queue.take() for _ in range(5)]

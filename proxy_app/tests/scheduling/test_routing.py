@@ -103,10 +103,10 @@ def test_an_idle_engine_with_a_full_cache_comes_second() -> None:
 def test_other_workers_requests_count() -> None:
     one, two = fleet_of([(1.0, 0), (1.0, 0)])
     one.in_flight = 2
-    one.took_gauges(gauges(running=5, waiting=1), now=0)
+    one.update_gauges(gauges(running=5, waiting=1), now=0)
     assert one.others == 4
     assert route.choose([one, two], 100, None, ROUTING) is two
-    one.took_gauges(gauges(running=1), now=1)
+    one.update_gauges(gauges(running=1), now=1)
     assert one.others == 0, "ours that it has not counted yet are no reason for less than none"
 
 

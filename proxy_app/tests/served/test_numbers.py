@@ -15,7 +15,7 @@ from inference_proxy.api.numbers import MOST_CONTEXT_TOKENS
 from inference_proxy.config import Routing
 from inference_proxy.faults import Faults
 from inference_proxy.scheduling import route
-from inference_proxy.scheduling.fair_line import Line
+from inference_proxy.scheduling.fair_queue import FairQueue
 from inference_proxy.scheduling.queues import Queues
 from jobs import a_config, a_fleet, a_job
 
@@ -165,7 +165,7 @@ def test_the_context_is_told_by_the_engines() -> None:
         "alone": {"id": "alone", "max_model_len": 10**400},
     }
     for engine, length in zip(fleet.engines, (4096, 8192), strict=True):
-        fleet.took_cards(engine, cards | {"big": cards["big"] | {"max_model_len": length}})
+        fleet.update_cards(engine, cards | {"big": cards["big"] | {"max_model_len": length}})
     assert (fleet.context_tokens("big"), fleet.context_tokens("adapter")) == (8192, 8192)
     assert fleet.context_tokens("alone") == fleet.context_tokens("unheard of") == MOST_CONTEXT_TOKENS
 
@@ -189,15 +189,15 @@ def test_the_cost_of_a_job_is_bounded_by_the_context(
 
 
 def test_a_turn_that_used_less_is_given_back() -> None:
-    line: Line[str] = Line()
+    queue: FairQueue[str] = FairQueue()
     for item, name in (("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b")):
-        line.add(item, name, 1, 10**9 if item == "a1" else 10, 100)
-    assert line.take() == "a1"
-    line.settle("a", -(10**9))
-    assert [line.take() for _ in range(3)] == ["a2", "b1", "b2"]
+        queue.add(item, name, 1, 10**9 if item == "a1" else 10, 100)
+    assert queue.take() == "a1"
+    queue.settle("a", -(10**9))
+    assert [queue.take() for _ in range(3)] == ["a2", "b1", "b2"]
 
 
-async def test_a_damaged_line_refuses_those_in_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_queue_that_fails_refuses_its_requests_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     config = a_config({}, queue={"max_in_flight": 1, "max_wait_s": WAIT_S})
     fleet, faults = a_fleet({}, queue={"max_in_flight": 1}), Faults()
     queues = Queues(fleet, faults)
@@ -209,12 +209,12 @@ async def test_a_damaged_line_refuses_those_in_it_and_says_so(monkeypatch: pytes
         raise OverflowError("int too large to convert to float")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Line, "take", broken)
+        patch.setattr(FairQueue, "take", broken)
         first.leave()
     with pytest.raises(ApiError) as refused:
         await waiting
     assert refused.value.status == 500
-    assert faults.reason == "the line of model 'big' is damaged"
+    assert faults.reason == "the queue of model 'big' failed"
     (await queues.enter(a_job(config=config), config)).leave()
     assert [engine.in_flight for engine in fleet.engines] == [0]
 

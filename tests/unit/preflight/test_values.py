@@ -103,3 +103,9 @@ def test_a_number_out_of_range_is_not_counted_with(name: str) -> None:
 def test_a_factor_beyond_the_proxys_bound_is_found() -> None:
     (line,) = found(proxy_timeouts={"size_factors": {"medium": 1e300}})
     assert "proxy_timeouts.size_factors.medium is 1e+300, but no number may have more than 64 bits" in line
+
+
+@pytest.mark.parametrize("name", ["proxy_health", "proxy_limits", "proxy_routing", "vllm_args"])
+def test_a_value_of_another_type_is_one_problem(name: str) -> None:
+    (line,) = found(**{name: "null"})
+    assert line.startswith(f"{name} is not a dictionary (set for ")

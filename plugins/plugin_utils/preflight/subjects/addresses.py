@@ -10,7 +10,7 @@ from ..inventory import Inventory
 
 
 def check_addresses(inventory: Inventory) -> Iterator[str]:
-    """No two hosts have the same address."""
+    """Each host has its own address."""
     owners: dict[Any, list[str]] = {}
     for host in inventory.hosts():
         try:

@@ -1,4 +1,4 @@
-"""Variables that the hosts of a tier must have alike."""
+"""Variables that must have the same value on all hosts of a tier."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ..inventory import Inventory
 
-# By group, the variables whose difference a client would notice, because any of the hosts may get its request.
+# By group: a client would notice if these differed, because any of the hosts may get its request.
 _ALIKE = {
     "proxy": (
         "proxy_api_versions",

@@ -10,7 +10,7 @@ from ..inventory import Inventory
 
 
 def check_domain(inventory: Inventory) -> Iterator[str]:
-    """The public name leads to the web tier."""
+    """The public name resolves to the web tier."""
     hosts = inventory.group("nginx")
     expected = {
         as_address(inventory.get(host, name))

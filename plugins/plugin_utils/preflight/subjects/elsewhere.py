@@ -9,12 +9,14 @@ from pathlib import Path
 from ..directories import ROOT, beside_sources, read_directories
 from ..inventory import Inventory
 
-# What each deployment sets, and the group that needs it. Who has it elsewhere may well have other files of that name.
+# What every deployment sets, and the group that needs it. If it is set elsewhere, other files of that name may be
+# there on purpose.
 _NEEDED = {"vllm_engines": "vllm", "proxy_keys": "proxy", "stack_domain": "nginx"}
 
 
 def check_elsewhere(inventory: Inventory) -> Iterator[str]:
-    """No group_vars beside the playbooks have what hosts lack: Ansible reads those beside the inventory."""
+    """Variables that hosts lack are not in a group_vars beside the playbooks: Ansible reads the one beside the
+    inventory."""
     lacking = [name for name, group in _NEEDED.items() if _is_lacking(inventory, group, name)]
     read = read_directories(inventory)
     parents = {ROOT, Path.cwd(), *(Path(playbook).parent for playbook in inventory.playbooks)}
@@ -36,7 +38,7 @@ def _is_lacking(inventory: Inventory, group: str, name: str) -> bool:
 
 
 def _is_set(directory: Path, name: str) -> bool:
-    """Whether a file of a directory sets a variable. It need not be valid, nor decrypted, to be found."""
+    """Whether a file in a directory sets a variable. Encrypted and invalid files are searched as well."""
     line = re.compile(rf"^{name}\s*:", re.MULTILINE)
     files = (path for path in sorted(directory.rglob("*")) if path.suffix in (".yml", ".yaml") and path.is_file())
     return any(line.search(path.read_text(errors="replace")) for path in files)

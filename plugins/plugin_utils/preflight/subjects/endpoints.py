@@ -13,7 +13,7 @@ _FORMS = {"/v1/audio/transcriptions", "/v1/audio/translations"}
 
 
 def check_endpoints(inventory: Inventory) -> Iterator[str]:
-    """Each path is there once, and each custom endpoint is either passed on or answered."""
+    """Each path occurs once, and each custom endpoint either names an engine's path or has an answer."""
     for host in inventory.hosts("proxy"):
         yield from _doubles("proxy_api_versions", as_list(inventory.get(host, "proxy_api_versions")))
         endpoints = as_dicts(inventory.get(host, "proxy_custom_endpoints"))

@@ -16,21 +16,22 @@ from ..inventory import Inventory
 from ..misspelt import is_mistyped
 
 _EXTENSIONS = (".yml", ".yaml", ".json")
-# How similar an extension and its misspelling are at least. Nobody expects .bak or .md to be read.
+# The least similarity of an extension and its misspelling. Nobody expects .bak or .md to be read.
 _ALIKE = 0.6
 _SECRET = re.compile(
     r"(^|_)(?<!public_)(key|pass|passphrase|passwd|password|secret|token)s?$",
     re.IGNORECASE,
 )
 _SAMPLE = re.compile(r"(^|[._-])(dist|example|sample|template|tmpl)s?([._-]|$)", re.IGNORECASE)
-# Where a secret is, instead of the secret itself.
+# Names that say where a secret is; their values are not secrets.
 _PLACE = re.compile(r"\w+://\S+|(/[\w.-]+){2,}")
 # Groups that each inventory has, or whose absence another check reports.
 _ALWAYS = {"all", "ungrouped", "vllm", "proxy", "nginx"}
 
 
 def check_files(inventory: Inventory) -> Iterator[str]:
-    """Ansible silently ignores a file with another extension, with a name of no group or host, or with the same name as another."""
+    """Reports files that Ansible silently ignores: with another extension, with the name of no group or host, or with
+    the same name as another."""
     known = {name for variables in inventory.options.values() for name in variables}
     loader = DataLoader()
     # The controller is a host even if no inventory names it.
@@ -43,7 +44,7 @@ def check_files(inventory: Inventory) -> Iterator[str]:
 
 
 def _why_unread(root: Path, kind: str, path: Path, names: Mapping[str, set[str]], known: set[str]) -> str:
-    """Why a file is not read, as the rest of a sentence; "" if it was probably not meant to be read."""
+    """Why Ansible does not read a file, as the rest of a sentence; "" if it is probably not meant to be read."""
     inside = path.relative_to(root).parts
     base, extension = os.path.splitext(path.name)
     whose = inside[0] if len(inside) > 1 else base
@@ -71,7 +72,7 @@ def _why_unread(root: Path, kind: str, path: Path, names: Mapping[str, set[str]]
 
 
 def _meant(root: Path, name: str, known: set[str]) -> str:
-    """The known name that was probably meant; "" if none. One that has a file of its own was written rightly there."""
+    """The known name that was probably meant; "" if none. A name that already has a file is not the one."""
     return next((other for other in sorted(known) if is_mistyped(name, other) and not _own(root, other)), "")
 
 
@@ -81,19 +82,19 @@ def _own(root: Path, name: str) -> list[Path]:
 
 
 def _sets(path: Path, known: set[str]) -> list[str]:
-    """The collection's variables that a file sets; none of an encrypted one."""
+    """The collection's variables that a file sets; none if it is encrypted."""
     keys = _keys(path.read_text(errors="replace"))
     return [key for key in keys if key in known or key.startswith("stack_")]
 
 
 def _keys(text: str) -> list[str]:
-    """The names of the variables in a text; none if it is no dictionary in YAML."""
+    """The names of the variables in a YAML text; none if it is not a dictionary."""
     node = _node(text)
     return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
 
 
 def _node(text: str) -> yaml.Node | None:
-    """A text as YAML with its tags; None if it is none."""
+    """The text parsed as YAML, tags included; None if it is not valid."""
     try:
         node: yaml.Node | None = yaml.compose(text)
     except yaml.YAMLError:
@@ -102,7 +103,7 @@ def _node(text: str) -> yaml.Node | None:
 
 
 def check_vaults(inventory: Inventory) -> Iterator[str]:
-    """Files of the vault hold no secret in clear. Samples may, and so may what Ansible does not read."""
+    """Vault files contain no unencrypted secret. Examples, and files that Ansible does not read, may."""
     for root in sorted(read_directories(inventory)):
         for path in _files(root):
             parts = path.relative_to(root).parts
@@ -113,7 +114,8 @@ def check_vaults(inventory: Inventory) -> Iterator[str]:
 
 
 def _is_clear(node: yaml.Node | None, is_secret: bool = False) -> bool:
-    """Whether a value in a file has a secret in clear: a text under a secret's name that is neither encrypted nor a template."""
+    """Whether a value contains an unencrypted secret: a text under a secret's name that is neither encrypted nor a
+    template."""
     if isinstance(node, yaml.MappingNode):
         entries = [(str(key.value), value) for key, value in node.value]
         # In {name: alice, key: ...} one is the secret, but in {alice: ...} under passwords all are.

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-from .. import schema
+from .. import display
 from ..inventory import Inventory
 from ..misspelt import is_misspelt
 from ..roles import TIERS
@@ -25,7 +25,7 @@ def check_groups(inventory: Inventory) -> Iterator[str]:
         address = inventory.get(host, "stack_address")
         try:
             if ipaddress.ip_address(str(address)).is_unspecified:
-                # An engine, which asks for no key, would listen on the public address as well.
+                # An engine, which checks no keys, would listen on the public address as well.
                 yield f"host {host}: stack_address is {address}, which is every address: set it to the host's private IP address"
         except ValueError:
             if inventory.is_empty(host, "stack_address") or f"stack_address of {host}" in inventory.unreadable:
@@ -33,12 +33,12 @@ def check_groups(inventory: Inventory) -> Iterator[str]:
             if not inventory.has_value(host, "stack_address"):
                 yield f"host {host}: stack_address is made of facts, which the other tiers lack: set it to the host's private IP address"
                 continue
-            shown = schema.shown("stack_address", address)
+            shown = display.shown("stack_address", address)
             yield f"host {host}: stack_address is {shown}; set it to the private IP address by which the other tiers reach the host"
 
 
 def check_strays(inventory: Inventory) -> Iterator[str]:
-    """A host in a misspelt group would be in no tier."""
+    """No host is in no tier because its group is misspelt."""
     tiers = set(inventory.hosts())
     for group, hosts in sorted(inventory.groups.items()):
         meant = "" if group in TIERS else _tier_like(group)

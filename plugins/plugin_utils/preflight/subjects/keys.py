@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from .. import schema
+from .. import display
 from ..directories import see_example
 from ..forms import as_list
 from ..inventory import Inventory
@@ -20,7 +20,7 @@ _UTC_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(Z|\+00:00)")
 
 
 def check_keys(inventory: Inventory) -> Iterator[str]:
-    """Keys cannot be guessed, and each is the key of one client."""
+    """Keys cannot be guessed, and each belongs to one client."""
     for host in inventory.hosts("proxy"):
         keys = inventory.get(host, "proxy_keys")
         # If it is None, it cannot be templated, and readable.check_readable says why.
@@ -34,18 +34,18 @@ def check_keys(inventory: Inventory) -> Iterator[str]:
 
 
 def check_priorities_of_keys(inventory: Inventory) -> Iterator[str]:
-    """Each key's class of priority is there."""
+    """Each key's priority class exists."""
     for host in inventory.hosts("proxy"):
         classes = inventory.get(host, "proxy_priorities")
         for where, key in _named(inventory.get(host, "proxy_keys")):
-            # Of the lack of a default, the class of the others, priorities.check_priorities speaks.
+            # If the class `default` is missing, priorities.check_priorities reports it.
             priority = key.get("priority") or "default"
             if isinstance(classes, Mapping) and priority not in {*classes, "default"}:
-                yield f"{where} has priority {schema.quoted(str(priority))}, which proxy_priorities lacks: it has {', '.join(classes)}"
+                yield f"{where} has priority {display.quoted(str(priority))}, which proxy_priorities lacks: it has {', '.join(classes)}"
 
 
 def check_models_of_keys(inventory: Inventory) -> Iterator[str]:
-    """No model that a key names is a misspelt one of those that engines serve."""
+    """No model in a key's `models` is a misspelling of one that engines serve."""
     served = served_models(inventory)
     for host in inventory.hosts("proxy"):
         for where, key in _named(inventory.get(host, "proxy_keys")):
@@ -56,18 +56,18 @@ def check_models_of_keys(inventory: Inventory) -> Iterator[str]:
 
 
 def _named(keys: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Each key with what messages call it: its name, unless that may be a key itself, written into the wrong place."""
+    """Each key with its name for messages: its position instead, if the name may be a key in the wrong place."""
     named = []
     for number, key in enumerate(as_list(keys)):
         if isinstance(key, Mapping):
             name = str(key.get("name") or "")
-            place = f"key proxy_keys[{number}]" + (f" ({schema.quoted(name)})" if name else "")
-            named.append((f"key {name!r}" if name and not schema.may_be_secret(name) else place, key))
+            place = f"key proxy_keys[{number}]" + (f" ({display.quoted(name)})" if name else "")
+            named.append((f"key {name!r}" if name and not display.may_be_secret(name) else place, key))
     return named
 
 
 def _doubles(named: list[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
-    """Names and keys that are there twice."""
+    """Names and keys that occur twice."""
     names: set[Any] = set()
     owners: dict[str, str] = {}
     for where, key in named:
@@ -81,7 +81,7 @@ def _doubles(named: list[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
 
 
 def _digest(key: Mapping[str, Any]) -> str:
-    """The hash of a key, which is there under `sha256` or can be made from `key`; "" if neither is there."""
+    """The hash of a key: its `sha256`, or the hash of its `key`; "" if it has neither."""
     if key.get("key") is not None:
         return hashlib.sha256(str(key["key"]).encode("utf-8", "surrogatepass")).hexdigest()
     return str(key.get("sha256") or "")
@@ -97,12 +97,12 @@ def _admin_key_problems(admin: str, named: list[tuple[str, Mapping[str, Any]]]) 
 
 
 def _flaws(key: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a client's key by itself, as the rest of a sentence that begins with its name."""
+    """What is wrong with one client's key, as the rest of a sentence that begins with its name."""
     secret, digest = key.get("key"), key.get("sha256")
     if (secret is None) == (digest is None):
         yield ": give either `key` or `sha256`"
     elif secret is not None:
-        swapped = schema.may_be_secret(str(key.get("name"))) and len(str(secret)) < KEY_LENGTH_MIN
+        swapped = display.may_be_secret(str(key.get("name"))) and len(str(secret)) < KEY_LENGTH_MIN
         hint = " (or are its name and its key swapped?)" if swapped else ""
         yield from (f" {flaw}{hint}" for flaw in flaws_of_key(str(secret)))
     for part in ("models", "cidrs"):
@@ -113,9 +113,9 @@ def _flaws(key: Mapping[str, Any]) -> Iterator[str]:
         try:
             ipaddress.ip_network(network)
         except ValueError as error:
-            # The error repeats the text, which may be a key in the wrong place.
-            known = not schema.may_be_secret(network) or re.fullmatch(r"[0-9A-Fa-f]*[.:][0-9A-Fa-f.:/]*", network)
-            shown, why = (repr(network), f" ({error})") if known else (schema.quoted(network), "")
+            # The error quotes the text, which may be a key in the wrong place.
+            known = not display.may_be_secret(network) or re.fullmatch(r"[0-9A-Fa-f]*[.:][0-9A-Fa-f.:/]*", network)
+            shown, why = (repr(network), f" ({error})") if known else (display.quoted(network), "")
             yield f": {shown} in cidrs is not a network{why}: write one such as 203.0.113.0/24"
 
 
@@ -127,7 +127,7 @@ def _moment_flaws(expires: Any) -> Iterator[str]:
         yield "is empty, so the key would never expire: write a moment such as 2027-01-31T00:00:00Z, or take the line out"
         return
     if not _UTC_MOMENT.fullmatch(text):
-        shown = schema.shown("proxy_keys[].expires", expires)
+        shown = display.shown("proxy_keys[].expires", expires)
         yield f"is {shown}, not a moment in UTC: write it as 2027-01-31T00:00:00Z"
         return
     try:

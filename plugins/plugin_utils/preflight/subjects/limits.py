@@ -14,7 +14,7 @@ from ..served import misspelt_models_of_limits, served_models
 
 
 def check_limits(inventory: Inventory) -> Iterator[str]:
-    """Several workers count limits together, in a store that exists and whose password cannot be guessed."""
+    """If there are several workers, limits have a store, which exists and whose password cannot be guessed."""
     hosts = inventory.group("proxy")
     for host in inventory.hosts("proxy"):
         store_host, url = inventory.get(host, "proxy_store_host"), inventory.get(host, "proxy_store_url")
@@ -24,7 +24,7 @@ def check_limits(inventory: Inventory) -> Iterator[str]:
 
 
 def check_models_of_limits(inventory: Inventory) -> Iterator[str]:
-    """No model that has limits is a misspelt one of those that engines serve."""
+    """No model with limits is a misspelling of one that engines serve."""
     served = served_models(inventory)
     for host in inventory.hosts("proxy"):
         yield from misspelt_models_of_limits("proxy_limits", inventory.get(host, "proxy_limits"), served)
@@ -35,7 +35,7 @@ def _uncounted(inventory: Inventory, host: str, hosts: list[str]) -> Iterator[st
     general, workers = as_dict(inventory.get(host, "proxy_limits")), inventory.get(host, "proxy_workers")
     limited = general.get("default") or general.get("models")
     limited = limited or any(key.get("limits") for key in as_dicts(inventory.get(host, "proxy_keys")))
-    # 0 means one worker per core: only the host knows how many those are, and the role asks it.
+    # 0 means one worker per core. Only the host knows the number, so the role checks it.
     several = len(hosts) > 1 or (isinstance(workers, int) and workers > 1)
     if limited and several:
         yield (

@@ -9,7 +9,7 @@ from ..forms import as_dict, as_dicts, as_list
 from ..inventory import Inventory
 from ..served import misspelt_model, served_models
 
-# Fields of a request's body that have variables of their own: they decide where it goes or what it costs.
+# Body fields that have variables of their own, because they decide where a request goes or what it costs.
 _NOT_A_DEFAULT = {
     "cache_salt",
     "max_completion_tokens",
@@ -23,7 +23,7 @@ _DEFAULT_SIZES = {"small", "medium", "large"}
 
 
 def check_models(inventory: Inventory) -> Iterator[str]:
-    """Each name belongs to one model, and settings of a model agree with each other."""
+    """Each name belongs to one model, and a model's settings do not contradict each other."""
     for host in inventory.hosts("proxy"):
         models = as_dicts(inventory.get(host, "proxy_models"))
         sizes = as_dict(as_dict(inventory.get(host, "proxy_timeouts")).get("size_factors"))
@@ -38,7 +38,7 @@ def check_models(inventory: Inventory) -> Iterator[str]:
 
 
 def check_models_are_served(inventory: Inventory) -> Iterator[str]:
-    """Engines serve each fallback, and no model under another one's alias; no model is a misspelt one of theirs."""
+    """Engines serve each fallback and no model under another one's alias, and no model's name is misspelt."""
     served = served_models(inventory)
     for host in inventory.hosts("proxy"):
         for model in as_dicts(inventory.get(host, "proxy_models")):

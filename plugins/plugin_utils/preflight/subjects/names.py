@@ -14,14 +14,14 @@ from ..misspelt import is_misspelt
 from ..roles import READ_BEHIND, READERS, ROLES, STACK, Options
 from ..rules import RENAMED
 
-# How similar a name and the one that was probably meant are at least. Less alike are names such as proxy_env and proxy_keys.
+# The least similarity of a name and the one that was probably meant. That of proxy_env and proxy_keys is lower.
 _ALIKE = 0.8
 
 
 def check_places(inventory: Inventory) -> Iterator[str]:
-    """A variable that is set for hosts of other tiers, but for none of the tier whose role reads it.
+    """No variable is set only for hosts of tiers whose roles do not read it.
 
-    Hosts of no tier may have it for the operator's own plays: a monitor asks proxies with their admin key.
+    Hosts of no tier may have it, for the operator's own plays: a monitoring host uses the proxies' admin key.
     """
     names = {host: set(inventory.names(host)) for host in inventory.hosts()}
     for role, group in READERS.items():
@@ -36,7 +36,7 @@ def check_places(inventory: Inventory) -> Iterator[str]:
 
 
 def check_variable_names(inventory: Inventory) -> Iterator[str]:
-    """A misspelt variable would silently leave a default in force."""
+    """No variable is misspelt: its default would silently stay in force."""
     options = inventory.options
     known = {name for variables in options.values() for name in variables}
     prefixes = tuple(f"{role}_" for role in ROLES)
@@ -74,7 +74,7 @@ def check_variable_names(inventory: Inventory) -> Iterator[str]:
 
 
 def _misspelt_role(name: str, options: Options) -> str:
-    """The variable that was meant by one with a misspelt prefix, such as vlm_engines or VLLM_ENGINES; "" for any other."""
+    """The intended variable of a name with a misspelt prefix, such as vlm_engines or VLLM_ENGINES; otherwise ""."""
     plain = re.sub(r"[-_]", "", name.lower())
     prefixes: dict[str, Mapping[str, Any]] = {**options, "stack": STACK}
     for role, variables in prefixes.items():
@@ -86,7 +86,7 @@ def _misspelt_role(name: str, options: Options) -> str:
 
 
 def _shortened(name: str, options: Options, get: Callable[[], Any]) -> list[str]:
-    """The variables that were meant by one that lacks the role's prefix or a part of it.
+    """The intended variables of a name that lacks the role's prefix or a part of it.
 
     Such as nginx_allow_cidrs for nginx_certbot_allow_cidrs, or nginx_certbot: {allow_cidrs: []}. A name without any part of
     the role's, such as build_dir, is the operator's own.
@@ -97,7 +97,7 @@ def _shortened(name: str, options: Options, get: Callable[[], Any]) -> list[str]
         for part in parts:
             if name.startswith(f"{part}_") and (known := ends.get(name.removeprefix(f"{part}_"))):
                 return [known]
-        # Other variables' values are not read: they are not the collection's, and need not even be readable.
+        # Only these values are read: other variables are the operator's, and may not even be readable.
         value = get() if name in (role, *parts) else None
         if isinstance(value, Mapping) and value and value.keys() <= ends.keys():
             return [ends[inner] for inner in value]

@@ -12,7 +12,7 @@ _PORT_MAX = 65535
 
 
 def check_ports(inventory: Inventory) -> Iterator[str]:
-    """No two listeners of a host share a port, unless each has it at an address of its own."""
+    """No two listeners of a host use the same port, unless their addresses differ."""
     for host in inventory.hosts():
         yield from _too_many_workers(inventory, host)
         users: dict[int, list[tuple[str, str]]] = defaultdict(list)
@@ -67,7 +67,7 @@ def _too_many_workers(inventory: Inventory, host: str) -> Iterator[str]:
 
 
 def _workers(inventory: Inventory, host: str) -> int:
-    """How many a host may have. 0 means one per core, at most four, so that four ports are kept free."""
+    """How many workers a host may have. 0 means one per core, at most four, so four ports must be free."""
     workers = inventory.get(host, "proxy_workers")
     return (workers or 4) if isinstance(workers, int) else 0
 

@@ -11,7 +11,7 @@ from ..served import serve_args
 
 
 def check_priorities(inventory: Inventory) -> Iterator[str]:
-    """There is a class for keys that name none."""
+    """The class `default` exists, to which keys without a class belong."""
     for host in inventory.hosts("proxy"):
         classes = inventory.get(host, "proxy_priorities")
         if isinstance(classes, Mapping) and "default" not in classes:
@@ -19,7 +19,7 @@ def check_priorities(inventory: Inventory) -> Iterator[str]:
 
 
 def check_engines_know_priorities(inventory: Inventory) -> Iterator[str]:
-    """Engines that get requests with vLLM's priority take it: others answer 400 to each of them."""
+    """Engines that get requests with a priority accept it: without priority scheduling they answer 400."""
     without = _without_priority(inventory)
     for host in inventory.hosts("proxy") if without else []:
         models = as_dicts(inventory.get(host, "proxy_models"))
@@ -37,7 +37,7 @@ def check_engines_know_priorities(inventory: Inventory) -> Iterator[str]:
 
 
 def _without_priority(inventory: Inventory) -> dict[str, str]:
-    """The engines that take no priorities, as messages call them, with their models."""
+    """The engines that accept no priorities: their names for messages, and their models."""
     return {
         f"engine {engine.get('name')!r} of {host}": str(engine.get("served_model_name"))
         for host in inventory.group("vllm")
@@ -47,7 +47,7 @@ def _without_priority(inventory: Inventory) -> dict[str, str]:
 
 
 def _reaches(key: Mapping[str, Any], model: str, models: list[Mapping[str, Any]]) -> bool:
-    """Whether a key may ask for a model, by itself or as the one on which another falls back."""
+    """Whether a key may use a model, directly or as the fallback of another model."""
     allowed = as_list(key.get("models"))
     if not allowed:
         return True

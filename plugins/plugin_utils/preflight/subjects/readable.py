@@ -10,14 +10,14 @@ from ..inventory import Inventory
 
 
 def check_readable(inventory: Inventory) -> Iterator[str]:
-    """Variables that another check could not read."""
+    """Reports the variables that other checks could not read."""
     for name, error in sorted(inventory.unreadable.items()):
         hint = _vault_hint() if re.search(r"'vault_\w+' is undefined", error) else ""
         yield f"{name} cannot be read: {error}{hint}"
 
 
 def _vault_hint() -> str:
-    """How to make the vault. Only a checkout has the file to copy."""
+    """How to create the vault file. Only a checkout has an example to copy."""
     example, vault = "group_vars/vault.example.yml", "group_vars/proxy/vault.yml"
     if (ROOT / example).exists():
         return (

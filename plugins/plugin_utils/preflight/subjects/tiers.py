@@ -1,4 +1,4 @@
-"""Timeouts and sizes of bodies on which nginx, proxies and engines must agree."""
+"""Timeouts and body sizes on which nginx, proxies and engines must agree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOTALS = (
 
 
 def check_tiers(inventory: Inventory) -> Iterator[str]:
-    """A tier waits longer than the one behind it, and lets through no larger bodies than that takes."""
+    """Each tier waits longer than the next one, and accepts no larger bodies than the next one."""
     for proxy in inventory.group("proxy"):
         for web in inventory.group("nginx"):
             yield from _tier_problems(inventory, proxy, web)

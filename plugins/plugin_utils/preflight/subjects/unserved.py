@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .. import schema
+from .. import display
 from ..forms import as_dicts, as_list
 from ..inventory import Inventory
 from ..served import misspelt_model, models_of_limits, served_models
 
 
 def notice_unserved_models(inventory: Inventory) -> Iterator[str]:
-    """Of misspelt names other checks make problems; the engines of the others may be stopped today."""
+    """Other checks report misspelt names as problems. The engines of these models may just be stopped."""
     served = served_models(inventory)
     named = [model for host in inventory.group("proxy") for model in _named_models(inventory, host)]
     lacking = {str(model) for model in named if model not in served and not misspelt_model(model, served)}
     if lacking:
-        # A key may stand in a model's place.
-        shown = ", ".join(schema.quoted(model) for model in sorted(lacking))
+        # A key may have been written in a model's place.
+        shown = ", ".join(display.quoted(model) for model in sorted(lacking))
         yield (
             f"proxy_keys, proxy_models or proxy_limits name {shown}, which no engine of this inventory serves "
             f"(they serve {', '.join(sorted(served)) or 'none'}): right only if its engines are stopped now"

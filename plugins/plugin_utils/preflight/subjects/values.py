@@ -1,4 +1,4 @@
-"""Values of variables: their types, and at any depth their names, ranges and forms."""
+"""Values of variables: types, and at any depth the names of options, ranges and formats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .. import schema
+from .. import display, schema, value_types
 from ..inventory import Inventory
 from ..roles import STACK
 
@@ -23,9 +23,9 @@ _EMPTY = "{name} is empty: give it a value, or take the line out"
 
 
 def check_types(inventory: Inventory) -> Iterator[str]:
-    """Each value has its variable's type: a text that looks like a number would fail in the middle of a roll."""
+    """Each value has its variable's type: a number that is given as a text would fail in the middle of a roll."""
     specs = STACK | {name: spec for variables in inventory.options.values() for name, spec in variables.items()}
-    # A line `name:` replaces the default by nothing, which is rendered as an empty text or taken for false.
+    # A line `name:` without a value replaces the default: it is rendered as an empty text or means false.
     needed = {
         name for name, spec in specs.items() if spec.get("default") is not None or spec.get("required")
     } | STACK.keys()
@@ -49,10 +49,10 @@ def check_options(inventory: Inventory) -> Iterator[str]:
     for host in inventory.hosts():
         for name in sorted(schemas.keys() & set(inventory.names(host))):
             value = inventory.get(host, name)
-            kind = schemas[name].get("type")
-            # check_types reports a variable that is empty or, unless it is to be a text, of another type.
+            kind = schema.resolved(schemas[name], inventory.definitions).get("type")
+            # check_types reports variables that are empty, and those of another type unless the type is text.
             text = kind in ("text", "string")
-            if value is None or not (text or not kind or schema.has_type(value, kind)):
+            if value is None or not (text or not kind or value_types.has_type(value, kind)):
                 continue
             for problem in schema.problems(name, value, schemas[name], inventory.definitions):
                 if host not in wrong[problem]:
@@ -69,8 +69,8 @@ def _type_problem(name: str, value: Any, wanted: str) -> str:
     if isinstance(value, types) and (wanted == "bool") == isinstance(value, bool):
         return ""
     if wanted in ("list", "dict"):
-        return f"{name} is not {noun}"  # without the value, in which there may be a key
-    problem = f"{name} is {schema.shown(name, value)}, but must be {noun}"
+        return f"{name} is not {noun}"  # without the value, which may contain a key
+    problem = f"{name} is {display.shown(name, value)}, but must be {noun}"
     if isinstance(value, str) and re.fullmatch(r"-?[0-9.]+|true|false", value.lower()):
         problem += (
             f"""; on the command line write -e '{{"{name}": {value.lower()}}}', since name=value is always text"""

@@ -241,7 +241,7 @@ class _Page(Collector):
         yield self._histogram(
             "inter_token_seconds", "A stream's mean time between two tokens.", lambda s: s.gap
         )
-        yield self._histogram("queue_seconds", "Time in line for an engine.", lambda s: s.queue)
+        yield self._histogram("queue_seconds", "Time in the queue for an engine.", lambda s: s.queue)
         yield self._histogram(
             "request_duration_seconds", "From a request's arrival to its end.", lambda s: s.duration
         )

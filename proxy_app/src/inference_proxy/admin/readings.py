@@ -52,7 +52,7 @@ class Readings:
             (),
             lambda: [((), state.limits.store_away)],
         )
-        watch("queue_waiting", "Requests in line.", ("model", "pool", "priority"), self._waiting)
+        watch("queue_waiting", "Requests that wait in a queue.", ("model", "pool", "priority"), self._waiting)
         watch("retry_budget", "Retries that may be made at once.", (), lambda: [((), state.retries.saved)])
 
     def _waiting(self) -> Values:

@@ -69,7 +69,7 @@ class Engine:
         self.drained = False
         self.met = False  # it has been reachable before; until then it is starting, which is not a failure
         self.reachable = False
-        self.rests_until = 0.0  # its Retry-After: it gets no new request until then
+        self.no_requests_until = 0.0  # by the Retry-After of its last answer
         self.suspected = False  # something went wrong there, so the poller probes it
         self.in_flight = 0
         self.guards: set[Guard] = set()  # those of this worker's requests in flight there
@@ -116,9 +116,9 @@ class Engine:
         return max(self.alive_at(now), self.busy_since) if self.guards else None
 
     def has_room(self, now: float) -> bool:
-        return self.in_flight + self.others < self.max_in_flight and now >= self.rests_until
+        return self.in_flight + self.others < self.max_in_flight and now >= self.no_requests_until
 
-    def took_gauges(self, gauges: Gauges | None, now: float) -> None:
+    def update_gauges(self, gauges: Gauges | None, now: float) -> None:
         self.gauges, self.others = gauges, 0
         if gauges is not None:
             self.others = max(0, gauges.running + gauges.waiting - self.in_flight)
@@ -206,7 +206,7 @@ class Fleet:
             engine.drained = engine.id in self._drained
         self.freed()
 
-    def took_cards(self, engine: Engine, cards: dict[str, dict[str, Any]]) -> None:
+    def update_cards(self, engine: Engine, cards: dict[str, dict[str, Any]]) -> None:
         """Store the model cards that an engine reports."""
         if cards != engine.cards:
             engine.cards = cards

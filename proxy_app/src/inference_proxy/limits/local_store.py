@@ -32,7 +32,7 @@ class _Counter(Protocol):
     def take(self, claim: Claim, lease: str, slot: int, now: int, today: int) -> Standing | None:
         """Take the claim. Returns None if it does not fit; then nothing was taken."""
 
-    def look(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
+    def standing(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
         """For a refusal: when would the claim fit?"""
 
     def settle(self, lease: str, taken_in: int, change: int, slot: int) -> None: ...
@@ -60,7 +60,7 @@ class _Window:
         self._slots[slot] = self._slots.get(slot, 0) + claim.cost
         return Standing(used, 0, (slot + SLOTS + 1) * SLOT_MS - now)
 
-    def look(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
+    def standing(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
         self._forget(slot)
         over = self._all + claim.cost - claim.limit
         wait = reset = 0
@@ -113,7 +113,7 @@ class _Period:
         self._all = used
         return Standing(used, 0, max(self._ends - today, 1))
 
-    def look(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
+    def standing(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
         rest = max(self._ends - today, 1)
         return Standing(self._all, rest if self._all + claim.cost > claim.limit else 0, rest)
 
@@ -137,7 +137,7 @@ class _Places:
         self._leases.add(lease)
         return Standing(used, 0, 0)
 
-    def look(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
+    def standing(self, claim: Claim, slot: int, now: int, today: int) -> Standing:
         used = len(self._leases)
         return Standing(used, PLACE_WAIT_MS if used + claim.cost > claim.limit else 0, 0)
 
@@ -180,8 +180,8 @@ class LocalStore:
                 taken = claims[: len(standings)]
                 self.settle(taken, lease, slot, [-claim.cost for claim in taken])
                 counters = [(claim, known.get(claim.counter) or self._new(claim)) for claim in claims]
-                looks = [counter.look(claim, slot, now, today) for claim, counter in counters]
-                return Decision(False, slot, looks)
+                standings = [counter.standing(claim, slot, now, today) for claim, counter in counters]
+                return Decision(False, slot, standings)
             standings.append(standing)
         return Decision(True, slot, standings)
 

@@ -61,21 +61,21 @@ class Admission:
         try:
             place.leave()
         except Exception:
-            self._faults.note_damage()
+            self._faults.note_wrong_counts()
         self._settle(error)
         try:
             place.settle(sum(exchange.used), job.context_tokens * job.asked.choices)
         except Exception:
-            self._faults.note_damage()
+            self._faults.note_wrong_counts()
 
     def _settle(self, error: BaseException | None) -> None:
         try:
             # Needed without limits, too: usage by day has the same numbers.
             self._exchange.used = used_tokens(self._job, self._exchange, error)
         except Exception:
-            self._faults.note_damage()
+            self._faults.note_wrong_counts()
         if self._hold is not None:
             try:
                 self._hold.settle(self._exchange, error)
             except Exception:
-                self._faults.note_damage()
+                self._faults.note_wrong_counts()

@@ -81,7 +81,7 @@ class Attempts:
         settings, exchange = self._settings, self._exchange
         limits, queues = self._state.limits, self._state.queues
         named = settings.catalogue.resolve(asked.model, asked.key)
-        models = settings.catalogue.line(named.model, asked.key)
+        models = settings.catalogue.with_fallbacks(named.model, asked.key)
         for model in models:
             context_tokens = self._state.fleet.context_tokens(model.name)
             job = prepare(
@@ -195,7 +195,7 @@ class Attempts:
         """
         asked = (answer.header(b"retry-after") or b"")[:9]
         if asked.isdigit():
-            engine.rests_until = self._state.fleet.now() + min(int(asked), _MAX_RETRY_AFTER_S)
+            engine.no_requests_until = self._state.fleet.now() + min(int(asked), _MAX_RETRY_AFTER_S)
         other = self._state.queues.elsewhere(job, self._settings.config, engine, room=True)
         if left and other is not None and self._state.retries.spend():
             return other

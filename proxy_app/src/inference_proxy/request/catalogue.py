@@ -40,7 +40,7 @@ class Catalogue:
             raise unknown_model(name)
         return named
 
-    def line(self, model: ModelConfig, key: Key) -> list[ModelConfig]:
+    def with_fallbacks(self, model: ModelConfig, key: Key) -> list[ModelConfig]:
         """The model followed by its fallbacks without duplicates, as far as the key may use them."""
         if model.fallback is None:
             return [model]

@@ -18,7 +18,7 @@ GRAIN_S = 0.1
 
 # Usually sooner than any clock runs out, and later than a request ends: so most requests are checked once or
 # never.
-_FIRST_LOOK_S = 30.0
+_FIRST_CHECK_S = 30.0
 
 
 class Reason(enum.Enum):
@@ -100,9 +100,9 @@ class Guards:
             self._turned += 1
             for guard in self._slots.pop(self._turned, ()):
                 try:
-                    guard.look()
+                    guard.check_clocks()
                 except Exception:
-                    self._faults.note_damage()
+                    self._faults.note_wrong_counts()
         self._turning = bool(self._slots)
         if self._turning:
             self._turn_at(slot + 1, loop)
@@ -153,7 +153,7 @@ class Guard:
     def __enter__(self) -> "Guard":
         self._task = asyncio.current_task()
         self._guards.enter(self)
-        self._look_at(min(self.now() + _FIRST_LOOK_S, self._total_at))
+        self._check_at(min(self.now() + _FIRST_CHECK_S, self._total_at))
         return self
 
     def __exit__(
@@ -193,12 +193,12 @@ class Guard:
         self._first_byte_at = now + clocks.first_byte_s
         self._between_s = clocks.between_chunks_s
         self._total_at = min(self._total_at, now + clocks.total_s)
-        self._look_at(min(self._first_byte_at, self._total_at))
+        self._check_at(min(self._first_byte_at, self._total_at))
 
     def first_byte_came(self) -> None:
         """Stop the clock for the first byte and start the one between chunks."""
         self._first_byte_at = None
-        self._look_at(min(self.now() + self._between_s, self._total_at))
+        self._check_at(min(self.now() + self._between_s, self._total_at))
 
     def interrupt(self, reason: Reason) -> None:
         """End the block.
@@ -233,7 +233,7 @@ class Guard:
             pass
         self.interrupt(_CLIENT_GONE)
 
-    def look(self) -> None:
+    def check_clocks(self) -> None:
         """End the block if a clock has run out; otherwise check again when the next one may have."""
         self._slot = 0
         now = self.now()
@@ -245,9 +245,9 @@ class Guard:
             due, reason = (self.reading_since or now) + self._between_s, Reason.BETWEEN_CHUNKS
         if now >= due:
             return self.interrupt(reason)
-        self._look_at(min(due, self._total_at))
+        self._check_at(min(due, self._total_at))
 
-    def _look_at(self, when: float) -> None:
+    def _check_at(self, when: float) -> None:
         """Check the clocks at that time or earlier."""
         if self._slot:
             if when >= self._slot * GRAIN_S:

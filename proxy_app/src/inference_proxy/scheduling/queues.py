@@ -15,13 +15,13 @@ from inference_proxy.engines.fleet import Engine, Fleet
 from inference_proxy.faults import Faults
 from inference_proxy.request.job import Job
 from inference_proxy.scheduling import affinity, route
-from inference_proxy.scheduling.fair_line import Line
+from inference_proxy.scheduling.fair_queue import FairQueue
 
 # The most that a Retry-After says: waiting requests may end sooner than their size suggests.
 _LONGEST_WAIT_S = 600
 
 
-class LineView(msgspec.Struct, frozen=True):
+class QueueView(msgspec.Struct, frozen=True):
     """A snapshot of a queue.
 
     `waiting` is by priority class; `expected_wait_s` is that of a new request in `default`.
@@ -44,7 +44,7 @@ class Place:
     __slots__ = ("_cost", "_fleet", "_turn", "engine")
 
     def __init__(
-        self, fleet: Fleet, engine: Engine, cost: int, turn: "tuple[Line[_Waiter], str] | None" = None
+        self, fleet: Fleet, engine: Engine, cost: int, turn: "tuple[FairQueue[_Waiter], str] | None" = None
     ) -> None:
         self._fleet = fleet
         self._cost = cost
@@ -72,8 +72,8 @@ class Place:
         charged.
         """
         if self._turn is not None:
-            line, priority = self._turn
-            line.settle(priority, min(used, max(most, self._cost)) - self._cost)
+            queue, priority = self._turn
+            queue.settle(priority, min(used, max(most, self._cost)) - self._cost)
 
 
 class _Request(msgspec.Struct, frozen=True, eq=False):
@@ -111,14 +111,16 @@ class _Queue:
     """
 
     since: float
-    line: Line[_Waiter] = field(default_factory=Line)
+    waiting: FairQueue[_Waiter] = field(default_factory=FairQueue)
     served: int = 0  # tokens
 
     def expected_wait_s(self, now: float, priority: str, config: Config) -> float:
         """Expected wait at the queue's rate so far; max_wait_s while that is unknown."""
         if not self.served or now <= self.since:
             return config.queue.max_wait_s
-        return self.line.ahead(priority, config.priorities[priority].share) * (now - self.since) / self.served
+        return (
+            self.waiting.ahead(priority, config.priorities[priority].share) * (now - self.since) / self.served
+        )
 
 
 class Queues:
@@ -169,26 +171,26 @@ class Queues:
                 try:
                     advanced = self._serve_head(queue)
                 except Exception:
-                    self._faults.note(f"the line of model {name[0]!r} is damaged")
+                    self._faults.note(f"the queue of model {name[0]!r} failed")
                     self._close(name, queue)
                     continue
                 if advanced:
                     served = True
                     # Queues take turns at engines that they share.
                     del self._queues[name]
-                    if queue.line.length:
+                    if queue.waiting.length:
                         self._queues[name] = queue
 
     def _close(self, name: tuple[str, str | None], queue: _Queue) -> None:
         del self._queues[name]
-        for waiter in queue.line.all():
+        for waiter in queue.waiting.all():
             waiter.refusal = ApiError(500, "internal_error", "The proxy failed to handle this request.")
             waiter.wake()
 
-    def snapshot(self, config: Config) -> list[LineView]:
+    def snapshot(self, config: Config) -> list[QueueView]:
         now = self._fleet.now()
         return [
-            LineView(model, pool, queue.line.counts(), queue.expected_wait_s(now, "default", config))
+            QueueView(model, pool, queue.waiting.counts(), queue.expected_wait_s(now, "default", config))
             for (model, pool), queue in self._queues.items()
         ]
 
@@ -203,19 +205,19 @@ class Queues:
         return route.choose(engines, request.cost, request.key, request.config.routing, self._fleet.failing)
 
     def _serve_head(self, queue: _Queue) -> bool:
-        request = queue.line.head().request
+        request = queue.waiting.head().request
         try:
             engine = self._room_for(request)
         except Unavailable as error:
-            waiter = queue.line.take()
+            waiter = queue.waiting.take()
             waiter.refusal = error
         else:
             if engine is None:
                 return False
             # Take the turn first: if that fails, no place has been taken that would never be left.
-            waiter = queue.line.take()
+            waiter = queue.waiting.take()
             waiter.place = Place(
-                self._fleet, engine, request.cost, (queue.line, request.job.asked.key.priority)
+                self._fleet, engine, request.cost, (queue.waiting, request.job.asked.key.priority)
             )
             queue.served += request.cost
         waiter.wake()
@@ -228,7 +230,7 @@ class Queues:
         queue = self._queues.setdefault(name, _Queue(self._fleet.now()))
         waiter = _Waiter(request, asyncio.get_running_loop().create_future())
         try:
-            crowded_out = queue.line.add(waiter, priority, share, request.cost, limits.max_waiting)
+            crowded_out = queue.waiting.add(waiter, priority, share, request.cost, limits.max_waiting)
             if crowded_out is not None:
                 what = f"Too many requests wait for '{crowded_out.request.job.model}' already."
                 crowded_out.refusal = self._refuse("queue_full", what, queue, crowded_out.request)
@@ -244,8 +246,8 @@ class Queues:
                 waiter.place.settle(0, 0)
             raise
         finally:
-            queue.line.leave(waiter, priority)
-            if not queue.line.length and self._queues.get(name) is queue:
+            queue.waiting.leave(waiter, priority)
+            if not queue.waiting.length and self._queues.get(name) is queue:
                 del self._queues[name]
         if waiter.place is not None:
             return waiter.place

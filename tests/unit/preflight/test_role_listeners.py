@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SECRET = "9f86d081884c7d659a2feaa0c55ad015"
 LINE = 'LISTEN 0 2048 {} 0.0.0.0:* users:(("{}",pid=7,fd=3))'
 # By the role: whether a listener at this address is in the way of proxy workers at 10.0.0.3:9000 and their admin API at

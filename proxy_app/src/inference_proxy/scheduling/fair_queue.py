@@ -14,7 +14,7 @@ class _Class(Generic[T]):
     waiting: deque[tuple[T, int]] = field(default_factory=deque)
 
 
-class Line(Generic[T]):
+class FairQueue(Generic[T]):
     """A queue: first come, first served within a class; stride scheduling (Waldspurger 1995) between classes.
 
     The next turn goes to the class that is furthest behind its share of the tokens. So while several classes

@@ -1,0 +1,68 @@
+"""The files that the role vllm writes for an engine, rendered by Ansible from the role's own variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROLE = Path(__file__).resolve().parents[2] / "roles" / "vllm"
+
+
+def read(path: str) -> Any:
+    """A YAML file of the role, whose templates Ansible may evaluate."""
+    return DataLoader().load_from_file(str(ROLE / path), trusted_as_template=True)
+
+
+def engine_options(variables: dict[str, Any], **engine: Any) -> dict[str, Any]:
+    """The options with which an engine named `one` is started."""
+    (rendering,) = (task for task in read("tasks/configure.yml") if "__vllm_yml" in task.get("vars", {}))
+    engine |= {"name": "one", "port": 8000, "served_model_name": "m"}
+    known = read("defaults/main.yml") | read("vars/main.yml") | rendering["vars"]
+    known |= {"name": "one", "stack_address": "10.0.0.3", "vllm_engines": [engine]}
+    known |= {"__vllm_model_paths": {"one": "/srv/m"}, "ansible_search_path": [str(ROLE)]}
+    templar = Templar(loader=DataLoader(), variables=known | variables)
+    found: dict[str, Any] = yaml.safe_load(templar.template(trust_as_template("{{ __vllm_yml }}")))
+    return found
+
+
+def with_row() -> dict[str, Any]:
+    """The role's variables as if one more default option had been added to its table."""
+    return {"__vllm_default_args": read("vars/main.yml")["__vllm_default_args"] | {"max-num-seqs": 256}}
+
+
+def test_an_engine_has_the_defaults_and_what_its_inventory_says() -> None:
+    options = engine_options({})
+    assert options["model"] == "/srv/m"
+    assert options["served-model-name"] == "m"
+    assert (options["host"], options["port"]) == ("10.0.0.3", 8000)
+    assert set(read("vars/main.yml")["__vllm_default_args"]) <= set(options)
+
+
+def test_a_default_option_is_one_row() -> None:
+    before, after = engine_options({}), engine_options(with_row())
+    assert after == before | {"max-num-seqs": 256}
+
+
+def test_an_operators_option_wins_over_a_default_and_an_engines_own_over_both() -> None:
+    assert engine_options(with_row() | {"vllm_args": {"max-num-seqs": 8}})["max-num-seqs"] == 8
+    own = engine_options(with_row() | {"vllm_args": {"max-num-seqs": 8}}, args={"max-num-seqs": 4})
+    assert own["max-num-seqs"] == 4
+
+
+def test_each_option_that_vllm_refuses_is_a_line_of_the_message() -> None:
+    (stop,) = (
+        task["ansible.builtin.assert"]
+        for task in read("tasks/configure/release.yml")
+        if "__vllm_option_check" in str(task.get("ansible.builtin.assert"))
+    )
+    path = "/opt/vllm/releases/1"
+    said = f"{path}/engines/one.yml: vLLM has no option 'a'\n{path}/engines/two.yml: vLLM has no option 'b'"
+    known = {"__vllm_option_check": {"stderr": said}, "__vllm_release_path": path}
+    known |= {"vllm_version": "0.33.0", "inventory_hostname": "engine1"}
+    lines = Templar(loader=DataLoader(), variables=known).template(stop["fail_msg"]).splitlines()
+    assert lines[1:] == ["one.yml: vLLM has no option 'a'", "two.yml: vLLM has no option 'b'"]
+    assert "refuses options of engines on engine1" in lines[0]
