@@ -105,8 +105,11 @@ def rendered(directory: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
         "gather_facts": False,
         "vars_files": [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")],
         "tasks": [
-            {"ansible.builtin.template": {"src": str(ROLE / f"templates/{name}.j2"), "dest": str(directory / name)}}
-            for name in names
+            {"stack_engines": {"group": "vllm"}, "register": "__proxy_engines"},
+            *(
+                {"ansible.builtin.template": {"src": str(ROLE / f"templates/{name}.j2"), "dest": str(directory / name)}}
+                for name in names
+            ),
         ],
     }
     for name, content in (
@@ -117,7 +120,8 @@ def rendered(directory: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
         (directory / name).write_text(json.dumps(content))
     scripts = Path(sys.executable).parent
     command = [scripts / "ansible-playbook", "-i", "inventory.yml", "play.yml", "-e", "@settings.json"]
-    run = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"ANSIBLE_ACTION_PLUGINS": str(ROOT / "plugins" / "action")}
+    run = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
     environment = os.environ | {"PYTHONPATH": str(ROOT / "proxy_app/src")}
     for name in names:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import check_engine_config
 import make_shim
@@ -80,6 +82,23 @@ def test_unknown_keys_are_all_told_with_a_guess() -> None:
         "vLLM has no option 'max-num-seqz'; did you mean 'max-num-seqs'?",
         "vLLM has no option 'gone'",
     ]
+
+
+def test_a_parser_that_vllm_does_not_have_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, manager, parser in (
+        ("vllm.tool_parsers", "ToolParserManager", "hermes"),
+        ("vllm.reasoning", "ReasoningParserManager", "qwen3"),
+    ):
+        registered = SimpleNamespace(list_registered=lambda parser=parser: [parser])
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{manager: registered}))
+    told = check_engine_config.unknown_parsers
+    assert list(told({"tool-call-parser": "hermes", "reasoning_parser": "qwen3"})) == []
+    assert list(told({"tool_call_parser": "herpes", "reasoning-parser": "hermes"})) == [
+        "vLLM has no tool-call-parser 'herpes'; there are hermes",
+        "vLLM has no reasoning-parser 'hermes'; there are qwen3",
+    ]
+    assert list(told({"tool-call-parser": "own", "tool-parser-plugin": "/srv/own.py"})) == []
+    assert list(told({})) == []
 
 
 def test_the_lab_s_wheel_is_always_the_same_and_locked(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import schema
-from .forms import as_dicts
+from .engine_entries import completed
 from .roles import STACK, TIERS, Options, readers, role_defaults, variable_schemas
 from .templates import KnownLater, templates, why_unreadable
 
@@ -97,6 +97,6 @@ class Inventory:
         """Whether the variable is set, but without a value."""
         return name in self._hostvars[host] and self.get(host, name) is None and self.has_value(host, name)
 
-    def engines(self, host: str) -> list[Mapping[str, Any]]:
-        """The host's engines. Entries that are not dictionaries are omitted; engines.py reports them."""
-        return as_dicts(self.get(host, "vllm_engines"))
+    def engines(self, host: str) -> list[dict[str, Any]]:
+        """The host's engines, completed. Entries that are not dictionaries are omitted; engines.py reports them."""
+        return completed(self.get(host, "vllm_engines"))

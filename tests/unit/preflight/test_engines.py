@@ -23,7 +23,8 @@ def test_an_engine_whose_id_is_too_long_for_a_file(inventory: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"port": None}, "lacks port"),
+        ({"model": None}, "lacks model"),
+        ({"port": None}, "port is empty"),
         ({"name": "Upper"}, "lower-case letters"),
         ({"model": "Qwen/Qwen3-8B"}, "set revision to the 40 digits of a commit"),
         ({"model": "Qwen/Qwen3-8B", "revision": "main"}, "set revision to the 40 digits of a commit"),

@@ -59,7 +59,9 @@ def test_a_list_of_problems_that_cannot_be_made_is_not_an_empty_one(role: str, t
 def problems_of_vllm(**variables: Any) -> list[str]:
     known = yaml.safe_load((ROLES / "vllm" / "defaults" / "main.yml").read_text())
     known |= yaml.safe_load((ROLES / "vllm" / "vars" / "main.yml").read_text())
-    return collected("vllm", ROLES / "vllm", known | HOST | {"vllm_engines": [ENGINE]} | variables)
+    known |= HOST | {"vllm_engines": [ENGINE]} | variables
+    known["__vllm_engines"] = load("engine_entries").completed(known["vllm_engines"])
+    return collected("vllm", ROLES / "vllm", known)
 
 
 def test_a_good_engine_host_has_no_problem() -> None:
@@ -93,7 +95,8 @@ def test_no_option_takes_the_place_of_what_the_role_sets(name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"port": None}, "vllm_engines[0] (one) lacks port"),
+        ({"model": None}, "vllm_engines[0] (one) lacks model"),
+        ({"port": None}, "vllm_engines[0] (one).port is empty, but must be a whole number"),
         ({"port": ""}, "vllm_engines[0] (one).port is '', but must be a whole number"),
         ({"model": ""}, "vllm_engines[0] (one).model is '', but must be a directory"),
         ({"name": "Upper"}, "use lower-case letters, digits and '-' in its name"),
@@ -117,9 +120,12 @@ def test_two_engines_with_one_name_or_port() -> None:
     assert "port 8000 is used by engine one and engine one" in lines[1]
 
 
-def test_an_engine_without_a_name() -> None:
-    (line,) = checked("vllm", vllm_engines=[{key: value for key, value in ENGINE.items() if key != "name"}])
-    assert line.startswith("vllm_engines[0] lacks name")
+def test_an_engine_may_be_a_model_alone() -> None:
+    assert checked("vllm", vllm_engines=[{"model": "/srv/m"}]) == []
+    (line,) = checked(
+        "vllm", vllm_engines=[{key: value for key, value in ENGINE.items() if key not in ("name", "model")}]
+    )
+    assert line.startswith("vllm_engines[0] lacks model")
 
 
 LIMITED = [{"name": "a", "key": SECRET, "limits": {"requests_per_minute": 1}}]

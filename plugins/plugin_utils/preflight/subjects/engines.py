@@ -12,6 +12,7 @@ from ..directories import see_example
 from ..forms import as_dict
 from ..inventory import Inventory
 from ..roles import ROLES_DIRECTORY
+from ..served import serve_args
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 # An engine's id, host:name, is the name of a file on the proxies.
@@ -28,17 +29,21 @@ def check_engines(inventory: Inventory) -> Iterator[str]:
             if not any(key.startswith("vllm_engines") for key in inventory.unreadable):
                 yield f"host {host}: vllm_engines lists no engine; {see_example('group_vars/vllm.yml', 'vllm')}"
             continue
-        seen = set()
         for number, engine in enumerate(value):
             if not isinstance(engine, Mapping):
                 yield f"host {host}: vllm_engines[{number}] is not a dictionary; {see_example('group_vars/vllm.yml', 'vllm')}"
-                continue
+        seen = set()
+        for number, engine in enumerate(inventory.engines(host)):
             where = f"host {host}: engine {engine.get('name', f'number {number + 1}')!r}"
             name = str(engine.get("name", ""))
+            if engine.get("model") and not name:
+                yield f"{where}: no name can be made of its model's, which has neither letters nor digits of a unit's name: set name"
+            if engine.get("model") and not engine.get("served_model_name"):
+                yield f"{where}: what clients ask for cannot be made of its model's name: set served_model_name"
             if name and not _NAME.fullmatch(name):
                 yield f"{where}: use lower-case letters, digits and '-' in its name, which becomes a systemd unit's"
             if name and name in seen:
-                yield f"{where} stands twice in vllm_engines: give each engine a name of its own"
+                yield f"{where} stands twice in vllm_engines: give each engine a name of its own (without one, it has its model's)"
             seen.add(name)
             model = str(engine.get("model", ""))
             hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
@@ -70,6 +75,10 @@ def check_engine_args(inventory: Inventory) -> Iterator[str]:
             for name in as_dict(value):
                 if str(name).replace("_", "-") in reserved:
                     yield f"host {host}: {where} must not have {name}: take it out; {why}"
+        for engine in inventory.engines(host):
+            policy = serve_args(inventory, host, {"args": engine.get("args")}).get("scheduling-policy")
+            if engine.get("priority_scheduling") is True and policy != "priority":
+                yield f"host {host}: engine {engine.get('name')!r} has priority_scheduling, but its args say scheduling-policy {policy}: take one out"
 
 
 def check_engine_ids(inventory: Inventory) -> Iterator[str]:

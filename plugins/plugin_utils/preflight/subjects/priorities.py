@@ -32,7 +32,7 @@ def check_engines_know_priorities(inventory: Inventory) -> Iterator[str]:
                 if any(_reaches(key, model, models) for key in keys):
                     yield (
                         f"proxy_priorities.{name} has engine_priority {number}, but {where} does not take priorities, and would answer 400: "
-                        "set scheduling-policy: priority in vllm_args, or take engine_priority out"
+                        "give it priority_scheduling: true, set scheduling-policy: priority in vllm_args, or take engine_priority out"
                     )
 
 

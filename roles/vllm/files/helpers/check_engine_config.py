@@ -52,6 +52,19 @@ def unknown_keys(config: dict[str, Any], known: set[str]) -> Iterator[str]:
             yield f"vLLM has no option {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
+def unknown_parsers(config: dict[str, Any]) -> Iterator[str]:
+    """Parsers that vLLM does not have, which it notices only when the engine starts. Plugins bring further ones."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    said = {name.replace("_", "-"): value for name, value in config.items()}
+    for kind, manager in (("tool", ToolParserManager), ("reasoning", ReasoningParserManager)):
+        option = {"tool": "tool-call-parser", "reasoning": "reasoning-parser"}[kind]
+        known = manager.list_registered()
+        if said.get(option) and said[option] not in known and not said.get(f"{kind}-parser-plugin"):
+            yield f"vLLM has no {option} {said[option]!r}; there are {', '.join(sorted(known))}"
+
+
 def problems(path: Path, parser: Any, options: Any) -> Iterator[str]:
     import yaml
 
@@ -60,6 +73,7 @@ def problems(path: Path, parser: Any, options: Any) -> Iterator[str]:
     if unknown:
         yield from unknown
         return
+    yield from unknown_parsers(config)
     try:
         arguments = parser.parse_args(["serve", "--config", str(path)])
         arguments._validate(arguments)

@@ -1,0 +1,49 @@
+"""The entries of vllm_engines, completed by what follows from the model (preflight's engine_entries)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+# Not what only the engine's own host needs: an environment may hold secrets.
+_OWN = {"args", "environment"}
+
+
+def _load() -> Callable[[str], Any]:
+    """The loader of preflight's modules, which the action beside this one has."""
+    path = Path(__file__).with_name("stack_preflight.py")
+    spec = importlib.util.spec_from_file_location("ec2_inference_stack_preflight_action", path)
+    assert spec is not None, f"{path} is a module"
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    load: Callable[[str], Any] = module.load
+    return load
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no types
+    """Reads variables only. Changes nothing, with or without check mode."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return `engines`: those of this host, or with `group` a dictionary of those of all its hosts, by the host.
+
+        Entries of other hosts are for those who send requests to them, so they lack `args` and `environment`.
+        """
+        super().run(tmp, task_vars)
+        variables, args = task_vars or {}, self._task.args
+        completed = _load()("engine_entries").completed
+        if "group" not in args:
+            return {"changed": False, "engines": completed(self._templar.template(variables.get("vllm_engines")))}
+        hosts = sorted(variables["groups"].get(args["group"], ()))
+        entries = {host: completed(variables["hostvars"][host].get("vllm_engines")) for host in hosts}
+        for entry in (one for of_host in entries.values() for one in of_host):
+            for key in _OWN & entry.keys():
+                del entry[key]
+        return {"changed": False, "engines": entries}

@@ -1,0 +1,59 @@
+"""Entries of vllm_engines as roles and checks read them: what an operator leaves out follows from the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import count
+from typing import Any
+
+from .forms import as_dict, as_dicts
+
+FIRST_PORT = 8000
+
+
+def completed(engines: Any) -> list[dict[str, Any]]:
+    """The engines of one host, with a name, a served name and a port. What an entry says itself is never changed.
+
+    What cannot be derived is left out, and preflight reports it.
+    """
+    entries = as_dicts(engines)
+    # As texts, because a port may come from a template.
+    ports = {str(entry["port"]) for entry in entries if _is_set(entry, "port")}
+    found = []
+    for position, entry in enumerate(entries):
+        derived: dict[str, Any] = {"name": _name(entry), "served_model_name": _served_model_name(entry)}
+        if not _is_set(entry, "port"):
+            derived["port"] = next(port for port in count(FIRST_PORT + position) if str(port) not in ports)
+            ports.add(str(derived["port"]))
+        complete = dict(entry) | {key: value for key, value in derived.items() if value and not _is_set(entry, key)}
+        found.append(_with_priorities(complete))
+    return found
+
+
+def _is_set(entry: Mapping[str, Any], key: str) -> bool:
+    return entry.get(key) not in (None, "")
+
+
+def _last_part(entry: Mapping[str, Any]) -> str:
+    """The last part of a model's path, hub id or S3 address."""
+    return str(entry.get("model") or "").rstrip("/").rpartition("/")[2]
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    """A name that can be a systemd unit's."""
+    return re.sub(r"[^a-z0-9]+", "-", _last_part(entry).lower()).strip("-")
+
+
+def _served_model_name(entry: Mapping[str, Any]) -> str:
+    """A hub id as it is; of a directory or an S3 address, only its last part means something to clients."""
+    model = str(entry.get("model") or "")
+    return _last_part(entry) if model.startswith(("/", "s3://")) else model
+
+
+def _with_priorities(entry: dict[str, Any]) -> dict[str, Any]:
+    """With the option that `priority_scheduling` stands for, unless the engine's args have it."""
+    args = as_dict(entry.get("args"))
+    if entry.get("priority_scheduling") is not True or "scheduling-policy" in {str(n).replace("_", "-") for n in args}:
+        return entry
+    return entry | {"args": {**args, "scheduling-policy": "priority"}}
