@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ class Host:
         self.home = directory / "home"
         self.unit = directory / "units" / "x@.service"
         self.directory = directory
-        self.unit.parent.mkdir()
+        self.unit.parent.mkdir(exist_ok=True)
 
     def build(self, name: str) -> None:
         """A complete release, as a role leaves it."""
@@ -90,15 +91,28 @@ class Host:
         return (self.home / name).resolve().name
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    """Three releases: one was switched to and proven, two switched to after it."""
-    host = Host(tmp_path)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The directory of a host, and a copy of it to begin each test with. Made once: a playbook takes seconds."""
+    directory, copy = tmp_path_factory.mktemp("release") / "host", tmp_path_factory.mktemp("saved") / "host"
+    directory.mkdir()
+    host = Host(directory)
     for name in ("one", "two", "three"):
         host.build(name)
     host.run("find", "mark_complete", "switch", "mark_proven", name="one")
     host.run("switch", name="two")
-    return host
+    shutil.copytree(directory, copy, symlinks=True)
+    return directory, copy
+
+
+@pytest.fixture
+def host(saved: tuple[Path, Path]) -> Host:
+    """Three releases: one was switched to and proven, two switched to after it."""
+    directory, copy = saved
+    shutil.rmtree(directory)
+    # At the same path, because its links are absolute.
+    shutil.copytree(copy, directory, symlinks=True)
+    return Host(directory)
 
 
 def test_a_switch_installs_the_unit_and_remembers_what_was_proven(host: Host) -> None:
