@@ -10,10 +10,8 @@ import model_parsers
 import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
 
-init_plugin_loader()
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "vllm"
 # What vLLM registers, of which the tables use a part:
 # https://github.com/vllm-project/vllm/blob/0064cc9cb1ae57b1308015d48a57462fa27a68f2/vllm/tool_parsers/__init__.py
