@@ -38,11 +38,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Print a plan: of `model` (with `instance_type`, `args`, …), or of the engines of all hosts in the group vllm.
 
-        With `format: json` one line holds the plan as an object, or as a list of objects for a fleet.
+        With `format: json` one line holds the plan as an object, or as a list of objects for a fleet. With `engines`, print
+        nothing, and return the plans of those engines of this host (planner's reports.plan_of_host).
         """
         super().run(tmp, task_vars)
         variables, args = task_vars or {}, self._task.args
         try:
+            if "engines" in args:
+                return {"changed": False, **self._of_host(variables, args)}
             told, text = self._of_model(args) if args.get("model") else self._of_fleet(variables, args)
         except load("flags").PlanError as error:
             return {"failed": True, "msg": "\n".join(error.problems)}
@@ -65,6 +68,23 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             reports.version_of(args["version"]),
         )
         return told, reports.text_of_model(told)
+
+    @staticmethod
+    def _of_host(variables: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
+        reports = load("reports")
+        empty: dict[str, Any] = {"flags": {}, "plans": {}, "problems": []}
+        try:
+            host = reports.host_of(args.get("smi") or "", variables.get("aws_instance_type"))
+        except load("flags").PlanError as error:
+            return empty | {"problems": error.problems}
+        if host is None:
+            return empty
+        common, directories = args.get("args") or {}, args.get("directories") or {}
+        engines = [{**engine, "args": {**common, **(engine.get("args") or {})}} for engine in args["engines"]]
+        configs = args.get("configs") or {}
+        its = {engine["name"]: configs.get(directories.get(engine["name"], engine.get("model"))) for engine in engines}
+        told: dict[str, Any] = reports.plan_of_host(engines, host, its, reports.version_of(args["version"]))
+        return told
 
     @staticmethod
     def _of_fleet(variables: dict[str, Any], args: dict[str, Any]) -> tuple[Any, str]:

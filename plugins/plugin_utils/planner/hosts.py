@@ -42,6 +42,46 @@ def host_of_type(instance_type: str, table: Mapping[str, Mapping[str, Any]]) -> 
     return Host(instance_type, row["gpus"], card, row["usd_per_hour"])
 
 
+def host_of_gpus(listed: str, table: Mapping[str, Mapping[str, Any]]) -> Host | None:
+    """The GPUs that `nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits` lists, in MiB; None without any.
+
+    Raises PlanError for GPUs of several kinds, among which nothing is divided.
+    """
+    lines = [line.rpartition(",") for line in listed.splitlines() if line.rpartition(",")[2].strip().isdigit()]
+    gpus = [(name.strip(), int(memory_mib)) for name, _, memory_mib in lines]
+    if not gpus:
+        return None
+    if len({name for name, _ in gpus}) > 1:
+        raise PlanError(
+            [
+                f"it has GPUs of several kinds ({', '.join(sorted({name for name, _ in gpus}))}): engines cannot be planned for it"
+            ]
+        )
+    name, memory_mib = gpus[0]
+    rows = [
+        row
+        for kind, row in table.items()
+        if not kind.startswith("_") and row["gpu"].endswith(name.removeprefix("NVIDIA "))
+    ]
+    known = next(
+        (
+            row["torch_total_gib"]
+            for row in rows
+            if row["torch_total_gib"] and abs(row["memory_mib"] - memory_mib) < 1024
+        ),
+        None,
+    )
+    card = Card(
+        name=name,
+        total_gib=known or memory_mib / 1024 * _SEEN_BY_TORCH,
+        # Without a row of its own a card is taken for one of the oldest that have all that vLLM needs.
+        compute_capability=rows[0]["compute_capability"] if rows else 8.0,
+        nvlink=len(gpus) > 1 and any(row["nvlink"] for row in rows),
+        exact=known is not None,
+    )
+    return Host(f"{len(gpus)} x {name}", len(gpus), card)
+
+
 def all_hosts(table: Mapping[str, Mapping[str, Any]]) -> list[Host]:
     """All types of the table, the cheapest first; those without a price last."""
     hosts = [host_of_type(name, table) for name in table if not name.startswith("_")]

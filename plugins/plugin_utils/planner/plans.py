@@ -12,7 +12,7 @@ from .memory import Budget, Layout, budget
 from .shapes import Shape, bytes_per_parameter, read_shape
 
 # vLLM's own default since 0.30.
-_UTILIZATION = 0.92
+UTILIZATION = 0.92
 _VERSION = (0, 33)
 # GPUs that vLLM's wheels have code for; those below the second have no bfloat16.
 _LEAST_CAPABILITY, _BFLOAT16_CAPABILITY = 7.5, 8.0
@@ -133,7 +133,7 @@ def _layouts(
     batched = flags.max_num_batched_tokens or host.card.default_batched_tokens
     for tensor, pipeline in _divisions(shape, host, flags, gpus):
         for count in [flags.max_num_seqs] if flags.max_num_seqs else [usual, *fewer]:
-            yield Layout(tensor, pipeline, count, batched, flags.gpu_memory_utilization or _UTILIZATION, version)
+            yield Layout(tensor, pipeline, count, batched, flags.gpu_memory_utilization or UTILIZATION, version)
 
 
 def _divisions(shape: Shape, host: Host, flags: Flags, gpus: int) -> list[tuple[int, int]]:
@@ -233,6 +233,7 @@ def _told(
         "kv_gib": round(chosen.budget.kv_gib, 2),
         "kv_tokens": chosen.budget.kv_tokens,
         "gpus": layout.tensor * layout.pipeline * flags.data_parallel,
+        "needed_tokens": wanted.tokens(chosen.length),
         "requests": round(requests, 2),
         "binds": "max-num-seqs" if requests > layout.max_num_seqs else "KV cache",
         "flags": derived | given if chosen.fits else given,

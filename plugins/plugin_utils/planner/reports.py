@@ -10,6 +10,7 @@ from typing import Any
 from . import hosts, plans
 from .flags import PlanError
 from .model_files import read_model
+from .shapes import read_shape
 
 INSTANCES: dict[str, Any] = json.loads((Path(__file__).parent / "instances.json").read_text())
 # Columns of the tables: what a plan calls it, and the heading.
@@ -73,6 +74,69 @@ def plan_of_fleet(fleet: list[dict[str, Any]], version: tuple[int, int]) -> list
         except PlanError as error:
             found.append({**named, "fits": None, "problems": error.problems})
     return found
+
+
+# Below this share of what is needed an engine is refused, because no plan was ever that wrong.
+_SURELY_TOO_LITTLE = 0.85
+
+
+def host_of(smi: str, instance_type: str | None) -> hosts.Host | None:
+    """A host's GPUs as nvidia-smi lists them; by its instance type where there is no driver yet. None if neither is known."""
+    found = hosts.host_of_gpus(smi, INSTANCES)
+    if found or not instance_type or instance_type not in INSTANCES:
+        return found
+    return hosts.host_of_type(instance_type, INSTANCES)
+
+
+def plan_of_host(
+    engines: list[dict[str, Any]], host: hosts.Host, configs: Mapping[str, Any], version: tuple[int, int]
+) -> dict[str, Any]:
+    """The plans of a host's engines, by name: `flags` that differ from vLLM's defaults, and `problems` of those that surely do not fit.
+
+    `configs` has the config.json of the engines whose models are on the host, by the engine's name, or None. A model that can
+    be read nowhere has no plan.
+    """
+    told: dict[str, Any] = {"flags": {}, "plans": {}, "problems": []}
+    for engine in engines:
+        name, wanted = engine["name"], plans.Wanted(engine.get("context_tokens"), engine.get("concurrency"))
+        try:
+            config, size = configs.get(name), None
+            if config is None:
+                files = read_model(engine["model"], engine.get("revision") or "")
+                config, size = files.config, files.weights_bytes
+            shape = read_shape(config)
+        except PlanError:
+            continue  # not read, or no decoder: vLLM itself decides
+        try:
+            gpus = len(engine["gpus"]) if engine.get("gpus") else None
+            found = plans.plan(config, host, engine.get("args") or {}, wanted, size, gpus, version)
+        except PlanError as error:
+            told["problems"] += [f"engine {name}: {problem}" for problem in error.problems]
+            continue
+        told["plans"][name] = found
+        short = found["kv_tokens"] < _SURELY_TOO_LITTLE * found["needed_tokens"]
+        if not found["fits"] and short and (found["kv_gib"] < 0 or not found["estimated"]):
+            changes = "; ".join(found["changes"])
+            lines = "; ".join(found["why"])
+            told["problems"].append(
+                f"engine {name}: {engine['model']} does not fit on {host.name}: {lines}. It would fit with: {changes}"
+            )
+        told["flags"][name] = _differing(found, host, shape.context, engine) if found["fits"] else {}
+    return told
+
+
+def _differing(found: Mapping[str, Any], host: hosts.Host, context: int, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """The derived options that are not vLLM's defaults anyway, so that an engine that needs none keeps its configuration."""
+    given = {str(name).replace("_", "-") for name in engine.get("args") or {}}
+    usual = {
+        "tensor-parallel-size": 1,
+        "pipeline-parallel-size": 1,
+        "max-model-len": context,
+        "max-num-seqs": host.card.default_seqs,
+        "max-num-batched-tokens": host.card.default_batched_tokens,
+        "gpu-memory-utilization": plans.UTILIZATION,
+    }
+    return {name: value for name, value in found["flags"].items() if name not in given and usual.get(name) != value}
 
 
 def text_of_model(told: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ HOST: dict[str, Any] = {
     "__vllm_gpus": {"matched": 0},
     "__vllm_listeners": {},
     "__vllm_checked": {"problems": []},
+    "__vllm_unfit": [],
 }
 
 
@@ -47,7 +48,7 @@ def test_a_list_of_problems_that_cannot_be_made_is_not_an_empty_one(role: str, t
     (tmp_path / "templates").mkdir()
     template = tmp_path / "templates" / "problems.yml.j2"
     template.write_text("{# none #}\n{% if false %}\n- x\n{% endif %}\n")
-    checked = {f"__{role}_checked": {"problems": []}}
+    checked: dict[str, Any] = {f"__{role}_checked": {"problems": []}, "__vllm_unfit": []}
     assert collected(role, tmp_path, checked) == []
     template.write_text("- one\n\n- two\n")
     assert collected(role, tmp_path, checked) == ["one", "two"]
