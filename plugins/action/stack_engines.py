@@ -32,15 +32,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return `engines`: those of this host, or with `group` a dictionary of those of all its hosts, by the host.
+        """Return `engines` and their `adapters`, or with `group` only a dictionary of the engines of all its hosts, by the host.
 
         Entries of other hosts are for those who send requests to them, so they lack `args` and `environment`.
         """
         super().run(tmp, task_vars)
         variables, args = task_vars or {}, self._task.args
-        completed = _load()("engine_entries").completed
+        entries_module = _load()("engine_entries")
+        completed = entries_module.completed
         if "group" not in args:
-            return {"changed": False, "engines": completed(self._templar.template(variables.get("vllm_engines")))}
+            own = completed(self._templar.template(variables.get("vllm_engines")))
+            return {"changed": False, "engines": own, "adapters": entries_module.adapters_of(own)}
         hosts = sorted(variables["groups"].get(args["group"], ()))
         entries = {host: completed(variables["hostvars"][host].get("vllm_engines")) for host in hosts}
         for entry in (one for of_host in entries.values() for one in of_host):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_vllm import ENGINES
+from test_vllm import ENGINES, MODELS
 
 testinfra_hosts = ["ssh://engine1"]
 
@@ -25,7 +25,7 @@ def pid_of(host, engine, process):
 def generate(host, engine, *options):
     """Have the engine generate a token. Returns curl's result."""
     address = host.interface("host0").addresses[0]
-    body = f'{{"model": "tiny-{engine}", "prompt": "Hi", "max_tokens": 1}}'
+    body = f'{{"model": "{MODELS[engine]}", "prompt": "Hi", "max_tokens": 1}}'
     url = f"http://{address}:{ENGINES[engine]}/v1/completions"
     return host.run(f"curl --silent --show-error --fail {' '.join(options)} --json '{body}' {url}")
 

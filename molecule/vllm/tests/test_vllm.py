@@ -7,6 +7,7 @@ import pytest
 testinfra_hosts = ["ssh://engine1"]
 
 ENGINES = {"local": 8000, "bucket": 8001}
+MODELS = {"local": "tiny-local", "bucket": "tiny-qwen3"}
 
 
 @pytest.fixture(params=ENGINES)
@@ -32,7 +33,7 @@ def test_generates(host, engine):
             host,
             engine,
             "/v1/completions",
-            {"model": f"tiny-{engine}", "prompt": "Hi", "max_tokens": 3, "ignore_eos": True},
+            {"model": MODELS[engine], "prompt": "Hi", "max_tokens": 3, "ignore_eos": True},
         )
     )
     assert answer["usage"]["completion_tokens"] == 3

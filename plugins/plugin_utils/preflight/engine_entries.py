@@ -13,7 +13,9 @@ FIRST_PORT = 8000
 
 
 def completed(engines: Any) -> list[dict[str, Any]]:
-    """The engines of one host, with a name, a served name and a port. What an entry says itself is never changed.
+    """The engines of one host, with a name, a served name, a port, and `served_models`: all names that clients can ask for.
+
+    What an entry says itself is never changed.
 
     What cannot be derived is left out, and preflight reports it.
     """
@@ -27,8 +29,29 @@ def completed(engines: Any) -> list[dict[str, Any]]:
             derived["port"] = next(port for port in count(FIRST_PORT + position) if str(port) not in ports)
             ports.add(str(derived["port"]))
         complete = dict(entry) | {key: value for key, value in derived.items() if value and not _is_set(entry, key)}
+        complete["served_models"] = [
+            str(name)
+            for name in (
+                complete.get("served_model_name"),
+                *(one.get("name") for one in as_dicts(entry.get("adapters"))),
+            )
+            if name
+        ]
         found.append(_with_priorities(complete))
     return found
+
+
+def adapters_of(engines: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The adapters of completed engines, each with its engine's name, and nothing else of the engine's entry."""
+    return [
+        {
+            "id": f"{engine['name']}:{adapter.get('name')}",
+            "engine": engine["name"],
+            **{key: str(adapter.get(key) or "") for key in ("name", "model", "revision")},
+        }
+        for engine in engines
+        for adapter in as_dicts(engine.get("adapters"))
+    ]
 
 
 def _is_set(entry: Mapping[str, Any], key: str) -> bool:

@@ -31,6 +31,7 @@ _MODELS_DIRECTORY = {
     "x-words": "be a directory of its own, such as /var/lib/vllm/models or /data/models, and none of the system's",
 }
 _FILE = {"pattern": r"^(|/[^\x00-\x1f\x7f]*[^/\x00-\x1f\x7f])$", "x-words": "be the whole path of a file"}
+_SERVED_NAME = {"pattern": r"^[^\x00-\x1f\x7f]*$", "minLength": 1, "maxLength": 256, "format": "quoted"}
 # What systemd's EnvironmentFile can hold. Values may be secrets.
 _ENVIRONMENT = {
     "propertyNames": {"pattern": "[A-Za-z_][A-Za-z0-9_]*", "x-words": "have letters, digits and _ only"},
@@ -98,18 +99,15 @@ RULES: dict[str, dict[str, Any]] = {
     "stack_body_limit_mb": _MEGABYTES,
     "stack_domain": {"type": "string", **_HOST_NAME},
     "vllm_drain_timeout_s": _SECONDS,
+    "vllm_engines[].adapters[].model": _MODEL,
+    "vllm_engines[].adapters[].name": _SERVED_NAME,
     "vllm_engines[].environment": _ENVIRONMENT,
     "vllm_engines[].gpus": {"minItems": 1},
     "vllm_engines[].gpus[]": _COUNT_OR_NONE,
     "vllm_engines[].max_in_flight": _COUNT,
     "vllm_engines[].model": _MODEL,
     "vllm_engines[].port": _PORT,
-    "vllm_engines[].served_model_name": {
-        "pattern": r"^[^\x00-\x1f\x7f]*$",
-        "minLength": 1,
-        "maxLength": 256,
-        "format": "quoted",
-    },
+    "vllm_engines[].served_model_name": _SERVED_NAME,
     "vllm_engines[].weight": {"exclusiveMinimum": 0, "maximum": 1000},
     "vllm_environment": _ENVIRONMENT,
     "vllm_fetch_environment": _ENVIRONMENT,

@@ -13,7 +13,10 @@ from .misspelt import is_mistyped
 def served_models(inventory: Inventory) -> set[str]:
     """The names of all models that engines serve."""
     return {
-        str(engine.get("served_model_name")) for host in inventory.group("vllm") for engine in inventory.engines(host)
+        name
+        for host in inventory.group("vllm")
+        for engine in inventory.engines(host)
+        for name in engine["served_models"]
     }
 
 

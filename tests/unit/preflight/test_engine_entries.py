@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from preflight_inventory import ENGINE, engine, found, problems
+from preflight_inventory import ENGINE, SECRET, engine, found, problems
 from stack_preflight import load
 
 completed = load("engine_entries").completed
@@ -30,14 +30,16 @@ def with_engines(*engines: dict[str, Any]) -> list[str]:
 )
 def test_the_names_follow_from_the_model(model: str, name: str, served: str) -> None:
     (one,) = completed([{"model": model}])
-    assert one == {"model": model, "name": name, "served_model_name": served, "port": 8000}
+    assert one == {"model": model, "name": name, "served_model_name": served, "port": 8000, "served_models": [served]}
 
 
 def test_a_complete_entry_stays_as_it_is() -> None:
     """An existing fleet has complete entries: its files, and so the engines' fingerprints, are as before."""
     whole = {**ENGINE, "port": 8123, "gpus": [0], "args": {"max-model-len": 16}, "environment": {"A": "1"}, "weight": 2}
-    assert completed([whole]) == [whole]
-    assert list(completed([whole])[0]) == list(whole), "in the same order"
+    (found_entry,) = completed([whole])
+    assert found_entry.pop("served_models") == ["m"]
+    assert found_entry == whole
+    assert list(found_entry) == list(whole), "in the same order"
 
 
 def test_ports_count_by_position_and_leave_out_those_that_entries_name() -> None:
@@ -102,3 +104,36 @@ def test_an_engine_with_priority_scheduling_takes_priorities() -> None:
 @pytest.mark.parametrize("value", [None, "x", [], [None, "x"], {}])
 def test_a_list_of_the_wrong_form_has_no_engine(value: Any) -> None:
     assert completed(value) == []
+
+
+ADAPTERS = [{"name": "sql", "model": "/srv/adapters/sql"}, {"name": "law", "model": "org/law", "revision": COMMIT}]
+
+
+def test_adapters_are_models_that_the_engine_serves() -> None:
+    (one,) = completed([ENGINE | {"adapters": ADAPTERS}])
+    assert one["served_models"] == ["m", "sql", "law"]
+    assert found(**engine(adapters=ADAPTERS), proxy_keys=[{"name": "a", "key": SECRET, "models": ["law"]}]) == []
+    assert load("engine_entries").adapters_of([one]) == [
+        {"id": "one:sql", "engine": "one", "name": "sql", "model": "/srv/adapters/sql", "revision": ""},
+        {"id": "one:law", "engine": "one", "name": "law", "model": "org/law", "revision": COMMIT},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("adapters", "said"),
+    [
+        ([{"name": "law", "model": "org/law"}], "adapter 'law': model org/law comes from a hub, so pin it"),
+        ([{"name": "m", "model": "/srv/a"}], "serves two models as 'm'"),
+        ([{"name": "a", "model": "/srv/a"}, {"name": "a", "model": "/srv/b"}], "serves two models as 'a'"),
+        ([{"name": "a", "model": "/tmp/a"}], "model /tmp/a lies in /tmp, which the engine's sandbox hides"),
+        ([{"model": "/srv/a"}], "adapters[0] lacks name"),
+    ],
+)
+def test_an_adapter_that_cannot_be(adapters: list[dict[str, str]], said: str) -> None:
+    lines = found(**engine(adapters=adapters))
+    assert said in " ".join(lines), lines
+
+
+def test_adapters_and_lora_modules_are_not_both_said() -> None:
+    (line,) = found(**engine(adapters=ADAPTERS, args={"lora_modules": ["x=/srv/x"]}))
+    assert "has adapters, over which lora-modules of its args would win" in line

@@ -24,6 +24,7 @@ HOST: dict[str, Any] = {
     "__vllm_lock_version": "0.33.0",
     "__vllm_local_models": {"/srv/m": True},
     "__vllm_configs": {},
+    "__vllm_missing_adapters": ["/srv/gone"],
     "__vllm_gpus": {"matched": 0},
     "__vllm_listeners": {},
     "__vllm_checked": {"problems": []},
@@ -67,6 +68,12 @@ def problems_of_vllm(**variables: Any) -> list[str]:
 
 def test_a_good_engine_host_has_no_problem() -> None:
     assert problems_of_vllm() == []
+
+
+def test_an_adapter_that_is_not_on_the_host() -> None:
+    adapters = [{"name": "sql", "model": "/srv/gone"}, {"name": "law", "model": "/srv/there"}]
+    (line,) = problems_of_vllm(vllm_engines=[ENGINE | {"adapters": adapters}])
+    assert line.startswith("host engine1, engine one: adapter sql: /srv/gone has no adapter_config.json on the host")
 
 
 def checked(role: str, facts: dict[str, Any] | None = None, **variables: Any) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import yaml
 
 from ..directories import see_example
-from ..forms import as_dict
+from ..forms import as_dict, as_dicts
 from ..inventory import Inventory
 from ..roles import ROLES_DIRECTORY
 from ..served import serve_args
@@ -45,23 +46,36 @@ def check_engines(inventory: Inventory) -> Iterator[str]:
             if name and name in seen:
                 yield f"{where} stands twice in vllm_engines: give each engine a name of its own (without one, it has its model's)"
             seen.add(name)
-            model = str(engine.get("model", ""))
-            hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
-            if hub and not re.fullmatch(r"[0-9a-f]{40}", str(engine.get("revision", ""))):
-                yield f"{where}: model {model} comes from a hub, so pin it: set revision to the 40 digits of a commit"
+            yield from _not_pinned(where, engine)
+            for adapter in as_dicts(engine.get("adapters")):
+                yield from _not_pinned(f"{where}, adapter {adapter.get('name')!r}", adapter)
+            for double in sorted({one for one in engine["served_models"] if engine["served_models"].count(one) > 1}):
+                yield f"{where} serves two models as {double!r}: give each adapter a name of its own"
+
+
+def _not_pinned(where: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    """What to say of a model or an adapter from a hub whose content may change."""
+    model = str(entry.get("model", ""))
+    hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
+    if hub and not re.fullmatch(r"[0-9a-f]{40}", str(entry.get("revision", ""))):
+        yield f"{where}: model {model} comes from a hub, so pin it: set revision to the 40 digits of a commit"
 
 
 def check_models_are_visible(inventory: Inventory) -> Iterator[str]:
     """No model is in a directory that the unit's sandbox hides."""
     for host in inventory.hosts("vllm"):
         for engine in inventory.engines(host):
-            model = str(engine.get("model", ""))
-            for hidden in _role_variables()["__vllm_hidden_paths"]:
+            for model, hidden in product(_directories(engine), _role_variables()["__vllm_hidden_paths"]):
                 if f"{model}/".startswith(f"{hidden}/"):
                     yield (
                         f"host {host}: engine {engine.get('name')!r}: model {model} lies in {hidden}, which the engine's sandbox hides; "
                         "move it, say, to /srv/models"
                     )
+
+
+def _directories(engine: Mapping[str, Any]) -> list[str]:
+    """Where an engine reads its model and its adapters, or what they are downloaded from."""
+    return [str(entry.get("model", "")) for entry in (engine, *as_dicts(engine.get("adapters")))]
 
 
 def check_engine_args(inventory: Inventory) -> Iterator[str]:
@@ -76,6 +90,8 @@ def check_engine_args(inventory: Inventory) -> Iterator[str]:
                 if str(name).replace("_", "-") in reserved:
                     yield f"host {host}: {where} must not have {name}: take it out; {why}"
         for engine in inventory.engines(host):
+            if engine.get("adapters") and "lora-modules" in serve_args(inventory, host, engine):
+                yield f"host {host}: engine {engine.get('name')!r} has adapters, over which lora-modules of its args would win: take one out"
             policy = serve_args(inventory, host, {"args": engine.get("args")}).get("scheduling-policy")
             if engine.get("priority_scheduling") is True and policy != "priority":
                 yield f"host {host}: engine {engine.get('name')!r} has priority_scheduling, but its args say scheduling-policy {policy}: take one out"

@@ -28,18 +28,18 @@ def check_engines_know_priorities(inventory: Inventory) -> Iterator[str]:
                 key for key in as_dicts(inventory.get(host, "proxy_keys")) if (key.get("priority") or "default") == name
             ]
             number = as_dict(settings).get("engine_priority")
-            for where, model in without.items() if number else []:
-                if any(_reaches(key, model, models) for key in keys):
+            for where, served in without.items() if number else []:
+                if any(_reaches(key, model, models) for key in keys for model in served):
                     yield (
                         f"proxy_priorities.{name} has engine_priority {number}, but {where} does not take priorities, and would answer 400: "
                         "give it priority_scheduling: true, set scheduling-policy: priority in vllm_args, or take engine_priority out"
                     )
 
 
-def _without_priority(inventory: Inventory) -> dict[str, str]:
-    """The engines that accept no priorities: their names for messages, and their models."""
+def _without_priority(inventory: Inventory) -> dict[str, list[str]]:
+    """The engines that accept no priorities: their names for messages, and all models that they serve."""
     return {
-        f"engine {engine.get('name')!r} of {host}": str(engine.get("served_model_name"))
+        f"engine {engine.get('name')!r} of {host}": engine["served_models"]
         for host in inventory.group("vllm")
         for engine in inventory.engines(host)
         if serve_args(inventory, host, engine).get("scheduling-policy") != "priority"

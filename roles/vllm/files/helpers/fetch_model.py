@@ -236,7 +236,7 @@ def fetch(model: Model, models_dir: Path) -> tuple[Path, bool]:
             model.download(unfinished)
         except OSError as error:
             raise FetchError(f"{target}: {error}; free space is {_free_gb(models_dir)} GB") from error
-        if not (unfinished / "config.json").is_file():
+        if not any((unfinished / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise FetchError(f"{target}: what was downloaded has no config.json, so it is not a model; correct `model`")
         _flush(unfinished)
         unfinished.rename(target)

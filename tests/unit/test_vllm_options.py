@@ -1,4 +1,4 @@
-"""Which parsers of tool calls and of reasoning an engine gets, and how an operator has the last word."""
+"""Options that follow from an engine's model and adapters, and how an operator has the last word."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from stack_preflight import load
 
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "vllm"
 # What vLLM registers, of which the tables use a part:
@@ -96,16 +97,59 @@ def read(path: str) -> Any:
 
 
 def parsers_of_engine(found: dict[str, Any], vllm_args: dict[str, Any] | None = None, **engine: Any) -> dict[str, Any]:
-    """The options for parsers in the file that the role writes for an engine whose model is of the family `found`."""
+    """The options for parsers of an engine whose model is of the family `found`."""
+    options = options_of_engine(
+        vllm_args or {}, {"__vllm_parsers": {"stdout": json.dumps({"/srv/m": found})}}, **engine
+    )
+    return {name: value for name, value in options.items() if "parser" in name or "auto" in name}
+
+
+def options_of_engine(vllm_args: dict[str, Any], registered: dict[str, Any], **engine: Any) -> dict[str, Any]:
+    """The file that the role writes for an engine, after tasks have registered or set some variables."""
     (rendering,) = (task for task in read("tasks/configure.yml") if "__vllm_yml" in task.get("vars", {}))
     engine |= {"name": "one", "port": 8000, "served_model_name": "m"}
     known = read("defaults/main.yml") | read("vars/main.yml") | rendering["vars"]
-    known |= {"name": "one", "stack_address": "10.0.0.3", "__vllm_completed": {"engines": [engine]}}
+    known |= {"name": "one", "stack_address": "10.0.0.3"}
     known |= {"__vllm_model_paths": {"one": "/srv/m"}, "ansible_search_path": [str(ROLE)]}
-    known |= {"__vllm_parsers": {"stdout": json.dumps({"/srv/m": found})}, "vllm_args": vllm_args or {}}
+    known |= registered | {"vllm_args": vllm_args, "__vllm_completed": entries(engine)}
     templar = Templar(loader=DataLoader(), variables=known)
-    options = yaml.safe_load(templar.template(trust_as_template("{{ __vllm_yml }}")))
-    return {name: value for name, value in options.items() if "parser" in name or "auto" in name}
+    options: dict[str, Any] = yaml.safe_load(templar.template(trust_as_template("{{ __vllm_yml }}")))
+    return options
+
+
+def entries(engine: dict[str, Any]) -> dict[str, Any]:
+    """What the action stack_engines registers."""
+    engines = load("engine_entries").completed([engine])
+    return {"engines": engines, "adapters": load("engine_entries").adapters_of(engines)}
+
+
+NO_PARSERS = {"__vllm_parsers": {"stdout": '{"/srv/m": {}}'}}
+TWO = [{"name": "sql", "model": "/srv/a/sql"}, {"name": "law", "model": "org/law", "revision": "0" * 40}]
+PLACED = {"__vllm_adapter_directories": {"one:sql": "/srv/a/sql", "one:law": "/models/org--law@0"}}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "reserved"), [((8, 8), 8), ((4, 2), 8), ((1, 1), 1), ((17, 64), 64), ((512, 9), 512)]
+)
+def test_an_engine_reserves_memory_for_its_adapters(ranks: tuple[int, int], reserved: int) -> None:
+    read_ranks = {"__vllm_adapter_ranks": dict(zip(PLACED["__vllm_adapter_directories"].values(), ranks, strict=True))}
+    options = options_of_engine({}, NO_PARSERS | PLACED | read_ranks, adapters=TWO)
+    assert {name: value for name, value in options.items() if "lora" in name} == {
+        "enable-lora": True,
+        "max-loras": 2,
+        "max-lora-rank": reserved,
+        "lora-modules": ["sql=/srv/a/sql", "law=/models/org--law@0"],
+    }
+
+
+def test_what_an_operator_says_of_adapters_memory_wins_and_check_mode_needs_no_rank() -> None:
+    args = {"max-loras": 1, "max-lora-rank": 128}
+    options = options_of_engine(args, NO_PARSERS | PLACED | {"__vllm_adapter_ranks": {}}, adapters=TWO)
+    assert args.items() <= options.items()
+
+
+def test_an_engine_without_adapters_has_no_option_for_them() -> None:
+    assert not [name for name in options_of_engine({}, NO_PARSERS) if "lora" in name]
 
 
 def test_an_engine_has_what_was_found() -> None:
