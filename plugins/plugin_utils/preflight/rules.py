@@ -113,6 +113,7 @@ RULES: dict[str, dict[str, Any]] = {
     "vllm_engines[].weight": {"exclusiveMinimum": 0, "maximum": 1000},
     "vllm_environment": _ENVIRONMENT,
     "vllm_fetch_environment": _ENVIRONMENT,
+    "vllm_fetch_parallel_hosts": _COUNT_OR_NONE,
     "vllm_install_disk_gb": _COUNT_OR_NONE,
     "vllm_install_environment": _ENVIRONMENT,
     "vllm_keep_releases": _COUNT_OR_NONE,
