@@ -206,6 +206,17 @@ def test_check_tells_the_bytes_that_are_missing_from_s3(s3, tmp_path, capsys) ->
     assert (told["changed"], told["missing_bytes"]) == (False, 0)
 
 
+def test_a_list_of_models_is_fetched_as_far_as_it_can_be(s3, tmp_path, capsys) -> None:
+    s3.put_object(Bucket="models", Key="other/config.json", Body=b"{}")
+    listed = tmp_path / "models.json"
+    listed.write_text(json.dumps([["s3://models/tiny", ""], ["s3://models/nothing", ""], ["s3://models/other", ""]]))
+    assert fetch_model.main(["--models-dir", f"{tmp_path}/models", "--list", str(listed)]) == 1
+    told = capsys.readouterr()
+    assert "s3://models/nothing: holds no object" in told.err
+    paths = [Path(json.loads(line)["path"]) for line in told.out.splitlines()]
+    assert [contents(path) for path in paths] == [FILES, {"config.json": b"{}"}]
+
+
 def test_a_download_tells_its_seconds(s3, tmp_path, capsys) -> None:
     _, done, _ = run(capsys, "--models-dir", tmp_path, "s3://models/tiny")
     assert float(str(done["seconds"])) >= 0

@@ -68,6 +68,13 @@ def test_a_good_engine_host_has_no_problem() -> None:
     assert problems_of_vllm() == []
 
 
+def test_an_instance_store_that_cannot_be_made_is_told_with_the_rest() -> None:
+    plan = {"stdout": '{"changed": false, "steps": [], "problem": "/dev/nvme1n1 has ext4"}'}
+    assert problems_of_vllm(__vllm_store_plan=plan) == ["host engine1: vllm_instance_store: /dev/nvme1n1 has ext4"]
+    assert problems_of_vllm(__vllm_store_plan={"skipped": True}) == []
+    assert problems_of_vllm(__vllm_store_plan={"stdout": '{"changed": true, "steps": ["x"], "problem": ""}'}) == []
+
+
 def checked(role: str, facts: dict[str, Any] | None = None, **variables: Any) -> list[str]:
     """What the checker says of a role's variables."""
     defaults = yaml.safe_load((ROLES / role / "defaults" / "main.yml").read_text())

@@ -2,6 +2,7 @@
 """Download a model to a directory of its own, unless it is there already.
 
     fetch_model.py --models-dir DIR [--revision COMMIT] [--check] MODEL
+    fetch_model.py --models-dir DIR --list FILE     several: [[MODEL, COMMIT], …]
 
 MODEL is a hub id (``Qwen/Qwen3-8B``, with ``--revision``) or ``s3://bucket/prefix``. Addresses and
 credentials of the hub or S3 come from the environment (``HF_ENDPOINT``, ``HF_TOKEN``, ``AWS_ENDPOINT_URL``, …), on AWS
@@ -315,36 +316,41 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--models-dir", type=Path, required=True)
     parser.add_argument("--revision", default="", help="commit, for a hub id")
     parser.add_argument("--check", action="store_true", help="download nothing; say where it would be, and how large")
-    parser.add_argument("model", help="hub id or s3://bucket/prefix")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--list", type=Path, help="file with several models and their revisions")
+    which.add_argument("model", nargs="?", help="hub id or s3://bucket/prefix")
     return parser.parse_args(arguments)
+
+
+def result_of(name: str, revision: str, models_dir: Path, check: bool) -> dict[str, Any]:
+    """Fetch a model, or with `check` only look what that would do."""
+    model = from_s3(name) if name.startswith("s3://") else from_hub(name, revision)
+    if check:
+        path = models_dir / model.directory_name
+        return {
+            "path": str(path),
+            "changed": not path.is_dir(),
+            "missing_bytes": missing_bytes(model, models_dir),
+            "free_bytes": _free_bytes(models_dir),
+        }
+    began_s = time.monotonic()
+    path, changed = fetch(model, models_dir)
+    took = {"seconds": round(time.monotonic() - began_s, 1)} if changed else {}
+    return {"path": str(path), "changed": changed, **took}
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     os.umask(0o027)
-    try:
-        model = (
-            from_s3(options.model) if options.model.startswith("s3://") else from_hub(options.model, options.revision)
-        )
-        if options.check:
-            path = options.models_dir / model.directory_name
-            result = {
-                "path": str(path),
-                "changed": not path.is_dir(),
-                "missing_bytes": missing_bytes(model, options.models_dir),
-                "free_bytes": _free_bytes(options.models_dir),
-            }
-        else:
-            began_s = time.monotonic()
-            path, changed = fetch(model, options.models_dir)
-            result = {"path": str(path), "changed": changed}
-            if changed:
-                result["seconds"] = round(time.monotonic() - began_s, 1)
-    except FetchError as error:
-        print(f"cannot fetch the model: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result))
-    return 0
+    models = json.loads(options.list.read_text()) if options.list else [[options.model, options.revision]]
+    status = 0
+    for name, revision in models:
+        try:
+            print(json.dumps(result_of(name, revision, options.models_dir, options.check)), flush=True)
+        except FetchError as error:
+            print(f"cannot fetch the model: {error}", file=sys.stderr)
+            status = 1
+    return status
 
 
 if __name__ == "__main__":
