@@ -118,6 +118,40 @@ def test_an_engine_that_cannot_be(fields: dict[str, Any], said: str) -> None:
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": "s3://bucket/m", "stream": True}, None),
+        ({"model": "s3://bucket/m", "stream": True, "args": {"load_format": "runai_streamer_sharded"}}, None),
+        ({"model": "s3://bucket/m", "stream": False, "args": {"load-format": "dummy"}}, None),
+        ({"stream": True}, "stream reads a model from S3, but model is /srv/m"),
+        ({"model": "s3://bucket/m", "stream": True, "args": {"load-format": "auto"}}, "but args says auto"),
+        ({"model": "s3://bucket/m", "stream": "perhaps"}, "stream is 'perhaps'"),
+    ],
+)
+def test_a_stream_comes_from_s3(fields: dict[str, Any], said: str | None) -> None:
+    lines = checked_engine(**fields)
+    assert len(lines) == (said is not None), lines
+    assert said is None or said in lines[0]
+
+
+def test_a_lock_without_the_streamer_cannot_stream() -> None:
+    engine = ENGINE | {"model": "s3://bucket/m", "stream": True}
+    (line,) = problems_of_vllm(vllm_engines=[engine], __vllm_lock_streams=False)
+    assert "engine one: `stream` needs runai-model-streamer-s3" in line
+    assert problems_of_vllm(vllm_engines=[engine], __vllm_lock_streams=True) == []
+    assert problems_of_vllm(__vllm_lock_streams=False) == []
+
+
+def test_the_collections_own_lock_can_stream() -> None:
+    known = yaml.safe_load((ROLES / "vllm" / "vars" / "main.yml").read_text())
+    variables = {"__vllm_lock": (ROLES / "vllm" / "files" / "requirements-cuda.txt").read_text()}
+    streams = Templar(loader=DataLoader(), variables=variables).template(
+        trust_as_template(known["__vllm_lock_streams"])
+    )
+    assert streams is True
+
+
 def test_two_engines_with_one_name_or_port() -> None:
     first, second = ENGINE | {"gpus": [0]}, ENGINE | {"gpus": [1]}
     lines = checked("vllm", vllm_engines=[first, second])

@@ -46,6 +46,7 @@ FORM: list[Check] = [
 CHECKS: list[Check] = [
     engines.check_engines,
     engines.check_engine_args,
+    engines.check_streams,
     engines.check_models_are_visible,
     engines.check_engine_ids,
     ports.check_ports,
@@ -80,6 +81,7 @@ OF_ROLES: dict[str, list[Check]] = {
     "vllm": [
         engines.check_engines,
         engines.check_engine_args,
+        engines.check_streams,
         engines.check_models_are_visible,
         ports.check_ports,
         gpus.check_gpus,
