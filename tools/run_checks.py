@@ -66,6 +66,7 @@ SCENARIOS = [
     Step("proxy-role", "lab/scenario proxy", 1800),
     Step("site", "lab/scenario site", 1800),
     Step("single", "lab/scenario single", 1800),
+    Step("bake", "lab/scenario bake", 1800),
     Step("nginx_certbot", "lab/scenario nginx_certbot", 1800),
     Step("matrix", "tools/matrix", 900),
 ]

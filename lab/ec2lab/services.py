@@ -112,7 +112,7 @@ def client_options(lab: Lab) -> dict[str, str]:
         "endpoint_url": f"http://{lab.address()}:{EC2_PORT}",
         "region_name": "us-east-1",
         "aws_access_key_id": "lab",
-        "aws_secret_access_key": "lab",
+        "aws_secret_access_key": "secret-of-the-lab",
     }
 
 

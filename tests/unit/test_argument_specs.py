@@ -35,7 +35,7 @@ def test_every_public_variable_has_the_roles_prefix_and_a_description(role: str)
 
 
 # Numbers without a unit: counts, shares, and ports.
-PLAIN_NUMBERS = re.compile(r"_(port|workers|ratio|burst|per_ip|per_second|connections|keepalive|releases)$")
+PLAIN_NUMBERS = re.compile(r"_(port|workers|ratio|burst|per_ip|per_second|connections|keepalive|releases|hosts)$")
 UNITS = re.compile(r"_(s|mb|gb|days)$")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -68,7 +69,9 @@ class Hub:
                 elif path.startswith("/api/models/org/gated/"):
                     self.reply(403, b'{"error": "gated"}', {"X-Error-Code": "GatedRepo"})
                 elif path == f"/api/models/org/tiny/revision/{COMMIT}":
-                    told = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files]}
+                    sized = "blobs=true" in self.path.lower()
+                    siblings = [{"rfilename": n} | ({"size": len(b)} if sized else {}) for n, b in hub.files.items()]
+                    told = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings}
                     self.reply(200, json.dumps(told).encode())
                 elif path == f"/api/models/org/tiny/tree/{COMMIT}":
                     told = [{"type": "file", "path": n, "size": len(b), "oid": "0" * 40} for n, b in hub.files.items()]
@@ -187,6 +190,38 @@ def test_check_downloads_nothing(s3, tmp_path, capsys) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_check_tells_the_bytes_that_are_missing_from_s3(s3, tmp_path, capsys) -> None:
+    whole = sum(map(len, FILES.values()))
+    _, told, _ = run(capsys, "--check", "--models-dir", tmp_path / "models", "s3://models/tiny")
+    assert told["missing_bytes"] == whole
+    assert 0 < int(str(told["free_bytes"])) <= shutil.disk_usage(tmp_path).total
+    part = Path(f"{told['path']}.part")
+    part.mkdir(parents=True)
+    (part / "config.json").write_bytes(FILES["config.json"])
+    (part / "model.safetensors.incomplete").write_bytes(b"W" * 3000)
+    _, told, _ = run(capsys, "--check", "--models-dir", tmp_path / "models", "s3://models/tiny")
+    assert told["missing_bytes"] == whole - len(FILES["config.json"]) - 3000
+    run(capsys, "--models-dir", tmp_path / "models", "s3://models/tiny")
+    _, told, _ = run(capsys, "--check", "--models-dir", tmp_path / "models", "s3://models/tiny")
+    assert (told["changed"], told["missing_bytes"]) == (False, 0)
+
+
+def test_a_list_of_models_is_fetched_as_far_as_it_can_be(s3, tmp_path, capsys) -> None:
+    s3.put_object(Bucket="models", Key="other/config.json", Body=b"{}")
+    listed = tmp_path / "models.json"
+    listed.write_text(json.dumps([["s3://models/tiny", ""], ["s3://models/nothing", ""], ["s3://models/other", ""]]))
+    assert fetch_model.main(["--models-dir", f"{tmp_path}/models", "--list", str(listed)]) == 1
+    told = capsys.readouterr()
+    assert "s3://models/nothing: holds no object" in told.err
+    paths = [Path(json.loads(line)["path"]) for line in told.out.splitlines()]
+    assert [contents(path) for path in paths] == [FILES, {"config.json": b"{}"}]
+
+
+def test_a_download_tells_its_seconds(s3, tmp_path, capsys) -> None:
+    _, done, _ = run(capsys, "--models-dir", tmp_path, "s3://models/tiny")
+    assert float(str(done["seconds"])) >= 0
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -232,6 +267,18 @@ def test_interrupted_hub_download_goes_on(hub, tmp_path) -> None:
     assert status == 0, err
     assert contents(done["path"]) == FILES
     assert hub.downloads() == ["tokenizer/vocab.json"]
+
+
+def test_check_tells_the_bytes_that_are_missing_from_a_hub(hub, tmp_path) -> None:
+    """Without the copies in other formats, which are not fetched. A model that is there needs no hub."""
+    status, told, err = hub.fetch("--check", "--models-dir", tmp_path, "--revision", COMMIT, "org/tiny")
+    assert status == 0, err
+    assert told["missing_bytes"] == sum(map(len, FILES.values()))
+    assert list(tmp_path.iterdir()) == []
+    hub.fetch("--models-dir", tmp_path, "--revision", COMMIT, "org/tiny")
+    hub.asked.clear()
+    _, told, _ = hub.fetch("--check", "--models-dir", tmp_path, "--revision", COMMIT, "org/tiny")
+    assert (told["changed"], told["missing_bytes"], hub.asked) == (False, 0, [])
 
 
 WEIGHTS = "model.safetensors"
@@ -311,7 +358,7 @@ def test_two_fetches_of_one_model_do_not_meet(tmp_path) -> None:
         go_on.wait(10)
         (directory / "config.json").write_text("{}")
 
-    model = fetch_model.Model("x@1", download)
+    model = fetch_model.Model("x@1", download, dict)
     results = []
     threads = [threading.Thread(target=lambda: results.append(fetch_model.fetch(model, tmp_path))) for _ in range(2)]
     threads[0].start()

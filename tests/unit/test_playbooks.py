@@ -146,7 +146,34 @@ def test_a_run_stops_before_it_changes_anything(inventory: Path, playbook: str, 
     assert "changed=1" not in output
 
 
-@pytest.mark.parametrize("playbook", ["roll", "drivers"])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "An image is made of one host: name it with --limit. The limit leaves engine1, engine2"),
+        (["--limit", "engine1"], "host engine1 has no instance id in the inventory"),
+        (["--limit", "engine1", "-e", "aws_instance_id=i-1 bake_name=x"], "unknown variable bake_name"),
+        (["--limit", "engine1", "-e", "vllm_modles_dir=/x"], "did you mean vllm_models_dir?"),
+        (["--limit", "engine1", "--start-at-task", "Look for an image of this name"], "The checks were skipped"),
+    ],
+)
+def test_an_image_is_not_made_of_what_cannot_be_one(inventory: Path, options: list[str], said: str) -> None:
+    status, output = run(inventory, "playbooks/bake.yml", *options)
+    assert status != 0, output
+    assert said in output
+    assert "changed=1" not in output
+
+
+def test_an_image_has_no_other_tier_s_secrets(inventory: Path) -> None:
+    whole = yaml.safe_load(inventory.read_text())
+    whole["all"]["children"]["proxy"]["hosts"]["engine1"] = {}
+    whole["all"]["hosts"]["engine1"] |= {"aws_instance_id": "i-1", "proxy_workers": 1}
+    inventory.write_text(yaml.safe_dump(whole))
+    status, output = run(inventory, "playbooks/bake.yml", "--limit", "engine1")
+    assert status != 0
+    assert "host engine1 is also in proxy: its keys and certificates would be in the image" in output
+
+
+@pytest.mark.parametrize("playbook", ["roll", "drivers", "bake"])
 def test_no_part_of_a_roll_can_be_begun_without_the_check(playbook: str) -> None:
     """With --start-at-task a run may begin in the middle; what a task inherits is asked all the same."""
     path = ROOT / "playbooks" / f"{playbook}.yml"

@@ -43,16 +43,18 @@ def test_prune_keeps_what_is_linked_and_the_newest_of_the_rest(home: Path) -> No
     assert gone == {"r1", "r3", "r4", "v1", "v3", "v4", "interrupted"}
 
 
-def test_prune_removes_a_cache_with_the_last_release_that_has_its_engine(home: Path) -> None:
-    for release, fingerprint in (("r1", "f1"), ("r2", "f2"), ("r5", "f5"), ("r6", "f5")):
+def test_prune_removes_a_cache_with_the_last_release_whose_engines_use_it(home: Path) -> None:
+    for release, cache in (("r1", "c1"), ("r2", "c2"), ("r5", "c5"), ("r6", "c5")):
         (home / "releases" / release / "engines").mkdir()
-        (home / "releases" / release / "engines" / "x.fingerprint").write_text(f"{fingerprint}\n")
-        (home / "caches" / fingerprint).mkdir(parents=True, exist_ok=True)
+        environment = f'VLLM_CACHE_ROOT="{home}/caches/{cache}"\nTRITON_CACHE_DIR="{home}/caches/{cache}/triton"\n'
+        (home / "releases" / release / "engines" / "x.env").write_text(environment)
+        (home / "caches" / cache).mkdir(parents=True, exist_ok=True)
     os.utime(home / "releases" / "r1", (1, 1))
-    (home / "caches" / "of a release from before").mkdir()
+    for name in ("of a release from before", "c"):
+        (home / "caches" / name).mkdir()
     gone = {path.name for path in superfluous(home, keep=0)}
-    assert {"f1", "of a release from before"} <= gone
-    assert not gone & {"f2", "f5"}
+    assert {"c1", "of a release from before", "c"} <= gone
+    assert not gone & {"c2", "c5"}
 
 
 def test_prune_keeps_environments_that_several_releases_share(home: Path) -> None:

@@ -60,6 +60,11 @@ def test_crashes_are_told(host):
     assert "in a row" in host.check_output("systemctl status vllm@local --no-pager --lines 0")
 
 
+def test_the_third_crash_in_a_row_removed_a_compile_cache_that_might_be_damaged(host):
+    journal = host.check_output("journalctl --unit vllm@local --no-pager --grep 'removing its compile cache'")
+    assert "/var/lib/vllm/cache/local-" in journal
+
+
 def test_long_work_is_not_taken_for_a_hang(host):
     before = run_of(host, "local")
     address = host.interface("host0").addresses[0]

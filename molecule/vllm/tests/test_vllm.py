@@ -39,13 +39,12 @@ def test_generates(host, engine):
     assert answer["usage"]["completion_tokens"] == 3
 
 
-def test_each_engine_of_a_release_has_a_cache_of_its_own(host, engine):
-    fingerprint = host.file(f"/opt/vllm/current/engines/{engine}.fingerprint").content_string.strip()
+def test_each_engine_has_one_cache_which_it_keeps_through_a_change_of_its_options(host, engine):
+    (cache,) = [name for name in host.file("/var/lib/vllm/cache").listdir() if name.startswith(f"{engine}-")]
     pid = host.check_output(f"systemctl show --property MainPID --value vllm@{engine}")
-    assert f"VLLM_CACHE_ROOT=/var/lib/vllm/cache/{fingerprint}" in host.file(
-        f"/proc/{pid}/environ"
-    ).content_string.split("\0")
-    assert host.file(f"/var/lib/vllm/cache/{fingerprint}").is_directory
+    environment = host.file(f"/proc/{pid}/environ").content_string.split("\0")
+    assert f"VLLM_CACHE_ROOT=/var/lib/vllm/cache/{cache}" in environment
+    assert host.file(f"/var/lib/vllm/cache/{cache}").mode & 0o077 == 0
 
 
 def test_listens_on_the_private_address_only(host, engine):

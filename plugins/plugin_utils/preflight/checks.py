@@ -49,6 +49,7 @@ FORM: list[Check] = [
 CHECKS: list[Check] = [
     engines.check_engines,
     engines.check_engine_args,
+    engines.check_streams,
     engines.check_models_are_visible,
     engines.check_engine_ids,
     ports.check_ports,
@@ -83,6 +84,7 @@ OF_ROLES: dict[str, list[Check]] = {
     "vllm": [
         engines.check_engines,
         engines.check_engine_args,
+        engines.check_streams,
         engines.check_models_are_visible,
         ports.check_ports,
         gpus.check_gpus,

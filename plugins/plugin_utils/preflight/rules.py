@@ -30,6 +30,10 @@ _MODELS_DIRECTORY = {
     r"(?!/(opt|srv|mnt|media|var|var/\w+|var/lib/vllm)/?$)(?!.*/\.{1,2}(/|$))(/[^/\x00-\x20\x7f]+)+/?$",
     "x-words": "be a directory of its own, such as /var/lib/vllm/models or /data/models, and none of the system's",
 }
+_STORE_DIRECTORY = {
+    "pattern": r"^(|" + _MODELS_DIRECTORY["pattern"].removeprefix("^").removesuffix("/?$") + ")$",
+    "x-words": "be empty, or a directory of its own without a / at its end, such as /mnt/instance-store, and none of the system's",
+}
 _FILE = {"pattern": r"^(|/[^\x00-\x1f\x7f]*[^/\x00-\x1f\x7f])$", "x-words": "be the whole path of a file"}
 _SERVED_NAME = {"pattern": r"^[^\x00-\x1f\x7f]*$", "minLength": 1, "maxLength": 256, "format": "quoted"}
 # What systemd's EnvironmentFile can hold. Values may be secrets.
@@ -111,8 +115,10 @@ RULES: dict[str, dict[str, Any]] = {
     "vllm_engines[].weight": {"exclusiveMinimum": 0, "maximum": 1000},
     "vllm_environment": _ENVIRONMENT,
     "vllm_fetch_environment": _ENVIRONMENT,
+    "vllm_fetch_parallel_hosts": _COUNT_OR_NONE,
     "vllm_install_disk_gb": _COUNT_OR_NONE,
     "vllm_install_environment": _ENVIRONMENT,
+    "vllm_instance_store": _STORE_DIRECTORY,
     "vllm_keep_releases": _COUNT_OR_NONE,
     "vllm_models_dir": _MODELS_DIRECTORY,
     "vllm_shutdown_timeout_s": _SECONDS,

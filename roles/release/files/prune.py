@@ -5,7 +5,7 @@
 
 Kept: the releases that ``current`` and ``previous`` point to, the one named by ``--needed``, and the newest ``--keep`` of the
 others. An environment is removed if no release that stays links to it, which is also true of one whose installation was
-interrupted; a cache, which is named after an engine's fingerprint, if no release that stays has that engine. Prints each
+interrupted; a cache if no engine's environment (``engines/*.env``) in a release that stays names its directory. Prints each
 directory that it removes on a line of its own.
 Standard library only (Python 3.9 or newer).
 """
@@ -41,11 +41,11 @@ def superfluous(home: Path, keep: int, needed: Path, environment_link: str, cach
     gone = [release for release in releases if release.resolve() not in stay][keep:]
     left = [release for release in releases if release not in gone]
     used = {(release / environment_link).resolve() for release in left}
-    engines = {file.read_text().strip() for release in left for file in release.glob("engines/*.fingerprint")}
+    environments = "".join(file.read_text() for release in left for file in release.glob("engines/*.env"))
     return (
         gone
         + [venv for venv in directories(home / "venvs") if venv.resolve() not in used]
-        + [cache for cache in (directories(caches) if caches else []) if cache.name not in engines]
+        + [cache for cache in (directories(caches) if caches else []) if f'"{cache}"' not in environments]
     )
 
 

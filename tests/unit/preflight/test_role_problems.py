@@ -76,6 +76,13 @@ def test_an_adapter_that_is_not_on_the_host() -> None:
     assert line.startswith("host engine1, engine one: adapter sql: /srv/gone has no adapter_config.json on the host")
 
 
+def test_an_instance_store_that_cannot_be_made_is_told_with_the_rest() -> None:
+    plan = {"stdout": '{"changed": false, "steps": [], "problem": "/dev/nvme1n1 has ext4"}'}
+    assert problems_of_vllm(__vllm_store_plan=plan) == ["host engine1: vllm_instance_store: /dev/nvme1n1 has ext4"]
+    assert problems_of_vllm(__vllm_store_plan={"skipped": True}) == []
+    assert problems_of_vllm(__vllm_store_plan={"stdout": '{"changed": true, "steps": ["x"], "problem": ""}'}) == []
+
+
 def checked(role: str, facts: dict[str, Any] | None = None, **variables: Any) -> list[str]:
     """What the checker says of a role's variables."""
     defaults = yaml.safe_load((ROLES / role / "defaults" / "main.yml").read_text())
@@ -118,6 +125,40 @@ def test_no_option_takes_the_place_of_what_the_role_sets(name: str) -> None:
 def test_an_engine_that_cannot_be(fields: dict[str, Any], said: str) -> None:
     (line,) = checked_engine(**fields)
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": "s3://bucket/m", "stream": True}, None),
+        ({"model": "s3://bucket/m", "stream": True, "args": {"load_format": "runai_streamer_sharded"}}, None),
+        ({"model": "s3://bucket/m", "stream": False, "args": {"load-format": "dummy"}}, None),
+        ({"stream": True}, "stream reads a model from S3, but model is /srv/m"),
+        ({"model": "s3://bucket/m", "stream": True, "args": {"load-format": "auto"}}, "but args says auto"),
+        ({"model": "s3://bucket/m", "stream": "perhaps"}, "stream is 'perhaps'"),
+    ],
+)
+def test_a_stream_comes_from_s3(fields: dict[str, Any], said: str | None) -> None:
+    lines = checked_engine(**fields)
+    assert len(lines) == (said is not None), lines
+    assert said is None or said in lines[0]
+
+
+def test_a_lock_without_the_streamer_cannot_stream() -> None:
+    engine = ENGINE | {"model": "s3://bucket/m", "stream": True}
+    (line,) = problems_of_vllm(vllm_engines=[engine], __vllm_lock_streams=False)
+    assert "engine one: `stream` needs runai-model-streamer-s3" in line
+    assert problems_of_vllm(vllm_engines=[engine], __vllm_lock_streams=True) == []
+    assert problems_of_vllm(__vllm_lock_streams=False) == []
+
+
+def test_the_collections_own_lock_can_stream() -> None:
+    known = yaml.safe_load((ROLES / "vllm" / "vars" / "main.yml").read_text())
+    variables = {"__vllm_lock": (ROLES / "vllm" / "files" / "requirements-cuda.txt").read_text()}
+    streams = Templar(loader=DataLoader(), variables=variables).template(
+        trust_as_template(known["__vllm_lock_streams"])
+    )
+    assert streams is True
 
 
 def test_two_engines_with_one_name_or_port() -> None:

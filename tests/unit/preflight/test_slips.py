@@ -67,6 +67,10 @@ SLIPS: list[tuple[dict[str, Any], str]] = [
         for network in ("0.0.0.0/0", "::/0")
     ),
     *(
+        ({"vllm_instance_store": path}, "vllm_instance_store is")
+        for path in ("/", "/mnt", "/mnt/x/", "mnt/x", "/tmp/x", "/var/lib/vllm", "/mnt/../etc", "/mnt/a b")
+    ),
+    *(
         ({"vllm_models_dir": path}, "vllm_models_dir is")
         for path in (
             "/",

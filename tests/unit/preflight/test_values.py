@@ -41,6 +41,8 @@ def test_a_value_of_another_type_is_shown_if_it_cannot_be_a_key(
         {"vllm_version": 0.33},
         {"vllm_models_dir": "/models"},
         {"vllm_models_dir": "/mnt/nvme0/models/"},
+        {"vllm_instance_store": ""},
+        {"vllm_instance_store": "/mnt/instance-store"},
         {"nginx_certbot_acme_ca_bundle": "/etc/ssl/certs/ca-certificates.crt"},
         {"nginx_certbot_real_ip_from": ["10.0.0.0/8"]},
         {"vllm_environment": {"_A1": 1, "b": "", "C": 's "x" $HOME \\ é'}},

@@ -61,6 +61,21 @@ def _not_pinned(where: str, entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{where}: model {model} comes from a hub, so pin it: set revision to the 40 digits of a commit"
 
 
+def check_streams(inventory: Inventory) -> Iterator[str]:
+    """Only a model in S3 is read from there at each start, and by no other loader."""
+    for host in inventory.hosts("vllm"):
+        for engine in inventory.engines(host):
+            where = f"host {host}: engine {engine.get('name')!r}"
+            if engine.get("stream") is not True:
+                continue
+            if not str(engine.get("model", "")).startswith("s3://"):
+                yield f"{where}: stream reads a model from S3, but model is {engine.get('model')}: take stream out, or give an s3:// address"
+            for variable, args in {"vllm_args": inventory.get(host, "vllm_args"), "args": engine.get("args")}.items():
+                for name, value in as_dict(args).items():
+                    if str(name).replace("_", "-") == "load-format" and not str(value).startswith("runai_streamer"):
+                        yield f"{where}: stream is vLLM's load-format runai_streamer, but {variable} says {value}: take one of them out"
+
+
 def check_models_are_visible(inventory: Inventory) -> Iterator[str]:
     """No model is in a directory that the unit's sandbox hides."""
     for host in inventory.hosts("vllm"):

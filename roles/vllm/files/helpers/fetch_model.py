@@ -2,6 +2,7 @@
 """Download a model to a directory of its own, unless it is there already.
 
     fetch_model.py --models-dir DIR [--revision COMMIT] [--check] MODEL
+    fetch_model.py --models-dir DIR --list FILE     several: [[MODEL, COMMIT], …]
 
 MODEL is a hub id (``Qwen/Qwen3-8B``, with ``--revision``) or ``s3://bucket/prefix``. Addresses and
 credentials of the hub or S3 come from the environment (``HF_ENDPOINT``, ``HF_TOKEN``, ``AWS_ENDPOINT_URL``, …), on AWS
@@ -9,7 +10,8 @@ normally from the instance's role.
 
 The directory is named after the model and its exact content: the hub's commit, or a digest of what S3 lists.
 It gets that name when everything is downloaded; until then files are in a ``.part`` directory beside it.
-The next try downloads only the missing bytes. The result is one line of JSON: ``{"path": …, "changed": …}``.
+The next try downloads only the missing bytes. The result is one line of JSON: ``{"path": …, "changed": …}``, after a
+download with its ``seconds``; with ``--check`` also the ``missing_bytes`` and the ``free_bytes`` of the disk.
 
 Runs with the Python of the engines' venv, as the engines' user. Exit status 1 with a message if the model cannot be
 downloaded, 2 for wrong arguments.
@@ -27,6 +29,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,10 +53,11 @@ class FetchError(Exception):
 
 @dataclass(frozen=True)
 class Model:
-    """A model with known content: the name of its directory, and how to download it into one."""
+    """A model with known content: the name of its directory, how to download it into one, and its files' bytes."""
 
     directory_name: str
     download: Callable[[Path], None]
+    sizes_bytes: Callable[[], dict[str, int]]
 
 
 def sanitised(text: str) -> str:
@@ -66,42 +70,59 @@ def from_hub(name: str, revision: str) -> Model:
     if not COMMIT.fullmatch(revision):
         raise FetchError(f"{name}: pin the revision to the 40 digits of a commit; it is {revision!r}")
 
+    def sizes_bytes() -> dict[str, int]:
+        from huggingface_hub import HfApi
+
+        with hub_errors(name, revision):
+            files = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
+        sizes = {entry.rfilename: entry.size or 0 for entry in files}
+        return {file: sizes[file] for file in wanted_files(sizes)}
+
     def download(directory: Path) -> None:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            HfHubHTTPError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
 
-        api = HfApi()
-        try:
-            files = [entry.rfilename for entry in api.model_info(name, revision=revision).siblings or []]
-            skipped = OTHER_FORMATS if any(file.endswith(".safetensors") for file in files) else ()
-            wanted = [file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in skipped)]
-            in_parallel(lambda file: hub_file(name, revision, file, directory), wanted)
-        except GatedRepoError as error:
-            raise FetchError(
-                f"{name}: its owner lets in only those who accepted its terms; accept them on the hub and set HF_TOKEN"
-            ) from error
-        except RevisionNotFoundError as error:
-            raise FetchError(f"{name}: {api.endpoint} has no revision {revision}; correct `revision`") from error
-        except RepositoryNotFoundError as error:
-            raise FetchError(
-                f"{name}: {api.endpoint} has no such model, or it is private; correct `model`, or set HF_TOKEN"
-            ) from error
-        except HfHubHTTPError as error:
-            raise FetchError(f"{name}: {api.endpoint} answered: {first_line(error)}") from error
-        except (OSError, FetchError):
-            raise  # a full disk, for which `fetch` has the words, or what has its own
-        except Exception as error:  # whatever HTTP library the hub's client uses in this version
-            raise FetchError(f"{name}: {api.endpoint} cannot be reached: {first_line(error)}") from error
+        with hub_errors(name, revision):
+            files = [entry.rfilename for entry in HfApi().model_info(name, revision=revision).siblings or []]
+            in_parallel(lambda file: hub_file(name, revision, file, directory), wanted_files(files))
         shutil.rmtree(
             directory / ".cache", ignore_errors=True
         )  # notes of a download by an earlier version of this program
 
-    return Model(f"{sanitised(name)}@{revision}", download)
+    return Model(f"{sanitised(name)}@{revision}", download, sizes_bytes)
+
+
+def wanted_files(files: Iterable[str]) -> list[str]:
+    """The files of a repository without copies of the weights in other formats."""
+    names = list(files)
+    skipped = OTHER_FORMATS if any(file.endswith(".safetensors") for file in names) else ()
+    return [file for file in names if not any(fnmatch.fnmatch(file, pattern) for pattern in skipped)]
+
+
+@contextlib.contextmanager
+def hub_errors(name: str, revision: str) -> Iterator[None]:
+    """Say what an error of the hub means, and what to do."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    endpoint = constants.ENDPOINT
+    try:
+        yield
+    except GatedRepoError as error:
+        raise FetchError(
+            f"{name}: its owner lets in only those who accepted its terms; accept them on the hub and set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FetchError(f"{name}: {endpoint} has no revision {revision}; correct `revision`") from error
+    except RepositoryNotFoundError as error:
+        raise FetchError(
+            f"{name}: {endpoint} has no such model, or it is private; correct `model`, or set HF_TOKEN"
+        ) from error
+    except HfHubHTTPError as error:
+        raise FetchError(f"{name}: {endpoint} answered: {first_line(error)}") from error
+    except (OSError, FetchError):
+        raise  # a full disk, for which `fetch` has the words, or what has its own
+    except Exception as error:  # whatever HTTP library the hub's client uses in this version
+        raise FetchError(f"{name}: {endpoint} cannot be reached: {first_line(error)}") from error
 
 
 def hub_file(name: str, revision: str, file: str, directory: Path) -> None:
@@ -176,7 +197,11 @@ def from_s3(address: str) -> Model:
     def download(directory: Path) -> None:
         in_parallel(lambda name: s3_file(name, directory), sorted(objects))
 
-    return Model(f"{sanitised(f'{bucket}/{prefix}')}@{hashlib.sha256(content.encode()).hexdigest()[:12]}", download)
+    return Model(
+        f"{sanitised(f'{bucket}/{prefix}')}@{hashlib.sha256(content.encode()).hexdigest()[:12]}",
+        download,
+        lambda: {name: entry["Size"] for name, entry in objects.items()},
+    )
 
 
 def inside(directory: Path, name: str, origin: str) -> Path:
@@ -235,12 +260,27 @@ def fetch(model: Model, models_dir: Path) -> tuple[Path, bool]:
         try:
             model.download(unfinished)
         except OSError as error:
-            raise FetchError(f"{target}: {error}; free space is {_free_gb(models_dir)} GB") from error
+            raise FetchError(f"{target}: {error}; free space is {_free_bytes(models_dir) // 10**9} GB") from error
         if not any((unfinished / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise FetchError(f"{target}: what was downloaded has no config.json, so it is not a model; correct `model`")
         _flush(unfinished)
         unfinished.rename(target)
     return target, True
+
+
+def missing_bytes(model: Model, models_dir: Path) -> int:
+    """How many bytes a download would add to what is there, also from an interrupted one."""
+    if (models_dir / model.directory_name).is_dir():
+        return 0
+    unfinished = models_dir / f"{model.directory_name}.part"
+    return sum(
+        max(0, size_bytes - max(_size(unfinished / name), _size(unfinished / f"{name}{UNFINISHED}")))
+        for name, size_bytes in model.sizes_bytes().items()
+    )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 @contextlib.contextmanager
@@ -259,8 +299,11 @@ def _flush(directory: Path) -> None:
                 os.fsync(handle.fileno())
 
 
-def _free_gb(directory: Path) -> int:
-    return shutil.disk_usage(directory).free // 10**9
+def _free_bytes(directory: Path) -> int:
+    """Free space of a directory's disk; of the nearest one above it, if it does not exist yet."""
+    while not directory.is_dir():
+        directory = directory.parent
+    return shutil.disk_usage(directory).free
 
 
 def first_line(error: Exception) -> str:
@@ -272,28 +315,42 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Bring a model to a directory of its own.")
     parser.add_argument("--models-dir", type=Path, required=True)
     parser.add_argument("--revision", default="", help="commit, for a hub id")
-    parser.add_argument("--check", action="store_true", help="download nothing; say where the model would be")
-    parser.add_argument("model", help="hub id or s3://bucket/prefix")
+    parser.add_argument("--check", action="store_true", help="download nothing; say where it would be, and how large")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--list", type=Path, help="file with several models and their revisions")
+    which.add_argument("model", nargs="?", help="hub id or s3://bucket/prefix")
     return parser.parse_args(arguments)
+
+
+def result_of(name: str, revision: str, models_dir: Path, check: bool) -> dict[str, Any]:
+    """Fetch a model, or with `check` only look what that would do."""
+    model = from_s3(name) if name.startswith("s3://") else from_hub(name, revision)
+    if check:
+        path = models_dir / model.directory_name
+        return {
+            "path": str(path),
+            "changed": not path.is_dir(),
+            "missing_bytes": missing_bytes(model, models_dir),
+            "free_bytes": _free_bytes(models_dir),
+        }
+    began_s = time.monotonic()
+    path, changed = fetch(model, models_dir)
+    took = {"seconds": round(time.monotonic() - began_s, 1)} if changed else {}
+    return {"path": str(path), "changed": changed, **took}
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     os.umask(0o027)
-    try:
-        model = (
-            from_s3(options.model) if options.model.startswith("s3://") else from_hub(options.model, options.revision)
-        )
-        if options.check:
-            path = options.models_dir / model.directory_name
-            changed = not path.is_dir()
-        else:
-            path, changed = fetch(model, options.models_dir)
-    except FetchError as error:
-        print(f"cannot fetch the model: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps({"path": str(path), "changed": changed}))
-    return 0
+    models = json.loads(options.list.read_text()) if options.list else [[options.model, options.revision]]
+    status = 0
+    for name, revision in models:
+        try:
+            print(json.dumps(result_of(name, revision, options.models_dir, options.check)), flush=True)
+        except FetchError as error:
+            print(f"cannot fetch the model: {error}", file=sys.stderr)
+            status = 1
+    return status
 
 
 if __name__ == "__main__":
