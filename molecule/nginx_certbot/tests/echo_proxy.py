@@ -1,6 +1,7 @@
-"""A stand-in for a proxy worker: returns what nginx sent, and streams slowly. `echo_proxy.py ADDRESS PORT`, on a lab host."""
+"""A stand-in for a proxy worker: returns what nginx sent, streams slowly, and dies of poison. `echo_proxy.py ADDRESS PORT`, on a lab host."""
 
 import json
+import os
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,8 @@ class Echo(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if b'"poison"' in body:
+            os._exit(1)
         if b'"stream"' in body:
             self.stream()
         else:

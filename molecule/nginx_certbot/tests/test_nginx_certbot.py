@@ -98,6 +98,17 @@ def web(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def start_proxy(port: int) -> None:
+    """Start the stand-in for a worker and wait until it listens."""
+    ssh("api1", f"systemd-run -q --collect --unit=echo-{port} python3 /tmp/echo_proxy.py {ADDRESS['api1']} {port}")
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex((ADDRESS["api1"], port)) == 0:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"the stand-in on port {port} does not listen")
+
+
 @pytest.fixture(scope="module")
 def proxies() -> Iterator[None]:
     """Two workers on the proxy host, for as long as the tests of this module need them."""
@@ -106,13 +117,7 @@ def proxies() -> Iterator[None]:
         ["ssh", "-F", CLIENT / "ssh_config", "api1", "cat > /tmp/echo_proxy.py"], input=program, text=True, check=True
     )
     for port in PROXY_PORTS:
-        ssh("api1", f"systemd-run -q --unit=echo-{port} python3 /tmp/echo_proxy.py {ADDRESS['api1']} {port}")
-    for port in PROXY_PORTS:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex((ADDRESS["api1"], port)) == 0:
-                    break
-            time.sleep(0.05)
+        start_proxy(port)
     yield
     ssh("api1", "systemctl stop 'echo-*'")
 
@@ -388,8 +393,21 @@ def test_a_worker_that_is_gone_fails_nobody(web: str) -> None:
     try:
         answers = [ask(web, "/v1/completions", "POST", body=b"{}") for _ in range(20)]
     finally:
-        ssh("api1", f"systemd-run -q --unit=echo-9001 python3 /tmp/echo_proxy.py {ADDRESS['api1']} 9001")
+        start_proxy(9001)
     assert {(answer.status, answer.json()["worker"]) for answer in answers} == {(200, 9000)}
+
+
+@pytest.mark.usefixtures("proxies")
+def test_a_request_that_breaks_its_worker_is_not_sent_to_a_second_one(web: str) -> None:
+    try:
+        answer = ask(web, "/v1/completions", "POST", body=b'{"prompt": "poison"}')
+        died = [port for port in PROXY_PORTS if "inactive" in ssh("api1", f"systemctl is-active echo-{port} || true")]
+    finally:
+        for port in PROXY_PORTS:
+            ssh("api1", f"systemctl stop echo-{port} || true")
+            start_proxy(port)
+    assert (answer.status, answer.json()["error"]["code"]) == (502, "bad_gateway")
+    assert len(died) == 1, died
 
 
 @pytest.mark.usefixtures("proxies")

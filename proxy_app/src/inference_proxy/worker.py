@@ -18,7 +18,7 @@ from inference_proxy.systemd import notify, notify_alive
 # How long /health/ready returns 503 while connections are still accepted, so that load balancers turn away
 # first.
 _NOTICE_S = 0.5
-# Longer than nginx keeps an idle upstream connection (60 s): the side that sends next should be the one that
+# Longer than nginx keeps an idle upstream connection (4 s): the side that sends next should be the one that
 # closes.
 _KEEP_ALIVE_S = 75
 # In uvicorn's ticks, a tenth of a second each.
