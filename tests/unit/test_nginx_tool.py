@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     spec.loader.exec_module(module)
-    for name in ("UPSTREAM", "TLS", "DRAINED", "PROVEN", "PLACEHOLDER"):
+    for name in ("UPSTREAM", "LIMITS", "TLS", "WORKERS", "LOADED", "DRAINED", "PROVEN", "PLACEHOLDER"):
         monkeypatch.setattr(module, name, tmp_path / getattr(module, name).name)
     monkeypatch.setattr(module, "MAIN", tmp_path / "nginx.conf")
     monkeypatch.setattr(module, "CERTIFICATE", tmp_path / "live")
@@ -169,3 +170,28 @@ def test_the_placeholder_serves_until_there_is_a_certificate(tool: ModuleType) -
 def test_odd_instances_are_refused(tool: ModuleType, name: str) -> None:
     with pytest.raises(SystemExit):
         tool.arguments().parse_args(["drain", name])
+
+
+@pytest.mark.parametrize(
+    ("saved", "zone", "answer"),
+    [
+        ({"master": 7, "workers": [8, 9]}, "connections_3", "unchanged"),
+        ({"master": 7, "workers": [8, 9, 10]}, "connections_4", "reloaded"),
+        ({"master": 6, "workers": [10]}, "connections_3", "unchanged"),  # before nginx's last start
+        (None, "connections_3", "unchanged"),
+    ],
+)
+def test_a_dead_workers_connections_are_forgotten(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, saved: dict | None, zone: str, answer: str
+) -> None:
+    monkeypatch.setattr(tool, "master", lambda: 7)
+    monkeypatch.setattr(tool, "serving", lambda parent: {8, 9})
+    monkeypatch.setattr(tool, "reload", lambda: "reloaded")
+    tool.LIMITS.write_text("limit_conn_zone $k zone=connections_3:10m;\nlimit_conn connections_3 5;\n")
+    if saved:
+        tool.WORKERS.write_text(json.dumps(saved))
+    assert tool.mend() == answer
+    assert tool.LIMITS.read_text() == f"limit_conn_zone $k zone={zone}:10m;\nlimit_conn {zone} 5;\n"
+    assert tool.generation() == int(zone[-1])
+    if answer == "unchanged":
+        assert tool.saved_workers(7) == {8, 9}, "a worker that dies later is noticed"

@@ -1,4 +1,7 @@
-"""A stand-in for a proxy worker: returns what nginx sent, streams slowly, and dies of poison. `echo_proxy.py ADDRESS PORT`, on a lab host."""
+"""A stand-in for a proxy worker: returns what nginx sent, streams slowly, hangs, and dies of poison.
+
+`echo_proxy.py ADDRESS PORT`, on a lab host.
+"""
 
 import json
 import os
@@ -17,6 +20,8 @@ class Echo(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if b'"poison"' in body:
             os._exit(1)
+        if b'"hang"' in body:
+            time.sleep(120)
         if b'"stream"' in body:
             self.stream()
         else:

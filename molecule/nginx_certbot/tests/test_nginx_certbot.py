@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -408,6 +409,29 @@ def test_a_request_that_breaks_its_worker_is_not_sent_to_a_second_one(web: str) 
             start_proxy(port)
     assert (answer.status, answer.json()["error"]["code"]) == (502, "bad_gateway")
     assert len(died) == 1, died
+
+
+@pytest.mark.usefixtures("proxies")
+def test_what_a_killed_worker_of_nginx_counted_locks_nobody_out(web: str) -> None:
+    limits = "/etc/nginx/ec2-inference/limits.conf"
+    ssh(web, f"sed -i 's/^\\(limit_conn connections_[0-9]*\\) .*/\\1 2;/' {limits} && {TOOL} reload")
+    body = b'{"prompt": "hang"}'
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {DOMAIN}\r\nAuthorization: Bearer x\r\n"
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n"
+    try:
+        hanging = [connect(web) for _ in range(2)]
+        for connection in hanging:
+            connection.sendall(request.encode() + body)
+        assert any(ask(web, "/v1/models").status == 429 for _ in range(100)), "the two that hang are not counted"
+        ssh(web, "kill -9 $(pgrep -P $(cat /run/nginx.pid))")
+        for connection in hanging:
+            with contextlib.suppress(OSError):
+                connection.recv(1)
+        ssh(web, "systemctl start ec2-inference-nginx-mend.service")
+        assert ask(web, "/v1/models").status == 200
+        assert "had died" in ssh(web, "journalctl -q --no-pager -n 20 -u ec2-inference-nginx-mend.service")
+    finally:
+        ssh(web, f"{TOOL} rollback")
 
 
 @pytest.mark.usefixtures("proxies")

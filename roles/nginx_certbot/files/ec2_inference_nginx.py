@@ -7,9 +7,9 @@ Installed by the nginx_certbot role. Used by the role, by certbot's deploy hook,
     ec2-inference-nginx undrain api1:9000
     ec2-inference-nginx reload
 
-nginx.conf includes two small files that this tool edits. upstream.conf has one line per proxy worker, which is `down` while
-drained/ has a marker file of the worker's name; the marker holds the reason, who drained it and since when. tls.conf names the
-certificate that is served.
+nginx.conf includes three small files that this tool edits. upstream.conf has one line per proxy worker, which is `down` while
+drained/ has a marker file of the worker's name; the marker holds the reason, who drained it and since when. limits.conf names the
+memory in which nginx counts connections. tls.conf names the certificate that is served.
 
 `nginx -s reload` returns before the new configuration is in effect. A drain that relied on it would send requests to a proxy
 that is being stopped. So a reload here ends when the workers of the old configuration no longer accept connections.
@@ -42,6 +42,7 @@ from typing import Any, NamedTuple
 MAIN = Path("/etc/nginx/nginx.conf")
 HOME = Path("/etc/nginx/ec2-inference")
 UPSTREAM = HOME / "upstream.conf"
+LIMITS = HOME / "limits.conf"
 TLS = HOME / "tls.conf"
 DRAINED = HOME / "drained"
 PROVEN = HOME / "proven"
@@ -50,14 +51,18 @@ CERTIFICATE = Path("/etc/letsencrypt/live/ec2-inference")
 RENEWAL = Path("/etc/letsencrypt/renewal/ec2-inference.conf")
 PID_FILE = Path("/run/nginx.pid")
 LOADED = Path("/run/ec2-inference-nginx.loaded")
+WORKERS = Path("/run/ec2-inference-nginx.workers")
 LOCK = Path("/run/ec2-inference-nginx.lock")
 
 # Configurations that test an included file before the first deployment, when nginx.conf does not include it yet.
 WRAPPERS = {
     UPSTREAM: "events {} http { upstream proxies { include %s; } }\n",
+    LIMITS: "events {} http { include %s; }\n",
     TLS: "events {} http { server { listen 443 ssl; include %s; } }\n",
 }
 SERVER = re.compile(r"^(?P<server>server \S+ max_fails=0)(?: down)?;  # (?P<id>\S+)$")
+# The zone in limits.conf that counts connections; its name ends with a generation.
+ZONE = re.compile(r"\bconnections_(\d+)\b")
 # A drained worker's marker: "<reason>; by <who>; since <UTC>". The proxy role's markers of engines have the same format.
 MARKER = re.compile(r"(?P<reason>.+); by [^;]+; since (?P<since>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", re.DOTALL)
 MARKER_TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -204,7 +209,7 @@ def on_disk(pid: int) -> str:
     """Fingerprint of the files that the master `pid` would load."""
     digest = hashlib.sha256(str(pid).encode())
     home = CERTIFICATE if TLS.exists() and str(CERTIFICATE) in TLS.read_text() else PLACEHOLDER
-    for path in (MAIN, UPSTREAM, TLS, home / "fullchain.pem", home / "privkey.pem"):
+    for path in (MAIN, UPSTREAM, LIMITS, TLS, home / "fullchain.pem", home / "privkey.pem"):
         digest.update(path.read_bytes() if path.exists() else b"absent")
     return digest.hexdigest()
 
@@ -221,6 +226,21 @@ def record() -> None:
     if pid is None:
         raise Failed(f"{PID_FILE} does not have the pid of a running nginx")
     LOADED.write_text(on_disk(pid))
+    save_workers(pid, serving(pid))
+
+
+def save_workers(parent: int, workers: set[int]) -> None:
+    """Remember the workers, so that a later call can tell whether one of them has died."""
+    WORKERS.write_text(json.dumps({"master": parent, "workers": sorted(workers)}))
+
+
+def saved_workers(parent: int) -> set[int]:
+    """The workers of this master when they were last saved."""
+    with contextlib.suppress(OSError, ValueError):
+        saved = json.loads(WORKERS.read_text())
+        if saved["master"] == parent:
+            return set(saved["workers"])
+    return set()
 
 
 def reload() -> str:
@@ -238,6 +258,7 @@ def reload() -> str:
         now = serving(pid)
         if now and not now & before:
             LOADED.write_text(loading)
+            save_workers(pid, now)
             return "reloaded"
         time.sleep(0.02)
     raise Failed(
@@ -261,6 +282,34 @@ def reload_command(if_changed: bool) -> str:
     """Reload; with `if_changed` only if nginx runs with something else than what is on disk."""
     changed = install({TLS: tls_text()})
     return reload() if changed or stale() or not if_changed else "unchanged"
+
+
+def generation() -> int:
+    """The generation in the name of the zone that counts connections."""
+    zone = ZONE.search(LIMITS.read_text()) if LIMITS.exists() else None
+    return int(zone[1]) if zone else 1
+
+
+def mend() -> str:
+    """Begin new counts if a worker has died. Its connections stay counted for ever, in memory that outlives a reload.
+
+    The next generation's zone is empty. The upstream's counts, by which the next proxy worker is chosen, begin anew with each reload.
+    """
+    pid = master()
+    if pid is None:
+        return "nginx is not running"
+    workers = serving(pid)
+    died = saved_workers(pid) - workers
+    if not died:
+        save_workers(pid, workers)
+        return "unchanged"
+    if LIMITS.exists():
+        install({LIMITS: ZONE.sub(f"connections_{generation() + 1}", LIMITS.read_text())})
+    reload()
+    print(
+        f"worker {', '.join(map(str, sorted(died)))} of nginx had died: connections are counted anew", file=sys.stderr
+    )
+    return "reloaded"
 
 
 def load_markers(undo: dict[Path, str | None]) -> str:
@@ -334,7 +383,14 @@ def describe() -> str:
     """What the role's templates need to know about the host, as JSON."""
     version = re.search(r"nginx/([0-9.]+)", run("nginx", "-v").stderr)
     ipv6 = Path("/proc/net/if_inet6").exists()
-    return json.dumps({"nginx": version[1] if version else "0", "ipv6": ipv6, "drained": sorted(drained_now())})
+    return json.dumps(
+        {
+            "nginx": version[1] if version else "0",
+            "ipv6": ipv6,
+            "drained": sorted(drained_now()),
+            "generation": generation(),
+        }
+    )
 
 
 def names_of(certificate: Path) -> set[str]:
@@ -414,7 +470,7 @@ def keep() -> str:
     """Copy the proven configuration, for `rollback` to return to."""
     PROVEN.mkdir(mode=0o700, exist_ok=True)
     changed = False
-    for path in (MAIN, UPSTREAM):
+    for path in (MAIN, UPSTREAM, LIMITS):
         kept = PROVEN / path.name
         if not kept.exists() or kept.read_bytes() != path.read_bytes():
             kept.write_bytes(path.read_bytes())
@@ -426,8 +482,11 @@ def rollback() -> str:
     """Restore the proven configuration. The workers that are drained now stay drained."""
     if not (PROVEN / MAIN.name).exists():
         return "unchanged: this host has no proven configuration yet"
-    upstream = mark_down((PROVEN / UPSTREAM.name).read_text(), drained_now())
-    restored = install({MAIN: (PROVEN / MAIN.name).read_text(), UPSTREAM: upstream})
+    proven = {
+        path: (PROVEN / path.name).read_text() for path in (MAIN, UPSTREAM, LIMITS) if (PROVEN / path.name).exists()
+    }
+    proven[UPSTREAM] = mark_down(proven[UPSTREAM], drained_now())
+    restored = install(proven)
     if master() is None:
         started = run("systemctl", "start", "nginx.service")
         if started.returncode:
@@ -478,8 +537,8 @@ def select_tls(_: argparse.Namespace) -> str:
     return "changed" if install({TLS: tls_text()}) else "unchanged"
 
 
-def check_upstream(options: argparse.Namespace) -> str:
-    test({UPSTREAM: options.candidate})
+def check_file(options: argparse.Namespace) -> str:
+    test({HOME / options.file: options.candidate})
     return "good"
 
 
@@ -541,9 +600,9 @@ COMMANDS = {
         "let tls.conf name the CA's certificate, or the placeholder until there is one", select_tls, locked=True
     ),
     "check": Command(
-        "test a candidate for upstream.conf in the whole configuration",
-        check_upstream,
-        (argument("candidate", type=Path),),
+        "test a candidate for an included file in the whole configuration",
+        check_file,
+        (argument("file", choices=[path.name for path in WRAPPERS]), argument("candidate", type=Path)),
         locked=True,
     ),
     "certificate": Command(
@@ -572,6 +631,7 @@ COMMANDS = {
     "stale": Command(
         "does nginx run with something else than what is on disk? yes or no", lambda _: yes_or_no(stale())
     ),
+    "mend": Command("begin new counts of connections if a worker has died", lambda _: mend(), locked=True),
     "record": Command("save what nginx has loaded at its start", record_loaded),
     "rollback": Command("return to the proven configuration", lambda _: rollback(), locked=True),
 }
