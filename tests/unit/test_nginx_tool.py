@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -195,3 +197,15 @@ def test_a_dead_workers_connections_are_forgotten(
     assert tool.generation() == int(zone[-1])
     if answer == "unchanged":
         assert tool.saved_workers(7) == {8, 9}, "a worker that dies later is noticed"
+
+
+def test_workers_that_may_open_too_few_files_are_told(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This test's own process stands for a worker."""
+    monkeypatch.setattr(tool, "master", lambda: 7)
+    monkeypatch.setattr(tool, "serving", lambda parent: {os.getpid()})
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    tool.MAIN.write_text(f"user x;\nworker_rlimit_nofile {allowed};\n")
+    tool.prove_files()
+    tool.MAIN.write_text(f"user x;\nworker_rlimit_nofile {allowed + 1};\n")
+    with pytest.raises(tool.Failed, match=f"may open {allowed} files.* takes {allowed + 1}.*restart nginx"):
+        tool.prove_files()

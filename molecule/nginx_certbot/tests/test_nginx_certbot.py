@@ -540,8 +540,13 @@ def test_limits_and_refused_networks() -> None:
         "nginx_certbot_allow_cidrs": ["10.0.0.0/8"],
         "nginx_certbot_deny_cidrs": [ADDRESS["web1"]],
         "nginx_certbot_cors_origins": ["*"],
+        "nginx_certbot_worker_connections": 17_000,
     }
+    pid = master("web2")
     converge("--limit", "web2", variables=limits)
+    assert master("web2") == pid
+    files = ssh("web2", "grep -h '^Max open files' $(pgrep -P $(cat /run/nginx.pid) | sed 's|.*|/proc/&/limits|')")
+    assert {line.split()[3] for line in files.splitlines()} == {"18024"}, "more connections, without a restart"
     answers = [ask("web2", "/v1/models") for _ in range(5)]
     refused = next(answer for answer in answers if answer.status == 429)
     assert refused.json()["error"]["type"] == "rate_limit_error"

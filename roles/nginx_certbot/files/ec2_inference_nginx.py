@@ -439,8 +439,26 @@ def is_live(domain: str) -> bool:
     return False
 
 
+def prove_files() -> None:
+    """Check that nginx's workers may open as many files as its configuration asks for; nginx itself only logs that they may not."""
+    wanted = re.search(r"^worker_rlimit_nofile (\d+);", MAIN.read_text(), re.MULTILINE)
+    pid = master()
+    if not wanted or pid is None:
+        return
+    for worker in serving(pid):
+        limits = Path(f"/proc/{worker}/limits").read_text()
+        allowed = re.search(r"^Max open files +(\S+)", limits, re.MULTILINE)
+        if allowed and allowed[1] != "unlimited" and int(allowed[1]) < int(wanted[1]):
+            raise Failed(
+                f"nginx's workers may open {allowed[1]} files, and nginx_certbot_worker_connections takes {wanted[1]}: "
+                "the running nginx was started with a lower limit (LimitNOFILE of nginx.service, or the system's). "
+                "Set a smaller number; or restart nginx at a quiet time, which ends its streams, and run the playbook again"
+            )
+
+
 def prove(domains: list[str], live: bool) -> None:
     """Check that nginx serves every domain with our error body and the certificate on disk; with `live`, that a proxy answers."""
+    prove_files()
     pem = (CERTIFICATE / "fullchain.pem").read_text()
     end = "-----END CERTIFICATE-----"
     expected = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[: pem.index(end) + len(end)])).hexdigest()
