@@ -492,7 +492,7 @@ def test_the_log_is_json_without_secrets(web: str) -> None:
 @pytest.mark.usefixtures("proxies")
 def test_a_renewal_is_served_without_a_restart(web: str) -> None:
     drop_in = "/run/systemd/system/ec2-inference-certbot.service.d"
-    command = f"/usr/local/sbin/{TOOL} renew -- --force-renewal"
+    command = f"/usr/local/sbin/{TOOL} renew --force"
     before, pid = served(web)[0], master(web)
     ssh(web, f"mkdir -p {drop_in} && printf '[Service]\\nExecStart=\\nExecStart={command}\\n' > {drop_in}/force.conf")
     try:
@@ -501,6 +501,18 @@ def test_a_renewal_is_served_without_a_restart(web: str) -> None:
         ssh(web, f"rm -r {drop_in} && systemctl daemon-reload")
     assert served(web)[0] != before
     assert master(web) == pid
+
+
+def test_a_lost_certificate_is_missed_and_nothing_is_changed(web: str) -> None:
+    before, live = served(web), "/etc/letsencrypt/live/ec2-inference"
+    ssh(web, f"mv {live} {live}.lost")
+    try:
+        refused = ssh(web, f"{TOOL} tls 2>&1 || true") + ssh(web, f"{TOOL} reload 2>&1 || true")
+        assert refused.count("the certificate that nginx serves is gone from the disk") == 2
+        assert served(web) == before
+    finally:
+        ssh(web, f"mv {live}.lost {live}")
+    assert ssh(web, f"{TOOL} tls").strip() == "unchanged"
 
 
 def test_an_added_domain_is_certified() -> None:
@@ -516,7 +528,10 @@ def test_an_added_domain_is_certified() -> None:
     ("variables", "reason"),
     [
         ({"nginx_certbot_worker_processes": "many"}, '"worker_processes" directive invalid value'),
-        ({"nginx_certbot_domains": [DOMAIN, "nowhere.invalid"]}, "nowhere.invalid"),
+        (
+            {"nginx_certbot_domains": [DOMAIN, "nowhere.invalid"]},
+            "the CA refused, so it was not asked again. nowhere.invalid: ",
+        ),
     ],
     ids=["nginx refuses it", "the CA refuses it"],
 )

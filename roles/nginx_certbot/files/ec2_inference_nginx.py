@@ -49,6 +49,9 @@ PROVEN = HOME / "proven"
 PLACEHOLDER = HOME / "placeholder"
 CERTIFICATE = Path("/etc/letsencrypt/live/ec2-inference")
 RENEWAL = Path("/etc/letsencrypt/renewal/ec2-inference.conf")
+CERTBOT_ENVIRONMENT = HOME / "certbot.env"
+WEBROOT = Path("/var/lib/ec2-inference/acme")
+TOOL = Path("/usr/local/sbin/ec2-inference-nginx")
 PID_FILE = Path("/run/nginx.pid")
 LOADED = Path("/run/ec2-inference-nginx.loaded")
 WORKERS = Path("/run/ec2-inference-nginx.workers")
@@ -68,8 +71,17 @@ MARKER = re.compile(r"(?P<reason>.+); by [^;]+; since (?P<since>\d{4}-\d\d-\d\dT
 MARKER_TIME = "%Y-%m-%dT%H:%M:%SZ"
 WORKER = "nginx: worker process"
 RELOAD_S = 30
-RENEW_PAUSES_S = (10, 60)
-EXPIRES_SOON_S = 7 * 24 * 3600
+# An ACME server may refuse a nonce or be slow: certbot is run again after these pauses.
+CERTBOT_PAUSES_S = (10, 60)
+# But not if the CA has refused: it would again, and CAs limit how many validations may fail in an hour. certbot's words, or the CA's.
+REFUSED = re.compile(
+    "failed to authenticate|too many requests of a given type|will not issue for the identifier|lacks sufficient authorization"
+    "|Certification Authority Authorization",
+    re.IGNORECASE,
+)
+# What certbot prints of each name that the CA could not validate.
+REFUSED_NAME = re.compile(r"Domain: +(?P<domain>\S+)\s+Type: +(?P<type>\S+)\s+Detail: +(?P<detail>.+)")
+DAY_S = 24 * 3600
 
 
 class Failed(Exception):
@@ -163,8 +175,14 @@ def make_placeholder() -> None:
 
 
 def tls_text() -> str:
-    """Return tls.conf's text: the CA's certificate, or the placeholder until there is one."""
+    """Return tls.conf's text: the CA's certificate, or the placeholder until there is one; never the placeholder after a certificate."""
     issued = (CERTIFICATE / "fullchain.pem").exists() and (CERTIFICATE / "privkey.pem").exists()
+    if not issued and TLS.exists() and str(CERTIFICATE) in TLS.read_text():
+        raise Failed(
+            f"the certificate that nginx serves is gone from the disk: {CERTIFICATE} has no fullchain.pem or privkey.pem. Nothing was "
+            "changed, and a running nginx goes on with what it has loaded. Restore /etc/letsencrypt from a backup; or, to serve a "
+            f"self-signed placeholder until a new certificate is issued, remove {TLS} and run the playbook"
+        )
     home = CERTIFICATE if issued else PLACEHOLDER
     lines = [f"ssl_certificate {home}/fullchain.pem;", f"ssl_certificate_key {home}/privkey.pem;"]
     # Most CAs have retired OCSP; stapling needs a certificate that names a responder.
@@ -399,6 +417,25 @@ def names_of(certificate: Path) -> set[str]:
     return {name.lower() for name in re.findall(r"DNS:([^,\s]+)", text)}
 
 
+def times_of(certificate: Path) -> tuple[float, float]:
+    """Seconds until a certificate expires, and seconds of its whole lifetime."""
+    text = run("openssl", "x509", "-noout", "-startdate", "-enddate", "-in", str(certificate)).stdout
+    begins, ends = (ssl.cert_time_to_seconds(line.partition("=")[2]) for line in text.splitlines())
+    return ends - time.time(), ends - begins
+
+
+def is_due() -> bool:
+    """Is it time to renew? With a third of the lifetime left, or a half if that is ten days or less, as certbot 4 does.
+
+    Older versions of certbot renew 30 days before the end, which is always for a certificate of a week.
+    """
+    issued = CERTIFICATE / "fullchain.pem"
+    if not issued.exists():
+        return True
+    left_s, lifetime_s = times_of(issued)
+    return left_s < lifetime_s / (2 if lifetime_s <= 10 * DAY_S else 3)
+
+
 def certificate_command(domains: list[str], server: str) -> str:
     """Why a certificate has to be issued now, or "good". The timer renews it in time."""
     issued = CERTIFICATE / "fullchain.pem"
@@ -411,8 +448,10 @@ def certificate_command(domains: list[str], server: str) -> str:
     issuer = re.search(r"^server\s*=\s*(\S+)", settings, re.MULTILINE)
     if not issuer or issuer[1] != server:
         return f"it comes from {issuer[1] if issuer else 'an unknown CA'}; wanted: {server}"
-    if run("openssl", "x509", "-noout", "-checkend", str(EXPIRES_SOON_S), "-in", str(issued)).returncode:
-        return "it expires within a week and was not renewed"
+    left_s, lifetime_s = times_of(issued)
+    # The timer renews much earlier: a certificate this old has a renewal that does not work.
+    if left_s < min(lifetime_s / 10, 7 * DAY_S):
+        return f"it expires in {max(left_s, 0) / DAY_S:.1f} days, of {lifetime_s / DAY_S:.0f}, and was not renewed"
     return "good"
 
 
@@ -516,19 +555,67 @@ def rollback() -> str:
     return "restored" if restored else "unchanged"
 
 
-def renew(arguments: list[str]) -> str:
-    """Run `certbot renew`, up to three times, and load the result, even if a deploy hook has failed."""
-    argv = ("certbot", "renew", "--non-interactive", "--no-random-sleep-on-renew", *arguments)
-    for pause_s in (*RENEW_PAUSES_S, None):
-        status = subprocess.run(argv, check=False).returncode
-        if status == 0 or pause_s is None:
-            break
-        time.sleep(pause_s)
+def certbot(*arguments: str) -> None:
+    """Run certbot, up to three times. All that it prints goes to stderr: what the CA says is on its stdout."""
+    environment = dict(os.environ)
+    if CERTBOT_ENVIRONMENT.exists():
+        for line in CERTBOT_ENVIRONMENT.read_text().splitlines():
+            name, _, value = line.partition("=")
+            environment[name] = value
+    for pause_s in (*CERTBOT_PAUSES_S, None):
+        answer = subprocess.run(
+            ("certbot", *arguments, "--non-interactive"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        print(answer.stdout.strip(), file=sys.stderr, flush=True)
+        if answer.returncode == 0:
+            return
+        if REFUSED.search(answer.stdout):
+            names = [
+                f"{name['domain']}: {name['detail']} ({name['type']})" for name in REFUSED_NAME.finditer(answer.stdout)
+            ]
+            raise Failed(
+                "the CA refused, so it was not asked again. "
+                + ("\n".join(names) or "Its words are above.")
+                + "\nMend the cause first: CAs limit how many refusals an account may have in an hour."
+            )
+        if pause_s is not None:
+            time.sleep(pause_s)
+    how = f"exit status {answer.returncode}" if answer.returncode > 0 else f"signal {-answer.returncode}"
+    raise Failed(
+        f"certbot failed three times ({how}): its words are above, and more is in /var/log/letsencrypt/letsencrypt.log"
+    )
+
+
+def issue(domains: list[str], server: str, email: str) -> str:
+    """Request a certificate for `domains` and load it, whatever certificate there is."""
+    contact = ("--email", email) if email else ("--register-unsafely-without-email",)
+    # The flags answer what certbot would ask about a certificate with other names, another CA or time left. The deploy hook is stored
+    # with the certificate, so it also runs when an operator calls certbot.
+    certbot(
+        *("certonly", "--agree-tos", "--webroot", "--webroot-path", str(WEBROOT), "--cert-name", CERTIFICATE.name),
+        *("--server", server, "--key-type", "ecdsa", "--force-renewal", "--renew-with-new-domains", "--break-my-certs"),
+        *("--deploy-hook", f"{TOOL} reload", *contact, *(f"--domain={domain}" for domain in domains)),
+    )
+    return "issued"
+
+
+def renew(force: bool) -> str:
+    """Renew the certificate if it is due, and load it, even if a deploy hook has failed."""
+    failure = None
+    if force or is_due():
+        try:
+            certbot("renew", "--no-random-sleep-on-renew", *(["--force-renewal"] if force else []))
+        except Failed as error:
+            failure = error
     with alone():
         answer = reload_command(if_changed=True)
-    if status:
-        how = f"exit status {status}" if status > 0 else f"signal {-status}"
-        raise Failed(f"certbot could not renew ({how}): see /var/log/letsencrypt/letsencrypt.log")
+    if failure:
+        raise failure
     return answer
 
 
@@ -638,10 +725,15 @@ COMMANDS = {
         prove_and_keep,
         (argument("--live", action="store_true", help="and that a proxy answers through it"), DOMAINS),
     ),
+    "issue": Command(
+        "request a certificate for the domains, and load it",
+        lambda options: issue(options.domains, options.server, options.email),
+        (argument("--server", required=True), argument("--email", default=""), DOMAINS),
+    ),
     "renew": Command(
-        "renew a certificate that is due, and load it",
-        lambda options: renew([word for word in options.certbot if word != "--"]),
-        (argument("certbot", nargs=argparse.REMAINDER, help="further arguments of certbot renew, after --"),),
+        "renew the certificate if it is due, and load it",
+        lambda options: renew(options.force),
+        (argument("--force", action="store_true", help="even if it is not due, for example after a key has leaked"),),
     ),
     "describe": Command(
         "nginx's version, whether there is IPv6, and the drained workers, as JSON", lambda _: describe()
