@@ -117,7 +117,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
 
 
 def entries(conf: str) -> str:
-    (found,) = re.findall(r"map \$uri \$did_you_mean \{\n(.*?)\n    \}", conf, re.DOTALL)
+    (found,) = re.findall(r"map \$client_path \$did_you_mean \{\n(.*?)\n    \}", conf, re.DOTALL)
     return str(found)
 
 
@@ -134,7 +134,7 @@ def test_without_origins_nothing_is_said_of_other_sites(rendered: Rendered) -> N
 def test_each_path_has_one_location_and_one_entry(rendered: Rendered, case: str) -> None:
     conf, _ = rendered[case]
     locations = re.findall(r"^ +location (\S+ \S+) \{", conf, re.MULTILINE)
-    served = [location for location in locations if location.startswith("= ")]
+    served = [location for location in locations if location.startswith("= ") and "/__" not in location]
     assert len(served) == len(set(served))
     assert {"= /v1/chat/completions", "= /v2/rerank", "= /classify", "= /v1/label"} <= set(served)
     exact = re.findall(r'^ +(/\S+) "";$', entries(conf), re.MULTILINE)
@@ -213,8 +213,35 @@ def test_an_endpoint_is_one_row(rendered: Rendered) -> None:
     for version in BASE["proxy_api_versions"]:
         (path,) = (path for path in added if path.endswith(f" / location = /{version}/images/generations"))
         assert f"proxy_pass http://proxies/{version}/images/generations" in added[path]
-    assert len(added) == 4, "a location for each version, and the check of its method"
+    assert len(added) == 6, "a location for each version, and the checks of its method and of a key"
     assert '" Did you mean /v1/images/generations?"' in entries(rendered["one more endpoint"][0])
+
+
+def test_a_body_is_read_only_where_there_is_a_key(rendered: Rendered) -> None:
+    of = blocks(rendered["plain"][0])
+    keyed = {path.split(" / ")[2] for path in of if path.endswith(" / if ($keyless)")}
+    assert {"location = /v1/chat/completions", "location = /v2/rerank", "location = /tokenize"} <= keyed
+    # An operator's own answer takes a POST from anybody; the others have no body, and the proxy asks for the key.
+    assert not {"location = /v1/completions", "location = /v1/models", "location = /health/live"} & keyed
+
+
+def test_nothing_is_answered_before_the_limits_are_counted(rendered: Rendered) -> None:
+    """`return` comes before them, so only what was refused already is answered by it, and what gets no answer at all."""
+    for path, lines in blocks(rendered["listed"][0]).items():
+        if any(line.startswith("return ") for line in lines):
+            assert "internal" in lines or lines == ["return 444"], path
+
+
+def test_every_error_of_nginx_has_a_body_of_ours(rendered: Rendered) -> None:
+    """Those that nginx makes itself, before there is a path or later; only an internal path can answer the early ones."""
+    made = {400, 403, 404, 405, 408, 413, 414, 421, 429, 431, 494, 495, 496, 497, 500, 501, 502, 503, 504, 505}
+    for path, lines in blocks(rendered["plain"][0]).items():
+        if path.count(" / ") != 1 or not path.startswith("http / server"):
+            continue
+        pages = dict(re.findall(r"error_page (\d+) =\d+ /__error/(\w+)", "\n".join(lines)))
+        assert made <= {int(status) for status in pages}, path
+        for code in pages.values():
+            assert "internal" in blocks(rendered["plain"][0])[f"{path} / location = /__error/{code}"]
 
 
 def test_an_unsupported_system_is_told_which_are_supported(rendered: Rendered) -> None:

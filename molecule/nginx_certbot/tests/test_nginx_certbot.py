@@ -68,8 +68,9 @@ def ask(
     connection = http.client.HTTPConnection(ADDRESS[host], timeout=30)
     if scheme == "https":
         connection.sock = connect(host, name if name.endswith(".test") else DOMAIN)
+    key = {"Authorization": "Bearer any"} if scheme == "https" else {}
     try:
-        connection.request(method, path, body=body, headers={"Host": name, **(headers or {})})
+        connection.request(method, path, body=body, headers={"Host": name, **key, **(headers or {})})
         answer = connection.getresponse()
         return Answer(answer.status, answer.headers, answer.read())
     finally:
@@ -267,6 +268,110 @@ def test_http_leads_to_https(web: str) -> None:
     answer = ask(web, "/v1/models?limit=1", scheme="http")
     assert answer.status == 308
     assert answer.headers["Location"] == f"https://{DOMAIN}/v1/models?limit=1"
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [("POST", {}), ("GET", {"Authorization": "Bearer x"}), ("GET", {"api-key": "x"}), ("PUT", {})],
+)
+def test_a_secret_in_clear_text_is_not_redirected(web: str, method: str, headers: dict[str, str]) -> None:
+    answer = ask(web, "/v1/models", method, scheme="http", headers=headers, body=b"{}" if method == "POST" else None)
+    assert (answer.status, answer.json()["error"]["code"]) == (403, "https_required")
+    assert answer.headers["Location"] is None
+
+
+def exchange(web: str, data: bytes, tls: bool) -> tuple[int, http.client.HTTPMessage, bytes]:
+    """Send bytes and read one answer, whatever they are."""
+    plain = socket.create_connection((ADDRESS[web], 443 if tls else 80), timeout=30)
+    with TRUST.wrap_socket(plain, server_hostname=DOMAIN) if tls else plain as connection:
+        connection.sendall(data)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status, answer.headers, answer.read()
+
+
+HOST = f"Host: {DOMAIN}\r\n"
+KEYED = f"{HOST}Authorization: Bearer x\r\n"
+MALFORMED = {
+    "a method in lower case": (f"foo /a HTTP/1.1\r\n{HOST}", 400),
+    "a method with a bracket": (f"GE(T /a HTTP/1.1\r\n{HOST}", 400),
+    "TRACE": (f"TRACE /a HTTP/1.1\r\n{HOST}", 405),
+    "CONNECT": (f"CONNECT a:1 HTTP/1.1\r\n{HOST}", None),  # 400 or 405
+    "an escape that is none": (f"GET /%zz HTTP/1.1\r\n{HOST}", 400),
+    "an escaped zero": (f"GET /%00 HTTP/1.1\r\n{HOST}", 400),
+    "a blank": (f"GET /a b HTTP/1.1\r\n{HOST}", 400),
+    "a path above the root": (f"GET /../.. HTTP/1.1\r\n{HOST}", 400),
+    "a star": (f"OPTIONS * HTTP/1.1\r\n{HOST}", 400),
+    "a control byte": (f"GET /\x01 HTTP/1.1\r\n{HOST}", 400),
+    "a long path": (f"GET /{'a' * 9000} HTTP/1.1\r\n{HOST}", 414),
+    "a long header": (f"GET /a HTTP/1.1\r\n{HOST}X: {'a' * 9000}\r\n", 431),
+    "many headers": (f"GET /a HTTP/1.1\r\n{HOST}" + "".join(f"X{n}: {'a' * 3000}\r\n" for n in range(20)), 431),
+    "no request": ("\x16\x03\x01\r\n", 400),
+    "another version": (f"GET /a HTTP/3.7\r\n{HOST}", 505),
+    "no host": ("GET /a HTTP/1.1\r\n", 400),
+    "two hosts": (f"GET /a HTTP/1.1\r\n{HOST}{HOST}", 400),
+    "two lengths": (f"POST /v1/score HTTP/1.1\r\n{KEYED}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", 400),
+    "an unknown encoding": (f"POST /v1/score HTTP/1.1\r\n{KEYED}Transfer-Encoding: gzip\r\n", 501),
+    "a broken chunk": (f"POST /v1/score HTTP/1.1\r\n{KEYED}Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+}
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["443", "80"])
+def test_what_is_no_request_gets_json(web: str, tls: bool) -> None:
+    wrong = {}
+    for name, (head, expected) in MALFORMED.items():
+        status, headers, body = exchange(web, f"{head}\r\n".encode("latin-1"), tls)
+        try:
+            code = json.loads(body)["error"]["code"]
+        except ValueError:
+            code = None
+        if status not in ((expected,) if expected else (400, 405)) or not code or not headers["X-Content-Type-Options"]:
+            wrong[name] = (status, body[:80])
+    assert wrong == {}
+    assert "empty URI" not in ssh(web, "cat /var/log/nginx/error.log")
+
+
+def test_what_is_no_request_of_http2_gets_json(web: str) -> None:
+    cases = {
+        "-X foo /a": 400,
+        "-X 'GE(T' /a": 400,
+        "-X TRACE /a": 405,
+        "/%zz": 400,
+        "/%00": 400,
+        "/../..": 400,
+        "-X OPTIONS --request-target '*' /": 400,
+        "-d {} /v1/completions": 401,
+        "/nowhere": 404,
+    }
+    curl = (
+        f"curl -sk --http2 --path-as-is --resolve {DOMAIN}:443:{ADDRESS[web]} -w ' %{{http_code}} %{{http_version}}\\n'"
+    )
+    commands = []
+    for case in cases:
+        options, _, path = case.rpartition(" ")
+        commands.append(f"{curl} {options} 'https://{DOMAIN}{path}'")
+    answers = ssh("api1", "; ".join(commands)).splitlines()
+    assert len(answers) == len(cases)
+    for (case, status), answer in zip(cases.items(), answers, strict=True):
+        body, *told = answer.rsplit(" ", 2)
+        assert told == [str(status), "2"], case
+        assert json.loads(body)["error"]["code"], case
+
+
+def test_a_request_without_a_key_is_refused_before_its_body(web: str) -> None:
+    request = f"POST /v1/completions HTTP/1.1\r\n{HOST}Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+    status, headers, body = exchange(web, request.encode(), tls=True)
+    assert (status, json.loads(body)["error"]["code"]) == (401, "missing_api_key"), "and no 100 before it"
+    assert headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_the_log_has_what_the_client_asked_for(web: str) -> None:
+    for line in ("foo /asked/for?sk=secret HTTP/1.1", "GET /%zz HTTP/1.1", "GET /nowhere/at/all?sk=secret HTTP/1.1"):
+        exchange(web, f"{line}\r\n{HOST}\r\n".encode(), tls=True)
+    log = ssh(web, "tail -n 20 /var/log/nginx/access.log")
+    asked = [(entry["method"], entry["path"], entry["status"]) for entry in map(json.loads, log.splitlines())]
+    assert {("foo", "/asked/for", 400), ("GET", "/%zz", 400), ("GET", "/nowhere/at/all", 404)} <= set(asked)
+    assert "secret" not in log
 
 
 def test_unknown_names_get_nothing(web: str) -> None:
