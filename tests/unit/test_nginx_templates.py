@@ -20,13 +20,13 @@ BASE = {
     "ansible_connection": "local",
     "ansible_python_interpreter": sys.executable,
     "ansible_facts": {"distribution": "Debian", "distribution_version": "13"},
-    "here": {"nginx": "1.26.3", "ipv6": True},
     "proxy_api_versions": ["v1", "openai/v1"],
     "proxy_custom_endpoints": [
         {"path": "/v1/completions", "answer": {"body": "gone"}},
         {"path": "/v1/label", "upstream_path": "/classify"},
     ],
 }
+HERE = {"nginx": "1.26.3", "openssl": "3.5.1", "ipv6": True, "generation": 1}
 ORIGINS = [
     "https://app.example.com",
     "http://localhost:3000",
@@ -70,6 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "one more endpoint": {"__nginx_certbot_routes": [*table("__nginx_certbot_routes"), ROUTE]},
     "unsupported": {"__nginx_certbot_supported": False},
+    "older": {"here": {"nginx": "1.22.1", "openssl": "3.0.17", "ipv6": False, "generation": 1}},
     "versions": {"__nginx_certbot_versions": ["v1", "v2"]},
     "listed": {"nginx_certbot_cors_origins": ORIGINS},
     "anybody": {"nginx_certbot_cors_origins": ["*"]},
@@ -95,7 +96,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
                     "src": str(ROLE / f"templates/{name}.j2"),
                     "dest": str(directory / f"{case} {name}"),
                 },
-                "vars": variables,
+                "vars": {"here": HERE, **variables},
             }
             for case, variables in CASES.items()
             for name in ("problems.yml", "nginx.conf")
@@ -105,7 +106,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
         (directory / name).write_text(json.dumps(content))
     command = [Path(sys.executable).parent / "ansible-playbook", "-i", "inventory.yml", "play.yml"]
     command += ["-e", "@variables.json"]
-    run = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     return {
         case: (
@@ -242,6 +243,20 @@ def test_every_error_of_nginx_has_a_body_of_ours(rendered: Rendered) -> None:
         assert made <= {int(status) for status in pages}, path
         for code in pages.values():
             assert "internal" in blocks(rendered["plain"][0])[f"{path} / location = /__error/{code}"]
+
+
+def test_curves_are_those_of_the_profile_that_openssl_knows(rendered: Rendered) -> None:
+    """OpenSSL before 3.5 refuses the whole list for one name that it does not know."""
+    assert "ssl_ecdh_curve X25519MLKEM768:X25519:prime256v1:secp384r1" in blocks(rendered["plain"][0])["http"]
+    assert "ssl_ecdh_curve X25519:prime256v1:secp384r1" in blocks(rendered["older"][0])["http"]
+
+
+def test_each_port_probes_silent_connections(rendered: Rendered) -> None:
+    """Before EC2 forgets them after 350 s. nginx takes the option once for each address and port."""
+    for case in ("plain", "older"):
+        listens = [line for lines in blocks(rendered[case][0]).values() for line in lines if line.startswith("listen ")]
+        probed = [line.split()[1] for line in listens if "so_keepalive=120s:30s:4" in line]
+        assert sorted(probed) == sorted({line.split()[1] for line in listens}), listens
 
 
 def test_an_unsupported_system_is_told_which_are_supported(rendered: Rendered) -> None:

@@ -392,6 +392,16 @@ def test_old_tls_is_refused(web: str) -> None:
             assert connection.session_reused is False
 
 
+def test_only_the_curves_of_mozillas_profile_are_offered(web: str) -> None:
+    offered = "X25519 P-256 P-384 P-521 X448"
+    if re.search(r"OpenSSL (3\.[5-9]|[4-9])", ssh("web1", "openssl version")) and web == "web1":
+        offered += " X25519MLKEM768"
+    loop = f"for curve in {offered}; do echo $curve $(openssl s_client -groups $curve -servername {DOMAIN} -connect {ADDRESS[web]}:443"
+    told = ssh("web1", f"{loop} </dev/null 2>/dev/null | grep -c '^New, TLS'); done")
+    taken = [curve for curve, answer in map(str.split, told.splitlines()) if answer == "1"]
+    assert taken == [curve for curve in offered.split() if curve not in ("P-521", "X448")]
+
+
 def test_http2_is_offered(web: str) -> None:
     context = trust()
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -467,7 +477,8 @@ def test_an_unfit_request_id_is_replaced(web: str) -> None:
 def test_events_arrive_as_they_are_made(web: str) -> None:
     connection = http.client.HTTPConnection(ADDRESS[web], timeout=30)
     connection.sock = connect(web)
-    connection.request("POST", "/v1/chat/completions", body=b'{"stream": true}', headers={"Host": DOMAIN})
+    headers = {"Host": DOMAIN, "Authorization": "Bearer any"}
+    connection.request("POST", "/v1/chat/completions", body=b'{"stream": true}', headers=headers)
     answer = connection.getresponse()
     arrivals = []
     while answer.readline():

@@ -52,6 +52,7 @@ RENEWAL = Path("/etc/letsencrypt/renewal/ec2-inference.conf")
 CERTBOT_ENVIRONMENT = HOME / "certbot.env"
 WEBROOT = Path("/var/lib/ec2-inference/acme")
 TOOL = Path("/usr/local/sbin/ec2-inference-nginx")
+LOGS = Path("/var/log/nginx")
 PID_FILE = Path("/run/nginx.pid")
 LOADED = Path("/run/ec2-inference-nginx.loaded")
 WORKERS = Path("/run/ec2-inference-nginx.workers")
@@ -245,6 +246,9 @@ def record() -> None:
         raise Failed(f"{PID_FILE} does not have the pid of a running nginx")
     LOADED.write_text(on_disk(pid))
     save_workers(pid, serving(pid))
+    # nginx creates its logs for everybody to read.
+    for log in LOGS.glob("*.log"):
+        log.chmod(0o640)
 
 
 def save_workers(parent: int, workers: set[int]) -> None:
@@ -399,12 +403,15 @@ def undrain(instances: list[str], reason: str | None) -> str:
 
 def describe() -> str:
     """What the role's templates need to know about the host, as JSON."""
-    version = re.search(r"nginx/([0-9.]+)", run("nginx", "-v").stderr)
-    ipv6 = Path("/proc/net/if_inet6").exists()
+    told = run("nginx", "-V").stderr
+    version = re.search(r"nginx/([0-9.]+)", told)
+    # "running with" is told only if it is another one than the one that nginx was built with.
+    openssl = re.search(r"running with OpenSSL ([0-9.]+)", told) or re.search(r"built with OpenSSL ([0-9.]+)", told)
     return json.dumps(
         {
             "nginx": version[1] if version else "0",
-            "ipv6": ipv6,
+            "openssl": openssl[1] if openssl else "0",
+            "ipv6": Path("/proc/net/if_inet6").exists(),
             "drained": sorted(drained_now()),
             "generation": generation(),
         }
@@ -560,8 +567,9 @@ def certbot(*arguments: str) -> None:
     environment = dict(os.environ)
     if CERTBOT_ENVIRONMENT.exists():
         for line in CERTBOT_ENVIRONMENT.read_text().splitlines():
-            name, _, value = line.partition("=")
-            environment[name] = value
+            name, has_value, value = line.partition("=")
+            if has_value:
+                environment[name] = value
     for pause_s in (*CERTBOT_PAUSES_S, None):
         answer = subprocess.run(
             ("certbot", *arguments, "--non-interactive"),
