@@ -602,6 +602,28 @@ def test_the_log_is_json_without_secrets(web: str) -> None:
     assert [line for line in lines if "sk-" in line] == []
 
 
+@pytest.mark.usefixtures("proxies")
+def test_the_log_tells_a_stream_that_was_cut_from_a_whole_one(web: str) -> None:
+    for name, whole in (("whole", True), ("cut", False)):
+        headers = {"Host": DOMAIN, "Authorization": "Bearer any", "X-Request-Id": name}
+        connection = http.client.HTTPConnection(ADDRESS[web], timeout=30)
+        connection.sock = connect(web)
+        connection.request("POST", "/v1/chat/completions", body=b'{"stream": true}', headers=headers)
+        answer = connection.getresponse()
+        answer.readline()
+        if whole:
+            answer.read()
+        answer.close()
+        connection.close()
+    told: dict[str, tuple[int, bool]] = {}
+    for _ in range(100):
+        entries = map(json.loads, ssh(web, "tail -n 20 /var/log/nginx/access.log").splitlines())
+        told = {entry["request_id"]: (entry["status"], entry["complete"]) for entry in entries}
+        if {"whole", "cut"} <= told.keys():
+            break
+    assert (told["whole"], told["cut"]) == ((200, True), (200, False))
+
+
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
