@@ -192,6 +192,8 @@ def _write_acme_config(lab: Lab) -> None:
         "tlsPort": 443,
         "ocspResponderURL": "",
         "externalAccountBindingRequired": False,
+        # Pebble's own are valid for five years.
+        "certificateValidityPeriod": 90 * 24 * 3600,
     }
     (directory / "pebble.json").write_text(json.dumps({"pebble": settings}))
 

@@ -1,6 +1,7 @@
 """The worker's server: idle connections, and the end of a worker with a fault."""
 
 import asyncio
+import socket
 import sys
 import types
 
@@ -9,6 +10,8 @@ import pytest
 from engine import WAIT_S, Call, Engine, Script, complete, stream
 from harness import KEY, Files, Proxy, free_port
 from inference_proxy import worker
+from inference_proxy.http import client
+from inference_proxy.http.tcp import probe_when_silent
 from inference_proxy.request.guard import Guard
 
 pytestmark = pytest.mark.anyio
@@ -132,3 +135,40 @@ async def test_what_has_a_length_keeps_it_in_http_1_0(proxy: Proxy, method: byte
     writer.close()
     length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
     assert len(body) == (length if method == b"GET" else 0)
+
+
+def probing(connection: socket.socket) -> tuple[int, ...]:
+    """Is it probed, the seconds before the first probe and between two, and the number of probes."""
+    tcp = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    on = connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    return (on, *(connection.getsockopt(socket.IPPROTO_TCP, option) for option in tcp))
+
+
+async def test_silent_connections_are_probed_on_both_sides(
+    files: Files, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EC2 forgets them after 350 s. A client's inherits it from the listener."""
+    to_engines: list[tuple[int, ...]] = []
+
+    def probe(connection: socket.socket) -> None:
+        probe_when_silent(connection)
+        to_engines.append(probing(connection))
+
+    monkeypatch.setattr(client, "probe_when_silent", probe)
+    files.configure(engine)
+    port = free_port()
+    serving = worker.make_server(files.config, "127.0.0.1", port)
+    running = asyncio.create_task(serving.serve())
+    try:
+        while not serving.started:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(LIVE)
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_S)
+        (connection,) = serving.server_state.connections
+        accepted = probing(connection.transport.get_extra_info("socket"))
+        writer.close()
+    finally:
+        serving.should_exit = True
+        await asyncio.wait_for(running, WAIT_S)
+    assert (accepted, set(to_engines)) == ((1, 120, 30, 4), {(1, 120, 30, 4)})

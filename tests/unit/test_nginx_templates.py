@@ -20,13 +20,13 @@ BASE = {
     "ansible_connection": "local",
     "ansible_python_interpreter": sys.executable,
     "ansible_facts": {"distribution": "Debian", "distribution_version": "13"},
-    "here": {"nginx": "1.26.3", "ipv6": True},
     "proxy_api_versions": ["v1", "openai/v1"],
     "proxy_custom_endpoints": [
         {"path": "/v1/completions", "answer": {"body": "gone"}},
         {"path": "/v1/label", "upstream_path": "/classify"},
     ],
 }
+HERE = {"nginx": "1.26.3", "openssl": "3.5.1", "ipv6": True, "generation": 1}
 ORIGINS = [
     "https://app.example.com",
     "http://localhost:3000",
@@ -70,6 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "one more endpoint": {"__nginx_certbot_routes": [*table("__nginx_certbot_routes"), ROUTE]},
     "unsupported": {"__nginx_certbot_supported": False},
+    "older": {"here": {"nginx": "1.22.1", "openssl": "3.0.17", "ipv6": False, "generation": 1}},
     "versions": {"__nginx_certbot_versions": ["v1", "v2"]},
     "listed": {"nginx_certbot_cors_origins": ORIGINS},
     "anybody": {"nginx_certbot_cors_origins": ["*"]},
@@ -95,7 +96,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
                     "src": str(ROLE / f"templates/{name}.j2"),
                     "dest": str(directory / f"{case} {name}"),
                 },
-                "vars": variables,
+                "vars": {"here": HERE, **variables},
             }
             for case, variables in CASES.items()
             for name in ("problems.yml", "nginx.conf")
@@ -105,7 +106,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
         (directory / name).write_text(json.dumps(content))
     command = [Path(sys.executable).parent / "ansible-playbook", "-i", "inventory.yml", "play.yml"]
     command += ["-e", "@variables.json"]
-    run = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     return {
         case: (
@@ -117,7 +118,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
 
 
 def entries(conf: str) -> str:
-    (found,) = re.findall(r"map \$uri \$did_you_mean \{\n(.*?)\n    \}", conf, re.DOTALL)
+    (found,) = re.findall(r"map \$client_path \$did_you_mean \{\n(.*?)\n    \}", conf, re.DOTALL)
     return str(found)
 
 
@@ -134,7 +135,7 @@ def test_without_origins_nothing_is_said_of_other_sites(rendered: Rendered) -> N
 def test_each_path_has_one_location_and_one_entry(rendered: Rendered, case: str) -> None:
     conf, _ = rendered[case]
     locations = re.findall(r"^ +location (\S+ \S+) \{", conf, re.MULTILINE)
-    served = [location for location in locations if location.startswith("= ")]
+    served = [location for location in locations if location.startswith("= ") and "/__" not in location]
     assert len(served) == len(set(served))
     assert {"= /v1/chat/completions", "= /v2/rerank", "= /classify", "= /v1/label"} <= set(served)
     exact = re.findall(r'^ +(/\S+) "";$', entries(conf), re.MULTILINE)
@@ -213,8 +214,49 @@ def test_an_endpoint_is_one_row(rendered: Rendered) -> None:
     for version in BASE["proxy_api_versions"]:
         (path,) = (path for path in added if path.endswith(f" / location = /{version}/images/generations"))
         assert f"proxy_pass http://proxies/{version}/images/generations" in added[path]
-    assert len(added) == 4, "a location for each version, and the check of its method"
+    assert len(added) == 6, "a location for each version, and the checks of its method and of a key"
     assert '" Did you mean /v1/images/generations?"' in entries(rendered["one more endpoint"][0])
+
+
+def test_a_body_is_read_only_where_there_is_a_key(rendered: Rendered) -> None:
+    of = blocks(rendered["plain"][0])
+    keyed = {path.split(" / ")[2] for path in of if path.endswith(" / if ($keyless)")}
+    assert {"location = /v1/chat/completions", "location = /v2/rerank", "location = /tokenize"} <= keyed
+    # An operator's own answer takes a POST from anybody; the others have no body, and the proxy asks for the key.
+    assert not {"location = /v1/completions", "location = /v1/models", "location = /health/live"} & keyed
+
+
+def test_nothing_is_answered_before_the_limits_are_counted(rendered: Rendered) -> None:
+    """`return` comes before them, so only what was refused already is answered by it, and what gets no answer at all."""
+    for path, lines in blocks(rendered["listed"][0]).items():
+        if any(line.startswith("return ") for line in lines):
+            assert "internal" in lines or lines == ["return 444"], path
+
+
+def test_every_error_of_nginx_has_a_body_of_ours(rendered: Rendered) -> None:
+    """Those that nginx makes itself, before there is a path or later; only an internal path can answer the early ones."""
+    made = {400, 403, 404, 405, 408, 413, 414, 421, 429, 431, 494, 495, 496, 497, 500, 501, 502, 503, 504, 505}
+    for path, lines in blocks(rendered["plain"][0]).items():
+        if path.count(" / ") != 1 or not path.startswith("http / server"):
+            continue
+        pages = dict(re.findall(r"error_page (\d+) =\d+ /__error/(\w+)", "\n".join(lines)))
+        assert made <= {int(status) for status in pages}, path
+        for code in pages.values():
+            assert "internal" in blocks(rendered["plain"][0])[f"{path} / location = /__error/{code}"]
+
+
+def test_curves_are_those_of_the_profile_that_openssl_knows(rendered: Rendered) -> None:
+    """OpenSSL before 3.5 refuses the whole list for one name that it does not know."""
+    assert "ssl_ecdh_curve X25519MLKEM768:X25519:prime256v1:secp384r1" in blocks(rendered["plain"][0])["http"]
+    assert "ssl_ecdh_curve X25519:prime256v1:secp384r1" in blocks(rendered["older"][0])["http"]
+
+
+def test_each_port_probes_silent_connections(rendered: Rendered) -> None:
+    """Before EC2 forgets them after 350 s. nginx takes the option once for each address and port."""
+    for case in ("plain", "older"):
+        listens = [line for lines in blocks(rendered[case][0]).values() for line in lines if line.startswith("listen ")]
+        probed = [line.split()[1] for line in listens if "so_keepalive=120s:30s:4" in line]
+        assert sorted(probed) == sorted({line.split()[1] for line in listens}), listens
 
 
 def test_an_unsupported_system_is_told_which_are_supported(rendered: Rendered) -> None:

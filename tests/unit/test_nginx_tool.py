@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
+import resource
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +35,18 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     spec.loader.exec_module(module)
-    for name in ("UPSTREAM", "TLS", "DRAINED", "PROVEN", "PLACEHOLDER"):
+    for name in (
+        "UPSTREAM",
+        "LIMITS",
+        "TLS",
+        "WORKERS",
+        "LOADED",
+        "DRAINED",
+        "PROVEN",
+        "PLACEHOLDER",
+        "LOCK",
+        "CERTBOT_ENVIRONMENT",
+    ):
         monkeypatch.setattr(module, name, tmp_path / getattr(module, name).name)
     monkeypatch.setattr(module, "MAIN", tmp_path / "nginx.conf")
     monkeypatch.setattr(module, "CERTIFICATE", tmp_path / "live")
@@ -148,9 +163,47 @@ def test_why_a_certificate_is_issued(tool: ModuleType) -> None:
     assert "comes from https://ca/dir" in tool.certificate_command(["a.test", "b.test"], "https://other/dir")
 
 
-def test_a_certificate_that_nobody_renews_is_issued_again(tool: ModuleType) -> None:
-    make_certificate(tool, "a.test", days=3)
-    assert "expires within a week" in tool.certificate_command(["a.test"], "https://ca/dir")
+@pytest.mark.parametrize(
+    ("lifetime", "left", "due", "issue"),
+    [
+        (90, 60, False, False),
+        (90, 29, True, False),
+        (90, 6, True, True),
+        (45, 16, False, False),
+        (45, 14, True, False),
+        (45, 4, True, True),
+        (6, 4, False, False),
+        (6, 2, True, False),
+        (6, 0.5, True, True),
+        (6, -1, True, True),
+    ],
+)
+def test_a_certificate_is_judged_by_its_own_lifetime(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, lifetime: int, left: float, due: bool, issue: bool
+) -> None:
+    """`left` days before its end it is due for the timer, or so late that the play issues a new one."""
+    make_certificate(tool, "a.test", days=lifetime)
+    at = time.time() + (lifetime - left) * 24 * 3600
+    monkeypatch.setattr(tool.time, "time", lambda: at)
+    assert tool.is_due() is due
+    reason = tool.certificate_command(["a.test"], "https://ca/dir")
+    assert (reason != "good") is issue, reason
+    if issue:
+        assert f"of {lifetime}, and was not renewed" in reason
+
+
+def test_a_certificate_that_was_served_is_never_replaced_by_the_placeholder(tool: ModuleType) -> None:
+    make_certificate(tool, "a.test")
+    tool.TLS.write_text(tool.tls_text())
+    (tool.CERTIFICATE / "privkey.pem").unlink()
+    with pytest.raises(tool.Failed, match=r"is gone from the disk.*Restore /etc/letsencrypt.*remove .*tls.conf"):
+        tool.select_tls(None)
+    with pytest.raises(tool.Failed, match="is gone from the disk"):
+        tool.reload()
+    assert str(tool.CERTIFICATE) in tool.TLS.read_text()
+    tool.TLS.unlink()
+    assert tool.select_tls(None) == "changed"
+    assert str(tool.PLACEHOLDER) in tool.TLS.read_text()
 
 
 def test_the_placeholder_serves_until_there_is_a_certificate(tool: ModuleType) -> None:
@@ -169,3 +222,96 @@ def test_the_placeholder_serves_until_there_is_a_certificate(tool: ModuleType) -
 def test_odd_instances_are_refused(tool: ModuleType, name: str) -> None:
     with pytest.raises(SystemExit):
         tool.arguments().parse_args(["drain", name])
+
+
+@pytest.mark.parametrize(
+    ("saved", "zone", "answer"),
+    [
+        ({"master": 7, "workers": [8, 9]}, "connections_3", "unchanged"),
+        ({"master": 7, "workers": [8, 9, 10]}, "connections_4", "reloaded"),
+        ({"master": 6, "workers": [10]}, "connections_3", "unchanged"),  # before nginx's last start
+        (None, "connections_3", "unchanged"),
+    ],
+)
+def test_a_dead_workers_connections_are_forgotten(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, saved: dict | None, zone: str, answer: str
+) -> None:
+    monkeypatch.setattr(tool, "master", lambda: 7)
+    monkeypatch.setattr(tool, "serving", lambda parent: {8, 9})
+    monkeypatch.setattr(tool, "reload", lambda: "reloaded")
+    tool.LIMITS.write_text("limit_conn_zone $k zone=connections_3:10m;\nlimit_conn connections_3 5;\n")
+    if saved:
+        tool.WORKERS.write_text(json.dumps(saved))
+    assert tool.mend() == answer
+    assert tool.LIMITS.read_text() == f"limit_conn_zone $k zone={zone}:10m;\nlimit_conn {zone} 5;\n"
+    assert tool.generation() == int(zone[-1])
+    if answer == "unchanged":
+        assert tool.saved_workers(7) == {8, 9}, "a worker that dies later is noticed"
+
+
+def test_workers_that_may_open_too_few_files_are_told(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This test's own process stands for a worker."""
+    monkeypatch.setattr(tool, "master", lambda: 7)
+    monkeypatch.setattr(tool, "serving", lambda parent: {os.getpid()})
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    tool.MAIN.write_text(f"user x;\nworker_rlimit_nofile {allowed};\n")
+    tool.prove_files()
+    tool.MAIN.write_text(f"user x;\nworker_rlimit_nofile {allowed + 1};\n")
+    with pytest.raises(tool.Failed, match=f"may open {allowed} files.* takes {allowed + 1}.*restart nginx"):
+        tool.prove_files()
+
+
+CA_SAYS = """\
+Certbot failed to authenticate some domains (authenticator: webroot). The Certificate Authority reported these problems:
+  Domain: a.test
+  Type:   connection
+  Detail: 192.0.2.1: Fetching http://a.test/.well-known/acme-challenge/x: Timeout during connect
+  Domain: b.test
+  Type:   dns
+  Detail: no valid A records found for b.test
+"""
+LIMITED = "There were too many requests of a given type :: Error creating new order :: too many certificates (5) already issued"
+
+
+@pytest.mark.parametrize(
+    ("says", "runs", "words"),
+    [
+        (CA_SAYS, 1, ["a.test: 192.0.2.1: Fetching", "(connection)", "b.test: no valid A records", "(dns)"]),
+        (LIMITED, 1, ["the CA refused, so it was not asked again"]),
+        ("The client sent an unacceptable anti-replay nonce", 3, ["certbot failed three times (exit status 1)"]),
+    ],
+)
+def test_what_the_ca_refuses_is_told_and_not_asked_again(
+    tool: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    says: str,
+    runs: int,
+    words: list[str],
+) -> None:
+    (tmp_path / "says").write_text(says)
+    certbot = tmp_path / "bin/certbot"
+    certbot.parent.mkdir()
+    certbot.write_text(f'#!/bin/sh\necho "$REQUESTS_CA_BUNDLE $*" >> {tmp_path}/runs\ncat {tmp_path}/says\nexit 1\n')
+    certbot.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{certbot.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(tool, "CERTBOT_PAUSES_S", (0, 0))
+    tool.CERTBOT_ENVIRONMENT.write_text("REQUESTS_CA_BUNDLE=/etc/roots.pem\n")
+    tool.make_placeholder()
+    with pytest.raises(tool.Failed) as failure:
+        tool.renew(force=False)
+    assert [word for word in words if word not in str(failure.value)] == []
+    assert says.strip() in capsys.readouterr().err, "all words of the CA"
+    called = (tmp_path / "runs").read_text().splitlines()
+    assert called == ["/etc/roots.pem renew --no-random-sleep-on-renew --non-interactive"] * runs
+
+
+def test_what_is_not_due_asks_no_ca(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_certificate(tool, "a.test", days=6)
+    asked: list[str] = []
+    monkeypatch.setattr(tool, "certbot", lambda *arguments: asked.append(" ".join(arguments)))
+    tool.renew(force=False)
+    assert asked == []
+    tool.renew(force=True)
+    assert asked == ["renew --no-random-sleep-on-renew --force-renewal"]

@@ -1,6 +1,10 @@
-"""A stand-in for a proxy worker: returns what nginx sent, and streams slowly. `echo_proxy.py ADDRESS PORT`, on a lab host."""
+"""A stand-in for a proxy worker: returns what nginx sent, streams slowly, hangs, and dies of poison.
+
+`echo_proxy.py ADDRESS PORT`, on a lab host.
+"""
 
 import json
+import os
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +18,10 @@ class Echo(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if b'"poison"' in body:
+            os._exit(1)
+        if b'"hang"' in body:
+            time.sleep(120)
         if b'"stream"' in body:
             self.stream()
         else:

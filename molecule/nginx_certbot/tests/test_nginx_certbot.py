@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -67,8 +68,9 @@ def ask(
     connection = http.client.HTTPConnection(ADDRESS[host], timeout=30)
     if scheme == "https":
         connection.sock = connect(host, name if name.endswith(".test") else DOMAIN)
+    key = {"Authorization": "Bearer any"} if scheme == "https" else {}
     try:
-        connection.request(method, path, body=body, headers={"Host": name, **(headers or {})})
+        connection.request(method, path, body=body, headers={"Host": name, **key, **(headers or {})})
         answer = connection.getresponse()
         return Answer(answer.status, answer.headers, answer.read())
     finally:
@@ -98,6 +100,17 @@ def web(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def start_proxy(port: int) -> None:
+    """Start the stand-in for a worker and wait until it listens."""
+    ssh("api1", f"systemd-run -q --collect --unit=echo-{port} python3 /tmp/echo_proxy.py {ADDRESS['api1']} {port}")
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex((ADDRESS["api1"], port)) == 0:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"the stand-in on port {port} does not listen")
+
+
 @pytest.fixture(scope="module")
 def proxies() -> Iterator[None]:
     """Two workers on the proxy host, for as long as the tests of this module need them."""
@@ -106,13 +119,7 @@ def proxies() -> Iterator[None]:
         ["ssh", "-F", CLIENT / "ssh_config", "api1", "cat > /tmp/echo_proxy.py"], input=program, text=True, check=True
     )
     for port in PROXY_PORTS:
-        ssh("api1", f"systemd-run -q --unit=echo-{port} python3 /tmp/echo_proxy.py {ADDRESS['api1']} {port}")
-    for port in PROXY_PORTS:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex((ADDRESS["api1"], port)) == 0:
-                    break
-            time.sleep(0.05)
+        start_proxy(port)
     yield
     ssh("api1", "systemctl stop 'echo-*'")
 
@@ -263,6 +270,110 @@ def test_http_leads_to_https(web: str) -> None:
     assert answer.headers["Location"] == f"https://{DOMAIN}/v1/models?limit=1"
 
 
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [("POST", {}), ("GET", {"Authorization": "Bearer x"}), ("GET", {"api-key": "x"}), ("PUT", {})],
+)
+def test_a_secret_in_clear_text_is_not_redirected(web: str, method: str, headers: dict[str, str]) -> None:
+    answer = ask(web, "/v1/models", method, scheme="http", headers=headers, body=b"{}" if method == "POST" else None)
+    assert (answer.status, answer.json()["error"]["code"]) == (403, "https_required")
+    assert answer.headers["Location"] is None
+
+
+def exchange(web: str, data: bytes, tls: bool) -> tuple[int, http.client.HTTPMessage, bytes]:
+    """Send bytes and read one answer, whatever they are."""
+    plain = socket.create_connection((ADDRESS[web], 443 if tls else 80), timeout=30)
+    with TRUST.wrap_socket(plain, server_hostname=DOMAIN) if tls else plain as connection:
+        connection.sendall(data)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status, answer.headers, answer.read()
+
+
+HOST = f"Host: {DOMAIN}\r\n"
+KEYED = f"{HOST}Authorization: Bearer x\r\n"
+MALFORMED = {
+    "a method in lower case": (f"foo /a HTTP/1.1\r\n{HOST}", 400),
+    "a method with a bracket": (f"GE(T /a HTTP/1.1\r\n{HOST}", 400),
+    "TRACE": (f"TRACE /a HTTP/1.1\r\n{HOST}", 405),
+    "CONNECT": (f"CONNECT a:1 HTTP/1.1\r\n{HOST}", None),  # 400 or 405
+    "an escape that is none": (f"GET /%zz HTTP/1.1\r\n{HOST}", 400),
+    "an escaped zero": (f"GET /%00 HTTP/1.1\r\n{HOST}", 400),
+    "a blank": (f"GET /a b HTTP/1.1\r\n{HOST}", 400),
+    "a path above the root": (f"GET /../.. HTTP/1.1\r\n{HOST}", 400),
+    "a star": (f"OPTIONS * HTTP/1.1\r\n{HOST}", 400),
+    "a control byte": (f"GET /\x01 HTTP/1.1\r\n{HOST}", 400),
+    "a long path": (f"GET /{'a' * 9000} HTTP/1.1\r\n{HOST}", 414),
+    "a long header": (f"GET /a HTTP/1.1\r\n{HOST}X: {'a' * 9000}\r\n", 431),
+    "many headers": (f"GET /a HTTP/1.1\r\n{HOST}" + "".join(f"X{n}: {'a' * 3000}\r\n" for n in range(20)), 431),
+    "no request": ("\x16\x03\x01\r\n", 400),
+    "another version": (f"GET /a HTTP/3.7\r\n{HOST}", 505),
+    "no host": ("GET /a HTTP/1.1\r\n", 400),
+    "two hosts": (f"GET /a HTTP/1.1\r\n{HOST}{HOST}", 400),
+    "two lengths": (f"POST /v1/score HTTP/1.1\r\n{KEYED}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", 400),
+    "an unknown encoding": (f"POST /v1/score HTTP/1.1\r\n{KEYED}Transfer-Encoding: gzip\r\n", 501),
+    "a broken chunk": (f"POST /v1/score HTTP/1.1\r\n{KEYED}Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+}
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["443", "80"])
+def test_what_is_no_request_gets_json(web: str, tls: bool) -> None:
+    wrong = {}
+    for name, (head, expected) in MALFORMED.items():
+        status, headers, body = exchange(web, f"{head}\r\n".encode("latin-1"), tls)
+        try:
+            code = json.loads(body)["error"]["code"]
+        except ValueError:
+            code = None
+        if status not in ((expected,) if expected else (400, 405)) or not code or not headers["X-Content-Type-Options"]:
+            wrong[name] = (status, body[:80])
+    assert wrong == {}
+    assert "empty URI" not in ssh(web, "cat /var/log/nginx/error.log")
+
+
+def test_what_is_no_request_of_http2_gets_json(web: str) -> None:
+    cases = {
+        "-X foo /a": 400,
+        "-X 'GE(T' /a": 400,
+        "-X TRACE /a": 405,
+        "/%zz": 400,
+        "/%00": 400,
+        "/../..": 400,
+        "-X OPTIONS --request-target '*' /": 400,
+        "-d {} /v1/completions": 401,
+        "/nowhere": 404,
+    }
+    curl = (
+        f"curl -sk --http2 --path-as-is --resolve {DOMAIN}:443:{ADDRESS[web]} -w ' %{{http_code}} %{{http_version}}\\n'"
+    )
+    commands = []
+    for case in cases:
+        options, _, path = case.rpartition(" ")
+        commands.append(f"{curl} {options} 'https://{DOMAIN}{path}'")
+    answers = ssh("api1", "; ".join(commands)).splitlines()
+    assert len(answers) == len(cases)
+    for (case, status), answer in zip(cases.items(), answers, strict=True):
+        body, *told = answer.rsplit(" ", 2)
+        assert told == [str(status), "2"], case
+        assert json.loads(body)["error"]["code"], case
+
+
+def test_a_request_without_a_key_is_refused_before_its_body(web: str) -> None:
+    request = f"POST /v1/completions HTTP/1.1\r\n{HOST}Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+    status, headers, body = exchange(web, request.encode(), tls=True)
+    assert (status, json.loads(body)["error"]["code"]) == (401, "missing_api_key"), "and no 100 before it"
+    assert headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_the_log_has_what_the_client_asked_for(web: str) -> None:
+    for line in ("foo /asked/for?sk=secret HTTP/1.1", "GET /%zz HTTP/1.1", "GET /nowhere/at/all?sk=secret HTTP/1.1"):
+        exchange(web, f"{line}\r\n{HOST}\r\n".encode(), tls=True)
+    log = ssh(web, "tail -n 20 /var/log/nginx/access.log")
+    asked = [(entry["method"], entry["path"], entry["status"]) for entry in map(json.loads, log.splitlines())]
+    assert {("foo", "/asked/for", 400), ("GET", "/%zz", 400), ("GET", "/nowhere/at/all", 404)} <= set(asked)
+    assert "secret" not in log
+
+
 def test_unknown_names_get_nothing(web: str) -> None:
     with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
         ask(web, "/", scheme="http", name="other.example")
@@ -279,6 +390,16 @@ def test_old_tls_is_refused(web: str) -> None:
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         with connect(web, context=trust(version)) as connection:
             assert connection.session_reused is False
+
+
+def test_only_the_curves_of_mozillas_profile_are_offered(web: str) -> None:
+    offered = "X25519 P-256 P-384 P-521 X448"
+    if re.search(r"OpenSSL (3\.[5-9]|[4-9])", ssh("web1", "openssl version")) and web == "web1":
+        offered += " X25519MLKEM768"
+    loop = f"for curve in {offered}; do echo $curve $(openssl s_client -groups $curve -servername {DOMAIN} -connect {ADDRESS[web]}:443"
+    told = ssh("web1", f"{loop} </dev/null 2>/dev/null | grep -c '^New, TLS'); done")
+    taken = [curve for curve, answer in map(str.split, told.splitlines()) if answer == "1"]
+    assert taken == [curve for curve in offered.split() if curve not in ("P-521", "X448")]
 
 
 def test_http2_is_offered(web: str) -> None:
@@ -356,7 +477,8 @@ def test_an_unfit_request_id_is_replaced(web: str) -> None:
 def test_events_arrive_as_they_are_made(web: str) -> None:
     connection = http.client.HTTPConnection(ADDRESS[web], timeout=30)
     connection.sock = connect(web)
-    connection.request("POST", "/v1/chat/completions", body=b'{"stream": true}', headers={"Host": DOMAIN})
+    headers = {"Host": DOMAIN, "Authorization": "Bearer any"}
+    connection.request("POST", "/v1/chat/completions", body=b'{"stream": true}', headers=headers)
     answer = connection.getresponse()
     arrivals = []
     while answer.readline():
@@ -388,8 +510,44 @@ def test_a_worker_that_is_gone_fails_nobody(web: str) -> None:
     try:
         answers = [ask(web, "/v1/completions", "POST", body=b"{}") for _ in range(20)]
     finally:
-        ssh("api1", f"systemd-run -q --unit=echo-9001 python3 /tmp/echo_proxy.py {ADDRESS['api1']} 9001")
+        start_proxy(9001)
     assert {(answer.status, answer.json()["worker"]) for answer in answers} == {(200, 9000)}
+
+
+@pytest.mark.usefixtures("proxies")
+def test_a_request_that_breaks_its_worker_is_not_sent_to_a_second_one(web: str) -> None:
+    try:
+        answer = ask(web, "/v1/completions", "POST", body=b'{"prompt": "poison"}')
+        died = [port for port in PROXY_PORTS if "inactive" in ssh("api1", f"systemctl is-active echo-{port} || true")]
+    finally:
+        for port in PROXY_PORTS:
+            ssh("api1", f"systemctl stop echo-{port} || true")
+            start_proxy(port)
+    assert (answer.status, answer.json()["error"]["code"]) == (502, "bad_gateway")
+    assert len(died) == 1, died
+
+
+@pytest.mark.usefixtures("proxies")
+def test_what_a_killed_worker_of_nginx_counted_locks_nobody_out(web: str) -> None:
+    limits = "/etc/nginx/ec2-inference/limits.conf"
+    ssh(web, f"sed -i 's/^\\(limit_conn connections_[0-9]*\\) .*/\\1 2;/' {limits} && {TOOL} reload")
+    body = b'{"prompt": "hang"}'
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {DOMAIN}\r\nAuthorization: Bearer x\r\n"
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n"
+    try:
+        hanging = [connect(web) for _ in range(2)]
+        for connection in hanging:
+            connection.sendall(request.encode() + body)
+        assert any(ask(web, "/v1/models").status == 429 for _ in range(100)), "the two that hang are not counted"
+        ssh(web, "kill -9 $(pgrep -P $(cat /run/nginx.pid))")
+        for connection in hanging:
+            with contextlib.suppress(OSError):
+                connection.recv(1)
+        ssh(web, "systemctl start ec2-inference-nginx-mend.service")
+        assert ask(web, "/v1/models").status == 200
+        assert "had died" in ssh(web, "journalctl -q --no-pager -n 20 -u ec2-inference-nginx-mend.service")
+    finally:
+        ssh(web, f"{TOOL} rollback")
 
 
 @pytest.mark.usefixtures("proxies")
@@ -444,13 +602,35 @@ def test_the_log_is_json_without_secrets(web: str) -> None:
     assert [line for line in lines if "sk-" in line] == []
 
 
+@pytest.mark.usefixtures("proxies")
+def test_the_log_tells_a_stream_that_was_cut_from_a_whole_one(web: str) -> None:
+    for name, whole in (("whole", True), ("cut", False)):
+        headers = {"Host": DOMAIN, "Authorization": "Bearer any", "X-Request-Id": name}
+        connection = http.client.HTTPConnection(ADDRESS[web], timeout=30)
+        connection.sock = connect(web)
+        connection.request("POST", "/v1/chat/completions", body=b'{"stream": true}', headers=headers)
+        answer = connection.getresponse()
+        answer.readline()
+        if whole:
+            answer.read()
+        answer.close()
+        connection.close()
+    told: dict[str, tuple[int, bool]] = {}
+    for _ in range(100):
+        entries = map(json.loads, ssh(web, "tail -n 20 /var/log/nginx/access.log").splitlines())
+        told = {entry["request_id"]: (entry["status"], entry["complete"]) for entry in entries}
+        if {"whole", "cut"} <= told.keys():
+            break
+    assert (told["whole"], told["cut"]) == ((200, True), (200, False))
+
+
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("proxies")
 def test_a_renewal_is_served_without_a_restart(web: str) -> None:
     drop_in = "/run/systemd/system/ec2-inference-certbot.service.d"
-    command = f"/usr/local/sbin/{TOOL} renew -- --force-renewal"
+    command = f"/usr/local/sbin/{TOOL} renew --force"
     before, pid = served(web)[0], master(web)
     ssh(web, f"mkdir -p {drop_in} && printf '[Service]\\nExecStart=\\nExecStart={command}\\n' > {drop_in}/force.conf")
     try:
@@ -459,6 +639,18 @@ def test_a_renewal_is_served_without_a_restart(web: str) -> None:
         ssh(web, f"rm -r {drop_in} && systemctl daemon-reload")
     assert served(web)[0] != before
     assert master(web) == pid
+
+
+def test_a_lost_certificate_is_missed_and_nothing_is_changed(web: str) -> None:
+    before, live = served(web), "/etc/letsencrypt/live/ec2-inference"
+    ssh(web, f"mv {live} {live}.lost")
+    try:
+        refused = ssh(web, f"{TOOL} tls 2>&1 || true") + ssh(web, f"{TOOL} reload 2>&1 || true")
+        assert refused.count("the certificate that nginx serves is gone from the disk") == 2
+        assert served(web) == before
+    finally:
+        ssh(web, f"mv {live}.lost {live}")
+    assert ssh(web, f"{TOOL} tls").strip() == "unchanged"
 
 
 def test_an_added_domain_is_certified() -> None:
@@ -474,7 +666,10 @@ def test_an_added_domain_is_certified() -> None:
     ("variables", "reason"),
     [
         ({"nginx_certbot_worker_processes": "many"}, '"worker_processes" directive invalid value'),
-        ({"nginx_certbot_domains": [DOMAIN, "nowhere.invalid"]}, "nowhere.invalid"),
+        (
+            {"nginx_certbot_domains": [DOMAIN, "nowhere.invalid"]},
+            "the CA refused, so it was not asked again. nowhere.invalid: ",
+        ),
     ],
     ids=["nginx refuses it", "the CA refuses it"],
 )
@@ -498,8 +693,13 @@ def test_limits_and_refused_networks() -> None:
         "nginx_certbot_allow_cidrs": ["10.0.0.0/8"],
         "nginx_certbot_deny_cidrs": [ADDRESS["web1"]],
         "nginx_certbot_cors_origins": ["*"],
+        "nginx_certbot_worker_connections": 17_000,
     }
+    pid = master("web2")
     converge("--limit", "web2", variables=limits)
+    assert master("web2") == pid
+    files = ssh("web2", "grep -h '^Max open files' $(pgrep -P $(cat /run/nginx.pid) | sed 's|.*|/proc/&/limits|')")
+    assert {line.split()[3] for line in files.splitlines()} == {"18024"}, "more connections, without a restart"
     answers = [ask("web2", "/v1/models") for _ in range(5)]
     refused = next(answer for answer in answers if answer.status == 429)
     assert refused.json()["error"]["type"] == "rate_limit_error"

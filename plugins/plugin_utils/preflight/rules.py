@@ -80,7 +80,7 @@ RULES: dict[str, dict[str, Any]] = {
     "nginx_certbot_short_timeout_s": _SECONDS,
     "nginx_certbot_shutdown_s": _SECONDS,
     "nginx_certbot_upstream_keepalive": _COUNT,
-    "nginx_certbot_worker_connections": {"minimum": 64},
+    "nginx_certbot_worker_connections": {"minimum": 64, "maximum": 1_000_000},
     "nginx_certbot_worker_processes": {"pattern": r"^(auto|[1-9]\d*)$", "x-words": "be auto or a number"},
     "nvidia_drivers_branch": {"pattern": r"^\d{3}$", "x-words": "be a branch, such as 580"},
     "proxy_admin_address": {"format": "address"},

@@ -11,6 +11,7 @@ import uvicorn
 from inference_proxy.api.errors import error_body
 from inference_proxy.app import Proxy
 from inference_proxy.http.server_protocol import Protocol, close_idle
+from inference_proxy.http.tcp import probe_when_silent
 from inference_proxy.settings import Settings
 from inference_proxy.state import State
 from inference_proxy.systemd import notify, notify_alive
@@ -18,7 +19,7 @@ from inference_proxy.systemd import notify, notify_alive
 # How long /health/ready returns 503 while connections are still accepted, so that load balancers turn away
 # first.
 _NOTICE_S = 0.5
-# Longer than nginx keeps an idle upstream connection (60 s): the side that sends next should be the one that
+# Longer than nginx keeps an idle upstream connection (4 s): the side that sends next should be the one that
 # closes.
 _KEEP_ALIVE_S = 75
 # In uvicorn's ticks, a tenth of a second each.
@@ -51,6 +52,9 @@ class Server(uvicorn.Server):
         """Listen, then notify systemd: a worker that dies before that has failed to start."""
         await super().startup(sockets)
         if self.started:
+            for server in self.servers:
+                for listener in server.sockets:
+                    probe_when_silent(listener)
             _freeze_startup_objects()
             notify("READY=1")
 

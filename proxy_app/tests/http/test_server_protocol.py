@@ -5,12 +5,14 @@ import itertools
 import tracemalloc
 from typing import Any
 
+import pytest
 import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from inference_proxy.http import server_protocol
 from inference_proxy.worker import ApiProtocol as Protocol
 
 Seen = tuple[str, str, bytes]
@@ -139,3 +141,22 @@ def test_what_follows_a_request_and_is_no_request_is_dropped() -> None:
         return wire.written
 
     assert asyncio.run(feed()).count(b"HTTP/1.1 ") == 1
+
+
+def test_a_stopping_worker_closes_a_connection_once_it_stays_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stop() -> list[bool]:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            raise AssertionError("nothing was requested")
+
+        protocol, wire = a_protocol(app, ServerState())
+        closed = []
+        monkeypatch.setattr(wire, "close", lambda: closed.append(asyncio.get_running_loop().time()))
+        monkeypatch.setattr(server_protocol, "_IDLE_AT_STOP_S", 0.05)
+        stopped = asyncio.get_running_loop().time()
+        protocol.shutdown()
+        at_once = bool(closed)
+        while not closed:
+            await asyncio.sleep(0.01)
+        return [at_once, closed[0] - stopped >= 0.05]
+
+    assert asyncio.run(stop()) == [False, True]

@@ -42,11 +42,38 @@ async def test_a_stream_outlives_sigterm(files: Files, engine: Engine) -> None:
             status = await proxy.until(lambda status: status["status"] == "unready")
             assert status["http"] == 503
             await running.line(message="Waiting for connections to close")
-            with pytest.raises(aiohttp.ClientConnectorError):
-                await proxy.get("/health/live").__aenter__()
+            # A new connection; one that is kept still serves.
+            async with aiohttp.ClientSession() as session:
+                with pytest.raises(aiohttp.ClientConnectorError):
+                    await session.get(f"{proxy.url}/health/live")
             go_on.set()
             assert await response.content.read() == b"data: [DONE]\n\n"
         await running.line(outcome="ok")
+        assert await asyncio.wait_for(running.process.wait(), WAIT_S) == -signal.SIGTERM
+
+
+async def test_a_kept_connection_serves_until_it_stays_idle(files: Files, engine: Engine) -> None:
+    """A POST that nginx sends just as the worker stops is answered, and need not be sent twice."""
+    files.configure(engine)
+    port = free_port()
+    async with running_process(files, port) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def ask() -> bytes:
+            writer.write(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_S)
+            length = next(line for line in head.lower().splitlines() if line.startswith(b"content-length: "))
+            await reader.readexactly(int(length.partition(b": ")[2]))
+            return head
+
+        assert b"connection: close" not in await ask()
+        running.process.terminate()
+        await running.line(message="Waiting for connections to close")
+        head = await ask()
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"connection: close" in head
+        assert await asyncio.wait_for(reader.read(), WAIT_S) == b"", "the answer was the connection's last"
+        writer.close()
         assert await asyncio.wait_for(running.process.wait(), WAIT_S) == -signal.SIGTERM
 
 

@@ -7,9 +7,9 @@ Installed by the nginx_certbot role. Used by the role, by certbot's deploy hook,
     ec2-inference-nginx undrain api1:9000
     ec2-inference-nginx reload
 
-nginx.conf includes two small files that this tool edits. upstream.conf has one line per proxy worker, which is `down` while
-drained/ has a marker file of the worker's name; the marker holds the reason, who drained it and since when. tls.conf names the
-certificate that is served.
+nginx.conf includes three small files that this tool edits. upstream.conf has one line per proxy worker, which is `down` while
+drained/ has a marker file of the worker's name; the marker holds the reason, who drained it and since when. limits.conf names the
+memory in which nginx counts connections. tls.conf names the certificate that is served.
 
 `nginx -s reload` returns before the new configuration is in effect. A drain that relied on it would send requests to a proxy
 that is being stopped. So a reload here ends when the workers of the old configuration no longer accept connections.
@@ -42,29 +42,47 @@ from typing import Any, NamedTuple
 MAIN = Path("/etc/nginx/nginx.conf")
 HOME = Path("/etc/nginx/ec2-inference")
 UPSTREAM = HOME / "upstream.conf"
+LIMITS = HOME / "limits.conf"
 TLS = HOME / "tls.conf"
 DRAINED = HOME / "drained"
 PROVEN = HOME / "proven"
 PLACEHOLDER = HOME / "placeholder"
 CERTIFICATE = Path("/etc/letsencrypt/live/ec2-inference")
 RENEWAL = Path("/etc/letsencrypt/renewal/ec2-inference.conf")
+CERTBOT_ENVIRONMENT = HOME / "certbot.env"
+WEBROOT = Path("/var/lib/ec2-inference/acme")
+TOOL = Path("/usr/local/sbin/ec2-inference-nginx")
+LOGS = Path("/var/log/nginx")
 PID_FILE = Path("/run/nginx.pid")
 LOADED = Path("/run/ec2-inference-nginx.loaded")
+WORKERS = Path("/run/ec2-inference-nginx.workers")
 LOCK = Path("/run/ec2-inference-nginx.lock")
 
 # Configurations that test an included file before the first deployment, when nginx.conf does not include it yet.
 WRAPPERS = {
     UPSTREAM: "events {} http { upstream proxies { include %s; } }\n",
+    LIMITS: "events {} http { include %s; }\n",
     TLS: "events {} http { server { listen 443 ssl; include %s; } }\n",
 }
 SERVER = re.compile(r"^(?P<server>server \S+ max_fails=0)(?: down)?;  # (?P<id>\S+)$")
+# The zone in limits.conf that counts connections; its name ends with a generation.
+ZONE = re.compile(r"\bconnections_(\d+)\b")
 # A drained worker's marker: "<reason>; by <who>; since <UTC>". The proxy role's markers of engines have the same format.
 MARKER = re.compile(r"(?P<reason>.+); by [^;]+; since (?P<since>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", re.DOTALL)
 MARKER_TIME = "%Y-%m-%dT%H:%M:%SZ"
 WORKER = "nginx: worker process"
 RELOAD_S = 30
-RENEW_PAUSES_S = (10, 60)
-EXPIRES_SOON_S = 7 * 24 * 3600
+# An ACME server may refuse a nonce or be slow: certbot is run again after these pauses.
+CERTBOT_PAUSES_S = (10, 60)
+# But not if the CA has refused: it would again, and CAs limit how many validations may fail in an hour. certbot's words, or the CA's.
+REFUSED = re.compile(
+    "failed to authenticate|too many requests of a given type|will not issue for the identifier|lacks sufficient authorization"
+    "|Certification Authority Authorization",
+    re.IGNORECASE,
+)
+# What certbot prints of each name that the CA could not validate.
+REFUSED_NAME = re.compile(r"Domain: +(?P<domain>\S+)\s+Type: +(?P<type>\S+)\s+Detail: +(?P<detail>.+)")
+DAY_S = 24 * 3600
 
 
 class Failed(Exception):
@@ -158,8 +176,14 @@ def make_placeholder() -> None:
 
 
 def tls_text() -> str:
-    """Return tls.conf's text: the CA's certificate, or the placeholder until there is one."""
+    """Return tls.conf's text: the CA's certificate, or the placeholder until there is one; never the placeholder after a certificate."""
     issued = (CERTIFICATE / "fullchain.pem").exists() and (CERTIFICATE / "privkey.pem").exists()
+    if not issued and TLS.exists() and str(CERTIFICATE) in TLS.read_text():
+        raise Failed(
+            f"the certificate that nginx serves is gone from the disk: {CERTIFICATE} has no fullchain.pem or privkey.pem. Nothing was "
+            "changed, and a running nginx goes on with what it has loaded. Restore /etc/letsencrypt from a backup; or, to serve a "
+            f"self-signed placeholder until a new certificate is issued, remove {TLS} and run the playbook"
+        )
     home = CERTIFICATE if issued else PLACEHOLDER
     lines = [f"ssl_certificate {home}/fullchain.pem;", f"ssl_certificate_key {home}/privkey.pem;"]
     # Most CAs have retired OCSP; stapling needs a certificate that names a responder.
@@ -204,7 +228,7 @@ def on_disk(pid: int) -> str:
     """Fingerprint of the files that the master `pid` would load."""
     digest = hashlib.sha256(str(pid).encode())
     home = CERTIFICATE if TLS.exists() and str(CERTIFICATE) in TLS.read_text() else PLACEHOLDER
-    for path in (MAIN, UPSTREAM, TLS, home / "fullchain.pem", home / "privkey.pem"):
+    for path in (MAIN, UPSTREAM, LIMITS, TLS, home / "fullchain.pem", home / "privkey.pem"):
         digest.update(path.read_bytes() if path.exists() else b"absent")
     return digest.hexdigest()
 
@@ -221,6 +245,24 @@ def record() -> None:
     if pid is None:
         raise Failed(f"{PID_FILE} does not have the pid of a running nginx")
     LOADED.write_text(on_disk(pid))
+    save_workers(pid, serving(pid))
+    # nginx creates its logs for everybody to read.
+    for log in LOGS.glob("*.log"):
+        log.chmod(0o640)
+
+
+def save_workers(parent: int, workers: set[int]) -> None:
+    """Remember the workers, so that a later call can tell whether one of them has died."""
+    WORKERS.write_text(json.dumps({"master": parent, "workers": sorted(workers)}))
+
+
+def saved_workers(parent: int) -> set[int]:
+    """The workers of this master when they were last saved."""
+    with contextlib.suppress(OSError, ValueError):
+        saved = json.loads(WORKERS.read_text())
+        if saved["master"] == parent:
+            return set(saved["workers"])
+    return set()
 
 
 def reload() -> str:
@@ -238,6 +280,7 @@ def reload() -> str:
         now = serving(pid)
         if now and not now & before:
             LOADED.write_text(loading)
+            save_workers(pid, now)
             return "reloaded"
         time.sleep(0.02)
     raise Failed(
@@ -261,6 +304,34 @@ def reload_command(if_changed: bool) -> str:
     """Reload; with `if_changed` only if nginx runs with something else than what is on disk."""
     changed = install({TLS: tls_text()})
     return reload() if changed or stale() or not if_changed else "unchanged"
+
+
+def generation() -> int:
+    """The generation in the name of the zone that counts connections."""
+    zone = ZONE.search(LIMITS.read_text()) if LIMITS.exists() else None
+    return int(zone[1]) if zone else 1
+
+
+def mend() -> str:
+    """Begin new counts if a worker has died. Its connections stay counted for ever, in memory that outlives a reload.
+
+    The next generation's zone is empty. The upstream's counts, by which the next proxy worker is chosen, begin anew with each reload.
+    """
+    pid = master()
+    if pid is None:
+        return "nginx is not running"
+    workers = serving(pid)
+    died = saved_workers(pid) - workers
+    if not died:
+        save_workers(pid, workers)
+        return "unchanged"
+    if LIMITS.exists():
+        install({LIMITS: ZONE.sub(f"connections_{generation() + 1}", LIMITS.read_text())})
+    reload()
+    print(
+        f"worker {', '.join(map(str, sorted(died)))} of nginx had died: connections are counted anew", file=sys.stderr
+    )
+    return "reloaded"
 
 
 def load_markers(undo: dict[Path, str | None]) -> str:
@@ -332,15 +403,44 @@ def undrain(instances: list[str], reason: str | None) -> str:
 
 def describe() -> str:
     """What the role's templates need to know about the host, as JSON."""
-    version = re.search(r"nginx/([0-9.]+)", run("nginx", "-v").stderr)
-    ipv6 = Path("/proc/net/if_inet6").exists()
-    return json.dumps({"nginx": version[1] if version else "0", "ipv6": ipv6, "drained": sorted(drained_now())})
+    told = run("nginx", "-V").stderr
+    version = re.search(r"nginx/([0-9.]+)", told)
+    # "running with" is told only if it is another one than the one that nginx was built with.
+    openssl = re.search(r"running with OpenSSL ([0-9.]+)", told) or re.search(r"built with OpenSSL ([0-9.]+)", told)
+    return json.dumps(
+        {
+            "nginx": version[1] if version else "0",
+            "openssl": openssl[1] if openssl else "0",
+            "ipv6": Path("/proc/net/if_inet6").exists(),
+            "drained": sorted(drained_now()),
+            "generation": generation(),
+        }
+    )
 
 
 def names_of(certificate: Path) -> set[str]:
     """The domains of a certificate, in lower case."""
     text = run("openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", str(certificate)).stdout
     return {name.lower() for name in re.findall(r"DNS:([^,\s]+)", text)}
+
+
+def times_of(certificate: Path) -> tuple[float, float]:
+    """Seconds until a certificate expires, and seconds of its whole lifetime."""
+    text = run("openssl", "x509", "-noout", "-startdate", "-enddate", "-in", str(certificate)).stdout
+    begins, ends = (ssl.cert_time_to_seconds(line.partition("=")[2]) for line in text.splitlines())
+    return ends - time.time(), ends - begins
+
+
+def is_due() -> bool:
+    """Is it time to renew? With a third of the lifetime left, or a half if that is ten days or less, as certbot 4 does.
+
+    Older versions of certbot renew 30 days before the end, which is always for a certificate of a week.
+    """
+    issued = CERTIFICATE / "fullchain.pem"
+    if not issued.exists():
+        return True
+    left_s, lifetime_s = times_of(issued)
+    return left_s < lifetime_s / (2 if lifetime_s <= 10 * DAY_S else 3)
 
 
 def certificate_command(domains: list[str], server: str) -> str:
@@ -355,8 +455,10 @@ def certificate_command(domains: list[str], server: str) -> str:
     issuer = re.search(r"^server\s*=\s*(\S+)", settings, re.MULTILINE)
     if not issuer or issuer[1] != server:
         return f"it comes from {issuer[1] if issuer else 'an unknown CA'}; wanted: {server}"
-    if run("openssl", "x509", "-noout", "-checkend", str(EXPIRES_SOON_S), "-in", str(issued)).returncode:
-        return "it expires within a week and was not renewed"
+    left_s, lifetime_s = times_of(issued)
+    # The timer renews much earlier: a certificate this old has a renewal that does not work.
+    if left_s < min(lifetime_s / 10, 7 * DAY_S):
+        return f"it expires in {max(left_s, 0) / DAY_S:.1f} days, of {lifetime_s / DAY_S:.0f}, and was not renewed"
     return "good"
 
 
@@ -383,8 +485,26 @@ def is_live(domain: str) -> bool:
     return False
 
 
+def prove_files() -> None:
+    """Check that nginx's workers may open as many files as its configuration asks for; nginx itself only logs that they may not."""
+    wanted = re.search(r"^worker_rlimit_nofile (\d+);", MAIN.read_text(), re.MULTILINE)
+    pid = master()
+    if not wanted or pid is None:
+        return
+    for worker in serving(pid):
+        limits = Path(f"/proc/{worker}/limits").read_text()
+        allowed = re.search(r"^Max open files +(\S+)", limits, re.MULTILINE)
+        if allowed and allowed[1] != "unlimited" and int(allowed[1]) < int(wanted[1]):
+            raise Failed(
+                f"nginx's workers may open {allowed[1]} files, and nginx_certbot_worker_connections takes {wanted[1]}: "
+                "the running nginx was started with a lower limit (LimitNOFILE of nginx.service, or the system's). "
+                "Set a smaller number; or restart nginx at a quiet time, which ends its streams, and run the playbook again"
+            )
+
+
 def prove(domains: list[str], live: bool) -> None:
     """Check that nginx serves every domain with our error body and the certificate on disk; with `live`, that a proxy answers."""
+    prove_files()
     pem = (CERTIFICATE / "fullchain.pem").read_text()
     end = "-----END CERTIFICATE-----"
     expected = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[: pem.index(end) + len(end)])).hexdigest()
@@ -414,7 +534,7 @@ def keep() -> str:
     """Copy the proven configuration, for `rollback` to return to."""
     PROVEN.mkdir(mode=0o700, exist_ok=True)
     changed = False
-    for path in (MAIN, UPSTREAM):
+    for path in (MAIN, UPSTREAM, LIMITS):
         kept = PROVEN / path.name
         if not kept.exists() or kept.read_bytes() != path.read_bytes():
             kept.write_bytes(path.read_bytes())
@@ -426,8 +546,11 @@ def rollback() -> str:
     """Restore the proven configuration. The workers that are drained now stay drained."""
     if not (PROVEN / MAIN.name).exists():
         return "unchanged: this host has no proven configuration yet"
-    upstream = mark_down((PROVEN / UPSTREAM.name).read_text(), drained_now())
-    restored = install({MAIN: (PROVEN / MAIN.name).read_text(), UPSTREAM: upstream})
+    proven = {
+        path: (PROVEN / path.name).read_text() for path in (MAIN, UPSTREAM, LIMITS) if (PROVEN / path.name).exists()
+    }
+    proven[UPSTREAM] = mark_down(proven[UPSTREAM], drained_now())
+    restored = install(proven)
     if master() is None:
         started = run("systemctl", "start", "nginx.service")
         if started.returncode:
@@ -439,19 +562,68 @@ def rollback() -> str:
     return "restored" if restored else "unchanged"
 
 
-def renew(arguments: list[str]) -> str:
-    """Run `certbot renew`, up to three times, and load the result, even if a deploy hook has failed."""
-    argv = ("certbot", "renew", "--non-interactive", "--no-random-sleep-on-renew", *arguments)
-    for pause_s in (*RENEW_PAUSES_S, None):
-        status = subprocess.run(argv, check=False).returncode
-        if status == 0 or pause_s is None:
-            break
-        time.sleep(pause_s)
+def certbot(*arguments: str) -> None:
+    """Run certbot, up to three times. All that it prints goes to stderr: what the CA says is on its stdout."""
+    environment = dict(os.environ)
+    if CERTBOT_ENVIRONMENT.exists():
+        for line in CERTBOT_ENVIRONMENT.read_text().splitlines():
+            name, has_value, value = line.partition("=")
+            if has_value:
+                environment[name] = value
+    for pause_s in (*CERTBOT_PAUSES_S, None):
+        answer = subprocess.run(
+            ("certbot", *arguments, "--non-interactive"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        print(answer.stdout.strip(), file=sys.stderr, flush=True)
+        if answer.returncode == 0:
+            return
+        if REFUSED.search(answer.stdout):
+            names = [
+                f"{name['domain']}: {name['detail']} ({name['type']})" for name in REFUSED_NAME.finditer(answer.stdout)
+            ]
+            raise Failed(
+                "the CA refused, so it was not asked again. "
+                + ("\n".join(names) or "Its words are above.")
+                + "\nMend the cause first: CAs limit how many refusals an account may have in an hour."
+            )
+        if pause_s is not None:
+            time.sleep(pause_s)
+    how = f"exit status {answer.returncode}" if answer.returncode > 0 else f"signal {-answer.returncode}"
+    raise Failed(
+        f"certbot failed three times ({how}): its words are above, and more is in /var/log/letsencrypt/letsencrypt.log"
+    )
+
+
+def issue(domains: list[str], server: str, email: str) -> str:
+    """Request a certificate for `domains` and load it, whatever certificate there is."""
+    contact = ("--email", email) if email else ("--register-unsafely-without-email",)
+    # The flags answer what certbot would ask about a certificate with other names, another CA or time left. The deploy hook is stored
+    # with the certificate, so it also runs when an operator calls certbot.
+    certbot(
+        *("certonly", "--agree-tos", "--webroot", "--webroot-path", str(WEBROOT), "--cert-name", CERTIFICATE.name),
+        *("--server", server, "--key-type", "ecdsa", "--force-renewal", "--renew-with-new-domains", "--break-my-certs"),
+        *("--deploy-hook", f"{TOOL} reload", *contact, *(f"--domain={domain}" for domain in domains)),
+    )
+    return "issued"
+
+
+def renew(force: bool) -> str:
+    """Renew the certificate if it is due, and load it, even if a deploy hook has failed."""
+    failure = None
+    if force or is_due():
+        try:
+            certbot("renew", "--no-random-sleep-on-renew", *(["--force-renewal"] if force else []))
+        except Failed as error:
+            failure = error
     with alone():
         answer = reload_command(if_changed=True)
-    if status:
-        how = f"exit status {status}" if status > 0 else f"signal {-status}"
-        raise Failed(f"certbot could not renew ({how}): see /var/log/letsencrypt/letsencrypt.log")
+    if failure:
+        raise failure
     return answer
 
 
@@ -478,8 +650,8 @@ def select_tls(_: argparse.Namespace) -> str:
     return "changed" if install({TLS: tls_text()}) else "unchanged"
 
 
-def check_upstream(options: argparse.Namespace) -> str:
-    test({UPSTREAM: options.candidate})
+def check_file(options: argparse.Namespace) -> str:
+    test({HOME / options.file: options.candidate})
     return "good"
 
 
@@ -541,9 +713,9 @@ COMMANDS = {
         "let tls.conf name the CA's certificate, or the placeholder until there is one", select_tls, locked=True
     ),
     "check": Command(
-        "test a candidate for upstream.conf in the whole configuration",
-        check_upstream,
-        (argument("candidate", type=Path),),
+        "test a candidate for an included file in the whole configuration",
+        check_file,
+        (argument("file", choices=[path.name for path in WRAPPERS]), argument("candidate", type=Path)),
         locked=True,
     ),
     "certificate": Command(
@@ -561,10 +733,15 @@ COMMANDS = {
         prove_and_keep,
         (argument("--live", action="store_true", help="and that a proxy answers through it"), DOMAINS),
     ),
+    "issue": Command(
+        "request a certificate for the domains, and load it",
+        lambda options: issue(options.domains, options.server, options.email),
+        (argument("--server", required=True), argument("--email", default=""), DOMAINS),
+    ),
     "renew": Command(
-        "renew a certificate that is due, and load it",
-        lambda options: renew([word for word in options.certbot if word != "--"]),
-        (argument("certbot", nargs=argparse.REMAINDER, help="further arguments of certbot renew, after --"),),
+        "renew the certificate if it is due, and load it",
+        lambda options: renew(options.force),
+        (argument("--force", action="store_true", help="even if it is not due, for example after a key has leaked"),),
     ),
     "describe": Command(
         "nginx's version, whether there is IPv6, and the drained workers, as JSON", lambda _: describe()
@@ -572,6 +749,7 @@ COMMANDS = {
     "stale": Command(
         "does nginx run with something else than what is on disk? yes or no", lambda _: yes_or_no(stale())
     ),
+    "mend": Command("begin new counts of connections if a worker has died", lambda _: mend(), locked=True),
     "record": Command("save what nginx has loaded at its start", record_loaded),
     "rollback": Command("return to the proven configuration", lambda _: rollback(), locked=True),
 }

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from inference_proxy.http.answer import Answer, Begin, EngineLost
 from inference_proxy.http.request_head import request_head
+from inference_proxy.http.tcp import probe_when_silent
 
 # Shorter than the 5 s after which vLLM by default closes an idle connection. A connection that we close first
 # cannot be reused at the very moment when the engine closes it.
@@ -249,6 +250,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # cast and not isinstance: uvloop's transports do not inherit from asyncio's classes.
         self.transport = cast(asyncio.Transport, transport)
+        probe_when_silent(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         if self._answer is not None and self._unsent is None:

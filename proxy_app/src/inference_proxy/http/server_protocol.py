@@ -26,6 +26,9 @@ _LAST_CHUNK = b"0\r\n\r\n"
 _MAX_PIPELINED = 8
 # How long the rest of an upload is read after its answer, before the connection is closed.
 _LINGER_S = 10
+# How long a kept connection is left open after its last request, when the worker stops. Longer than nginx
+# keeps one that is idle (4 s): nginx closes it, and sends no request on a connection that is being closed.
+_IDLE_AT_STOP_S = 5.0
 
 
 # Status, code and message of the answers to bytes that are not a valid request.
@@ -235,6 +238,7 @@ class Protocol(HttpToolsProtocol):
 
     gone: Callable[[], None] | None = None
     idle_since: float | None = None
+    _stopping = False
     _head_size: int | None = None  # None between heads
     # Of pipelined requests, the one that is being answered.
     _running: RequestResponseCycle | None = None
@@ -326,6 +330,8 @@ class Protocol(HttpToolsProtocol):
             self.expect_100_continue = False
         super().on_headers_complete()
         self.idle_since = None
+        if self._stopping:
+            self.cycle.keep_alive = False
         if not self.pipeline:
             self._running = self.cycle
         elif len(self.pipeline) < _MAX_PIPELINED:
@@ -375,6 +381,27 @@ class Protocol(HttpToolsProtocol):
             self._start_asgi_task(self._running, app)
         else:
             self.idle_since = self.loop.time()
+
+    def shutdown(self) -> None:
+        """Answer one more request if there is one, and close the connection once it stays idle.
+
+        uvicorn would close an idle connection at once. A request that is sent at that moment would be lost:
+        its sender cannot know whether it was read, and must not send a POST twice.
+        """
+        self._stopping = True
+        if self._is_idle:
+            since = self.loop.time() if self.idle_since is None else self.idle_since
+            self.loop.call_at(since + _IDLE_AT_STOP_S, self._close_if_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _close_if_idle(self) -> None:
+        if self._is_idle:
+            self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         running = self._running
