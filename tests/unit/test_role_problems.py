@@ -9,12 +9,10 @@ import pytest
 import yaml
 from ansible.errors import AnsibleError
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
 from stack_preflight import load
 
 role_preflight = load("role_preflight")
-init_plugin_loader()
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 SECRET = "0123456789abcdef" * 2
 ENGINE = {"name": "one", "model": "/srv/m", "served_model_name": "m", "port": 8000}

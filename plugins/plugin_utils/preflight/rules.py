@@ -110,6 +110,7 @@ RULES: dict[str, dict[str, Any]] = {
         "maxLength": 256,
         "format": "quoted",
     },
+    "vllm_engines[].start_timeout_s": _SECONDS,
     "vllm_engines[].weight": {"exclusiveMinimum": 0, "maximum": 1000},
     "vllm_environment": _ENVIRONMENT,
     "vllm_fetch_environment": _ENVIRONMENT,
@@ -119,6 +120,7 @@ RULES: dict[str, dict[str, Any]] = {
     "vllm_models_dir": _MODELS_DIRECTORY,
     "vllm_shutdown_timeout_s": _SECONDS,
     "vllm_start_timeout_s": _SECONDS,
+    "vllm_start_timeout_s_per_gb": _COUNT_OR_NONE,
     # The watchdog asks a quiet engine every 15 s.
     "vllm_watchdog_timeout_s": {"minimum": 30, "maximum": 604_800},
     "vllm_version": {"pattern": r"^\d+(\.\d+)+\S*$", "x-words": "be a version, such as 0.33.0"},

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """Kill engines of this host that hang, so that their units start them again.
 
-    engine_watchdog.py --timeout 60 --start-timeout 1800
+    engine_watchdog.py --timeout 60
+
+Before it kills an engine it has each of its processes write its stacks (engine_stacks.py).
 
 An engine hangs if for ``--timeout`` seconds it has neither answered a request for one token nor increased its counter of tokens.
-A busy engine increases that counter, however long its requests wait. An engine that starts has ``--start-timeout`` seconds until it
-listens, and a little more than ``--timeout`` for its first token. Engines that are stopped, stopping or waiting after a crash are left alone.
+A busy engine increases that counter, however long its requests wait. An engine whose gauges say that nothing runs is asked for a token
+like any other, so requests that it lost track of hide no hang. An engine that starts has its own ``start_timeout_s`` until it listens,
+and a little more than ``--timeout`` for its first token. Engines that are stopped, stopping or waiting after a crash are left alone.
 The running engines are found by ``/run/vllm-NAME/probe.json``, which the unit writes at each start.
 Standard library only (Python 3.9 or newer).
 """
@@ -25,6 +28,7 @@ from pathlib import Path
 from typing import Dict, Optional
 
 import engine_probe
+import engine_stacks
 from engine_probe import Engine
 
 RUN = engine_probe.RUN
@@ -81,8 +85,8 @@ def read(directory: Path) -> Optional[Engine]:
 
 
 class Watchdog:
-    def __init__(self, timeout_s: float, start_timeout_s: float) -> None:
-        self.timeout_s, self.start_timeout_s = timeout_s, start_timeout_s
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
         self.watches: Dict[str, Watch] = {}
 
     def look(self) -> None:
@@ -109,27 +113,30 @@ class Watchdog:
             if moved:
                 watch.alive_s, watch.served = time.monotonic(), True
             quiet_s = time.monotonic() - watch.alive_s
-        if quiet_s > self.limit_s(watch):
+        if quiet_s > self.limit_s(engine, watch):
             self.end(engine, watch, quiet_s)
         elif not moved and now_s - watch.asked_s >= ASK_EVERY_S and not (watch.question and watch.question.is_alive()):
             watch.asked_s = now_s
             watch.question = threading.Thread(target=self.ask, args=(engine, watch), daemon=True)
             watch.question.start()
 
-    def limit_s(self, watch: Watch) -> float:
+    def limit_s(self, engine: Engine, watch: Watch) -> float:
         """Seconds that it may be quiet."""
         if watch.served:
             return self.timeout_s
-        return max(self.timeout_s, FIRST_TOKEN_S) if watch.listens else self.start_timeout_s
+        return max(self.timeout_s, FIRST_TOKEN_S) if watch.listens else engine.start_timeout_s
 
     def end(self, engine: Engine, watch: Watch, quiet_s: float) -> None:
         """Kill it, unless it was restarted or stopped during the check."""
         if running(engine.name) != watch.run:
             return
         print(
-            f"{engine.unit} hangs: no answer and no token for {quiet_s:.0f} s. It is killed; systemd starts it again",
+            f"{engine.unit} hangs: no answer and no token for {quiet_s:.0f} s. Its processes write their stacks to its journal;"
+            " then it is killed, and systemd starts it again",
             flush=True,
         )
+        for line in engine_stacks.dump(engine.unit):
+            print(f"{engine.unit}: {line}", flush=True)
         del self.watches[engine.name]
         kill(engine.name)
 
@@ -155,9 +162,7 @@ class Watchdog:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kill engines of this host that hang; their units start them again.")
     parser.add_argument("--timeout", type=float, required=True, help="seconds without an answer or a token")
-    parser.add_argument("--start-timeout", type=float, required=True, help="seconds that a start may take")
-    options = parser.parse_args()
-    watchdog = Watchdog(options.timeout, options.start_timeout)
+    watchdog = Watchdog(parser.parse_args().timeout)
     while True:
         watchdog.look()
         time.sleep(LOOK_EVERY_S)
