@@ -61,7 +61,7 @@ def test_a_frozen_process_tells_where_it_was_and_no_values(process: Process, mon
         line,
     )
     said = process.log.read_text()
-    assert 'File "<string>", line 6 in wait_for_the_end' in said
+    assert re.search(r'File "<string>", line \d in wait_for_the_end', said), said
     assert "s3cret" not in said
     assert process.poll() is None, "it goes on"
 

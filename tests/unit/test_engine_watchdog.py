@@ -19,6 +19,7 @@ class Host:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
         self.now_s, self.run, self.tokens, self.answers, self.listens = 1000.0, "run 1", 0.0, True, True
         self.killed: list[float] = []
+        self.processes = ["vllm", "VLLM::EngineCor"]
         self.asked: list[float] = []
         host = self
 
@@ -44,6 +45,7 @@ class Host:
         monkeypatch.setattr(engine_watchdog, "running", lambda name: self.run)
         monkeypatch.setattr(engine_watchdog, "listens", lambda engine: self.listens)
         monkeypatch.setattr(engine_watchdog, "kill", lambda name: self.killed.append(self.now_s))
+        monkeypatch.setattr(engine_watchdog.engine_stacks, "names", lambda unit: self.processes)
         monkeypatch.setattr(engine_watchdog.engine_stacks, "dump", lambda unit: iter([f"stacks, {self.killed}"]))
         monkeypatch.setattr(engine_watchdog.time, "monotonic", lambda: self.now_s)
         monkeypatch.setattr(engine_watchdog.threading, "Thread", Thread)
@@ -120,6 +122,25 @@ def test_a_start_has_its_own_time(host: Host) -> None:
     host.watch(START_TIMEOUT_S - 10)
     assert host.killed == []
     host.watch(30)
+    assert len(host.killed) == 1
+
+
+def test_an_engine_that_compiles_has_the_time_of_a_start(host: Host) -> None:
+    """Seen: a C++ compiler on a loaded machine took more than half a minute for the first log probabilities."""
+    host.watch(30)
+    host.answers = False
+    host.processes = ["vllm", "VLLM::EngineCor", "g++", "cc1plus"]
+    host.watch(START_TIMEOUT_S - 30)
+    assert host.killed == []
+    host.processes = ["vllm", "VLLM::EngineCor"]
+    host.watch(10)
+    assert len(host.killed) == 1
+
+
+def test_a_compiler_that_never_ends_keeps_no_engine(host: Host) -> None:
+    host.watch(30)
+    host.answers, host.processes = False, ["cc1plus"]
+    host.watch(START_TIMEOUT_S + 30)
     assert len(host.killed) == 1
 
 

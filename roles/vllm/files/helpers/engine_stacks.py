@@ -41,6 +41,15 @@ def status(pid: int) -> Dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+def names(unit: str) -> Iterator[str]:
+    """The names of the unit's processes."""
+    for pid in processes(unit):
+        try:
+            yield status(pid)["Name"]
+        except (OSError, KeyError):
+            continue  # it has ended
+
+
 def handles(known: Dict[str, str], number: int) -> bool:
     """Whether the process has a handler for the signal, which would otherwise end it."""
     return bool(int(known["SigCgt"], 16) >> (number - 1) & 1)
