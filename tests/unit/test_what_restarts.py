@@ -37,21 +37,22 @@ def trusted(value: Any) -> Any:
     return trust_as_template(value) if isinstance(value, str) else value
 
 
-def fingerprints(**variables: Any) -> dict[str, str]:
-    """Of each engine, as the task that renders the engines' files computes them."""
+def evaluated(expression: str, engine: str, variables: dict[str, Any]) -> Any:
+    """An expression of the task that renders the engines' files, for one engine."""
     known = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
     known |= yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
     tasks = yaml.safe_load((ROLE / "tasks" / "configure.yml").read_text())
     (rendering,) = (task for task in tasks if "__vllm_fingerprint" in task.get("vars", {}))
-    known |= rendering["vars"] | {"vllm_engines": ENGINES, "stack_address": "10.0.0.3"} | variables
+    known |= rendering["vars"] | {"vllm_engines": ENGINES, "stack_address": "10.0.0.3", "name": engine}
+    known |= {"__vllm_model_sizes": {"results": []}} | variables
+    known["__vllm_model_paths"] = {each["name"]: each["model"] for each in known["vllm_engines"]}
     known = trusted(known) | {"role_path": str(ROLE), "ansible_search_path": [str(ROLE)]}
-    found = {}
-    for engine in known["vllm_engines"]:
-        known |= {"name": engine["name"], "__vllm_model_sizes": {"results": []}}
-        known["__vllm_model_paths"] = {each["name"]: each["model"] for each in known["vllm_engines"]}
-        templar = Templar(loader=DataLoader(), variables=known)
-        found[engine["name"]] = str(templar.template(trust_as_template("{{ __vllm_fingerprint }}")))
-    return found
+    return Templar(loader=DataLoader(), variables=known).template(trust_as_template(f"{{{{ {expression} }}}}"))
+
+
+def fingerprints(**variables: Any) -> dict[str, str]:
+    names = [engine["name"] for engine in variables.get("vllm_engines", ENGINES)]
+    return {name: str(evaluated("__vllm_fingerprint", name, variables)) for name in names}
 
 
 def first(**fields: Any) -> dict[str, Any]:
@@ -101,3 +102,22 @@ def before() -> dict[str, str]:
 def test_a_change_restarts_what_has_to(before: dict[str, str], variables: dict[str, Any], restarted: set[str]) -> None:
     after = fingerprints(**variables)
     assert {name for name in before.keys() & after.keys() if before[name] != after[name]} == restarted
+
+
+# As `du` says them; a model that is streamed has no directory.
+SIZES = {
+    "results": [{"item": "/srv/one", "stdout": "16400000000\t/srv/one"}, {"item": "/srv/two", "stdout": "", "rc": 1}]
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "start_timeouts_s"),
+    [
+        ({}, [900 + 10 * 17, 900]),
+        ({"vllm_start_timeout_s": 100, "vllm_start_timeout_s_per_gb": 2}, [134, 100]),
+        (first(start_timeout_s=60), [60, 900]),
+    ],
+)
+def test_a_start_has_time_by_the_size_of_the_model(variables: dict[str, Any], start_timeouts_s: list[int]) -> None:
+    sized = variables | {"__vllm_model_sizes": SIZES}
+    assert [evaluated("__vllm_probe.start_timeout_s | int", name, sized) for name in ("one", "two")] == start_timeouts_s

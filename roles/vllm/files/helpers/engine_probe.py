@@ -94,6 +94,8 @@ class Engine:
     fingerprint: str
     # Releases of earlier versions of this role do not say it.
     start_timeout_s: float = 1800
+    # Indexes; None for all of the host.
+    gpus: Optional[List[int]] = None
 
     @classmethod
     def read(cls, name: str, release: Path) -> "Engine":
