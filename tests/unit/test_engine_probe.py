@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import engine_probe
 import pytest
@@ -57,10 +58,14 @@ class FakeEngine:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeEngine]:
     monkeypatch.setattr(engine_probe, "PAUSE_S", 0.01)
     monkeypatch.setattr(engine_probe, "unit_state", lambda unit: {"ActiveState": "active", "NRestarts": "0"})
     monkeypatch.setattr(engine_probe, "journal", lambda unit: "its journal")
+    monkeypatch.setattr(
+        engine_probe, "read_journal", lambda unit: "INFO 11-26 17:00:00 [x.py:1] Loading weights took 2.04 seconds"
+    )
+    monkeypatch.setattr(engine_probe, "STARTS", tmp_path)
     engine = FakeEngine()
     thread = threading.Thread(target=engine.server.serve_forever)
     thread.start()
@@ -70,8 +75,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     thread.join()
 
 
-def engine(fake: FakeEngine, probe: str = "completions") -> engine_probe.Engine:
-    return engine_probe.Engine(name="x", url=fake.url, model="m", probe=probe, fingerprint="f1")
+def engine(fake: FakeEngine, probe: str = "completions", start_timeout_s: float = 600) -> engine_probe.Engine:
+    return engine_probe.Engine("x", fake.url, "m", probe, "f1", start_timeout_s)
 
 
 def test_idle_waits_for_the_last_request(fake) -> None:
@@ -102,7 +107,7 @@ def test_idle_has_nothing_to_wait_for_where_nothing_answers(fake) -> None:
 )
 def test_a_result_proves_it(fake, probe, answer) -> None:
     fake.answer, fake.json = answer, probe != "transcriptions"
-    engine_probe.prove(engine(fake, probe), 10)
+    engine_probe.prove(engine(fake, probe))
 
 
 WAYS = ("logprobs", "prompt_logprobs", "n", "presence_penalty", "response_format", "tools")
@@ -134,18 +139,18 @@ def test_engines_that_make_no_text_have_no_ways_of_sampling(fake) -> None:
 def test_an_answer_without_a_result_proves_nothing(fake) -> None:
     fake.answer = {"usage": {"completion_tokens": 0}}
     with pytest.raises(engine_probe.ProbeError, match="without a result"):
-        engine_probe.prove(engine(fake), 10)
+        engine_probe.prove(engine(fake))
 
 
 def test_a_refusal_is_told_with_its_words(fake) -> None:
     fake.status, fake.answer = 404, {"error": {"message": "no such model"}}
     with pytest.raises(engine_probe.ProbeError, match=r"(?s)no such model.*its journal"):
-        engine_probe.prove(engine(fake), 10)
+        engine_probe.prove(engine(fake))
 
 
 def test_an_overloaded_engine_that_goes_on_generating_is_well(fake) -> None:
     fake.status, fake.busy = 503, 50
-    engine_probe.prove(engine(fake), 10)
+    engine_probe.prove(engine(fake))
 
 
 def test_a_crash_ends_the_wait(fake, monkeypatch) -> None:
@@ -153,7 +158,7 @@ def test_a_crash_ends_the_wait(fake, monkeypatch) -> None:
     states = iter([{"ActiveState": "active", "NRestarts": "0"}, {"ActiveState": "activating", "NRestarts": "1"}])
     monkeypatch.setattr(engine_probe, "unit_state", lambda unit: next(states))
     with pytest.raises(engine_probe.ProbeError, match=r"(?s)ended while starting.*its journal"):
-        engine_probe.prove(engine(fake), 600)
+        engine_probe.prove(engine(fake))
 
 
 @pytest.mark.parametrize(
@@ -182,16 +187,16 @@ def test_an_earlier_crash_is_forgiven(fake, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(engine_probe, "unit_state", lambda unit: {"ActiveState": "active", "NRestarts": "4"})
     (tmp_path / "vllm-x").mkdir()
     (tmp_path / "vllm-x" / "fingerprint").write_text("f1\n")
-    engine_probe.check_current(engine(fake), 10)
+    engine_probe.check_current(engine(fake))
     (tmp_path / "vllm-x" / "fingerprint").write_text("f2\n")
     with pytest.raises(engine_probe.ProbeError, match="other settings"):
-        engine_probe.check_current(engine(fake), 10)
+        engine_probe.check_current(engine(fake))
 
 
 def test_unhealthy_is_told_when_the_time_is_over(fake) -> None:
     fake.health = 503
     with pytest.raises(engine_probe.ProbeError, match="not well after 0 s"):
-        engine_probe.prove(engine(fake), 0)
+        engine_probe.prove(engine(fake, start_timeout_s=0))
 
 
 def test_command_reads_the_release(fake, tmp_path, capsys) -> None:
@@ -199,7 +204,9 @@ def test_command_reads_the_release(fake, tmp_path, capsys) -> None:
     engines.mkdir()
     (engines / "x.probe.json").write_text(json.dumps({"url": fake.url, "model": "m", "probe": "completions"}))
     (engines / "x.fingerprint").write_text("f1\n")
-    assert engine_probe.main(["prove", "x", "--release", str(tmp_path), "--timeout", "10"]) == 0
+    assert engine_probe.main(["prove", "x", "--release", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "generated after 0 s (weights 2.0 s)\n"
+    assert (tmp_path / "x").read_text() == "0\n"
     assert engine_probe.main(["idle", "unknown", "--release", str(tmp_path), "--timeout", "10"]) == 0
     assert engine_probe.main(["current", "unknown", "--release", str(tmp_path), "--timeout", "10"]) == 1
     assert "does not know engine unknown" in capsys.readouterr().out

@@ -54,6 +54,12 @@ def test_it_serves_again(host, engine, process, signal):
     wait_for_next_run(host, engine, before)
     if signal == "STOP":
         assert f"vllm@{engine}.service hangs" in host.check_output("journalctl --unit vllm-watchdog --no-pager")
+        # Server and core wrote their stacks, whichever process was frozen.
+        journal = host.check_output(f"journalctl --no-pager _SYSTEMD_INVOCATION_ID={before}")
+        assert "entrypoints/cli/serve.py" in journal, journal[-3000:]
+        assert "in run_engine_core" in journal, journal[-3000:]
+    orphans = "for pid in $(pgrep -u vllm); do grep -q '/vllm@' /proc/$pid/cgroup || ps --no-headers -o pid,args $pid; done; :"
+    assert host.check_output(orphans) == ""
 
 
 def test_crashes_are_told(host):

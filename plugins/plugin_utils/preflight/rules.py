@@ -112,6 +112,7 @@ RULES: dict[str, dict[str, Any]] = {
     "vllm_engines[].model": _MODEL,
     "vllm_engines[].port": _PORT,
     "vllm_engines[].served_model_name": _SERVED_NAME,
+    "vllm_engines[].start_timeout_s": _SECONDS,
     "vllm_engines[].weight": {"exclusiveMinimum": 0, "maximum": 1000},
     "vllm_environment": _ENVIRONMENT,
     "vllm_fetch_environment": _ENVIRONMENT,
@@ -123,6 +124,7 @@ RULES: dict[str, dict[str, Any]] = {
     "vllm_models_dir": _MODELS_DIRECTORY,
     "vllm_shutdown_timeout_s": _SECONDS,
     "vllm_start_timeout_s": _SECONDS,
+    "vllm_start_timeout_s_per_gb": _COUNT_OR_NONE,
     # The watchdog asks a quiet engine every 15 s.
     "vllm_watchdog_timeout_s": {"minimum": 30, "maximum": 604_800},
     "vllm_version": {"pattern": r"^\d+(\.\d+)+\S*$", "x-words": "be a version, such as 0.33.0"},

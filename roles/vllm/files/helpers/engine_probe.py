@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Check an engine on its own host: whether it runs as wanted, is idle, and generates.
 
-    engine_probe.py current NAME --release /opt/vllm/releases/X --timeout 1800   exit 0 when it runs that release and generates
-    engine_probe.py idle    NAME --release /opt/vllm/current    --timeout 900    waits for its requests to end
-    engine_probe.py prove   NAME --release /opt/vllm/current    --timeout 1800   waits until it has generated in every way
+    engine_probe.py current NAME --release /opt/vllm/releases/X               exit 0 when it runs that release and generates
+    engine_probe.py idle    NAME --release /opt/vllm/current --timeout 900    waits for its requests to end
+    engine_probe.py prove   NAME --release /opt/vllm/current                  waits until it has generated in every way
 
-A release has ``engines/NAME.fingerprint`` and ``engines/NAME.probe.json`` (url, model, probe). Times are in seconds.
+A release has ``engines/NAME.fingerprint`` and ``engines/NAME.probe.json`` (the other fields of Engine). Times are in seconds.
 Exit status 1 with a message if it does not.
 
 Standard library only: it runs with the host's own Python (3.9 or newer), whatever state the engine's venv is in.
@@ -14,6 +14,7 @@ Standard library only: it runs with the host's own Python (3.9 or newer), whatev
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import re
@@ -26,6 +27,8 @@ import wave
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
+
+import engine_journal
 
 # Gauges of the requests that an engine has not finished, and counters that rise while it works on them.
 UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{.*\})? (\S+)$", re.MULTILINE)
@@ -69,7 +72,11 @@ BOUNDARY = "engine-probe"
 ANSWER_S = 120.0  # a few tokens, for which something may have to be compiled first
 PAUSE_S = 0.5
 JOURNAL_LINES = 40
+# What of the journal is searched for the engine's own error, and for the phases of its start.
+SEARCHED_LINES = 3000
 RUN = Path("/run")
+# The seconds of each engine's last start, one file each.
+STARTS = Path("/opt/vllm/starts")
 
 
 class ProbeError(Exception):
@@ -85,6 +92,10 @@ class Engine:
     model: str
     probe: str
     fingerprint: str
+    # Releases of earlier versions of this role do not say it.
+    start_timeout_s: float = 1800
+    # Indexes; None for all of the host.
+    gpus: Optional[List[int]] = None
 
     @classmethod
     def read(cls, name: str, release: Path) -> "Engine":
@@ -173,10 +184,17 @@ def how_it_ended(words: str, state: Dict[str, str]) -> str:
     return "by itself, with exit status 0"
 
 
+def read_journal(unit: str) -> str:
+    command = ["journalctl", "--unit", unit, "--lines", str(SEARCHED_LINES), "--no-pager", "--output", "cat"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
+
+
 def journal(unit: str) -> str:
-    command = ["journalctl", "--unit", unit, "--lines", str(JOURNAL_LINES), "--no-pager", "--output", "cat"]
-    text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
-    return f"the last {JOURNAL_LINES} lines of its journal:\n{text}"
+    """The engine's own error, if it logged one, and the end of its journal."""
+    text = read_journal(unit)
+    error = engine_journal.last_error(text)
+    end = "\n".join(text.splitlines()[-JOURNAL_LINES:])
+    return (f"its own error: {error}\n" if error else "") + f"The last {JOURNAL_LINES} lines of its journal:\n{end}"
 
 
 def crashes(state: Dict[str, str]) -> int:
@@ -184,9 +202,9 @@ def crashes(state: Dict[str, str]) -> int:
     return int(state.get("NRestarts") or 0)
 
 
-def prove(engine: Engine, timeout: float, crashes_before: int = 0) -> None:
+def prove(engine: Engine, crashes_before: int = 0) -> None:
     """Wait until the engine is healthy, then until it has generated. Loading may take minutes; a crash ends the wait."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + engine.start_timeout_s
     while True:
         state = unit_state(engine.unit)
         if state.get("ActiveState") in ("failed", "inactive") or crashes(state) > crashes_before:
@@ -198,7 +216,7 @@ def prove(engine: Engine, timeout: float, crashes_before: int = 0) -> None:
         except OSError as error:
             if time.monotonic() >= end:
                 raise ProbeError(
-                    f"{engine.unit} runs, but {engine.url}/health is not well after {timeout:.0f} s: {error}; {journal(engine.unit)}"
+                    f"{engine.unit} runs, but {engine.url}/health is not well after {engine.start_timeout_s:.0f} s: {error}; {journal(engine.unit)}"
                 ) from error
         time.sleep(PAUSE_S)
     generate(engine)
@@ -249,7 +267,7 @@ def tokens(engine: Engine) -> float:
         return 0.0
 
 
-def check_current(engine: Engine, timeout: float) -> None:
+def check_current(engine: Engine) -> None:
     """Raise ProbeError unless the engine runs as the release says, and generates. Waits for one that is still loading."""
     state = unit_state(engine.unit)
     if state.get("ActiveState") != "active":
@@ -260,7 +278,16 @@ def check_current(engine: Engine, timeout: float) -> None:
         runs = "unknown"
     if runs != engine.fingerprint:
         raise ProbeError(f"{engine.unit} runs with other settings")
-    prove(engine, timeout, crashes(state))
+    prove(engine, crashes(state))
+
+
+def told_start(engine: Engine, start_s: float) -> str:
+    """How long the start took, and its phases by the engine's journal. The time is kept for the next drain of the engine."""
+    parts = [f"{name} {seconds:.1f} s" for name, seconds in engine_journal.phases_s(read_journal(engine.unit)).items()]
+    with contextlib.suppress(OSError):
+        STARTS.mkdir(exist_ok=True)
+        (STARTS / engine.name).write_text(f"{start_s:.0f}\n")
+    return f"generated after {start_s:.0f} s" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -270,7 +297,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument(
         "--release", type=Path, required=True, help="directory of the release that describes the engine"
     )
-    parser.add_argument("--timeout", type=float, required=True, help="seconds")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds that `idle` waits")
     options = parser.parse_args(arguments)
     try:
         engine = Engine.read(options.name, options.release)
@@ -285,14 +312,16 @@ def main(arguments: Optional[List[str]] = None) -> int:
             print(f"{left} requests are left after {options.timeout:.0f} s" if left else "idle")
             return 0
         if options.what == "current":
-            check_current(engine, options.timeout)
+            check_current(engine)
         else:
-            prove(engine, options.timeout)
+            prove(engine)
             sample(engine)
+            print(told_start(engine, time.monotonic() - begin))
+            return 0
     except ProbeError as error:
         print(error)
         return 1
-    print(f"generated after {time.monotonic() - begin:.0f} s")
+    print("runs as wanted")
     return 0
 
 

@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """Kill engines of this host that hang, so that their units start them again.
 
-    engine_watchdog.py --timeout 60 --start-timeout 1800
+    engine_watchdog.py --timeout 60
+
+Before it kills an engine it has each of its processes write its stacks (engine_stacks.py).
 
 An engine hangs if for ``--timeout`` seconds it has neither answered a request for one token nor increased its counter of tokens.
-A busy engine increases that counter, however long its requests wait. An engine that starts has ``--start-timeout`` seconds until it
-listens, and a little more than ``--timeout`` for its first token. Engines that are stopped, stopping or waiting after a crash are left alone.
+A busy engine increases that counter, however long its requests wait. An engine whose gauges say that nothing runs is asked for a token
+like any other, so requests that it lost track of hide no hang. An engine that starts has its own ``start_timeout_s`` until it listens,
+and a little more than ``--timeout`` for its first token. An engine for
+which a compiler runs has as much time as a start. Engines that are stopped, stopping or waiting after a crash are left alone.
 The running engines are found by ``/run/vllm-NAME/probe.json``, which the unit writes at each start.
 Standard library only (Python 3.9 or newer).
 """
@@ -25,6 +29,7 @@ from pathlib import Path
 from typing import Dict, Optional
 
 import engine_probe
+import engine_stacks
 from engine_probe import Engine
 
 RUN = engine_probe.RUN
@@ -33,6 +38,22 @@ LOOK_EVERY_S = 5.0
 ASK_EVERY_S = 15.0
 # For the first token after a start, for which something may have to be loaded or compiled.
 FIRST_TOKEN_S = 90.0
+# Programs that torch's compiler, Triton and FlashInfer run.
+COMPILERS = {
+    "as",
+    "c++",
+    "cc1",
+    "cc1plus",
+    "cicc",
+    "collect2",
+    "cudafe++",
+    "g++",
+    "gcc",
+    "ld",
+    "ninja",
+    "nvcc",
+    "ptxas",
+}
 
 
 @dataclass
@@ -66,6 +87,11 @@ def listens(engine: Engine) -> bool:
         return False
 
 
+def compiles(unit: str) -> bool:
+    """Whether a compiler runs for the engine: some of what clients may ask for is compiled at the first such request."""
+    return any(name in COMPILERS for name in engine_stacks.names(unit))
+
+
 def kill(name: str) -> None:
     """Send SIGKILL to every process of the engine: a stopped or deadlocked one handles no other signal."""
     subprocess.run(["systemctl", "kill", "--signal=SIGKILL", f"vllm@{name}.service"], check=False)
@@ -81,8 +107,8 @@ def read(directory: Path) -> Optional[Engine]:
 
 
 class Watchdog:
-    def __init__(self, timeout_s: float, start_timeout_s: float) -> None:
-        self.timeout_s, self.start_timeout_s = timeout_s, start_timeout_s
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
         self.watches: Dict[str, Watch] = {}
 
     def look(self) -> None:
@@ -109,27 +135,31 @@ class Watchdog:
             if moved:
                 watch.alive_s, watch.served = time.monotonic(), True
             quiet_s = time.monotonic() - watch.alive_s
-        if quiet_s > self.limit_s(watch):
+        # One that compiles is loading, as long as a start may take.
+        if quiet_s > self.limit_s(engine, watch) and not (quiet_s <= engine.start_timeout_s and compiles(engine.unit)):
             self.end(engine, watch, quiet_s)
         elif not moved and now_s - watch.asked_s >= ASK_EVERY_S and not (watch.question and watch.question.is_alive()):
             watch.asked_s = now_s
             watch.question = threading.Thread(target=self.ask, args=(engine, watch), daemon=True)
             watch.question.start()
 
-    def limit_s(self, watch: Watch) -> float:
+    def limit_s(self, engine: Engine, watch: Watch) -> float:
         """Seconds that it may be quiet."""
         if watch.served:
             return self.timeout_s
-        return max(self.timeout_s, FIRST_TOKEN_S) if watch.listens else self.start_timeout_s
+        return max(self.timeout_s, FIRST_TOKEN_S) if watch.listens else engine.start_timeout_s
 
     def end(self, engine: Engine, watch: Watch, quiet_s: float) -> None:
         """Kill it, unless it was restarted or stopped during the check."""
         if running(engine.name) != watch.run:
             return
         print(
-            f"{engine.unit} hangs: no answer and no token for {quiet_s:.0f} s. It is killed; systemd starts it again",
+            f"{engine.unit} hangs: no answer and no token for {quiet_s:.0f} s. Its processes write their stacks to its journal;"
+            " then it is killed, and systemd starts it again",
             flush=True,
         )
+        for line in engine_stacks.dump(engine.unit):
+            print(f"{engine.unit}: {line}", flush=True)
         del self.watches[engine.name]
         kill(engine.name)
 
@@ -155,9 +185,7 @@ class Watchdog:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kill engines of this host that hang; their units start them again.")
     parser.add_argument("--timeout", type=float, required=True, help="seconds without an answer or a token")
-    parser.add_argument("--start-timeout", type=float, required=True, help="seconds that a start may take")
-    options = parser.parse_args()
-    watchdog = Watchdog(options.timeout, options.start_timeout)
+    watchdog = Watchdog(parser.parse_args().timeout)
     while True:
         watchdog.look()
         time.sleep(LOOK_EVERY_S)

@@ -1,0 +1,70 @@
+"""What an engine's journal says: its own last error, and how long each phase of its start took.
+
+Standard library only (Python 3.9 or newer).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Dict, List, Optional, Tuple
+
+# What vLLM puts before each line: "(EngineCore pid=12) ERROR 11-26 17:40:01 [core.py:1200] ".
+_PREFIX = re.compile(r"^(?:\([^)]*pid=\d+\) )?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d (?:\.\d+ )?\[[^\]]+\] ?)?")
+# A traceback's last line, or what the parser of options says.
+_ERROR = re.compile(
+    r"^(?:[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Failure)\b(?::|$)|Exception: |vllm serve: error: )"
+)
+# Of a process that only reports another one's failure.
+_SECOND_HAND = re.compile(
+    r"root cause|Engine core initialization failed|EngineCore encountered an issue|EngineDeadError"
+)
+# systemd's line at the start of each run.
+_BEGIN = re.compile(r"^(?:Starting|Started) .*vLLM engine ")
+_MOST_LINES, _MOST_CHARACTERS = 4, 1000
+
+# The phases of a start, by what vLLM logs of them.
+_PHASES: List[Tuple[str, "re.Pattern[str]"]] = [
+    ("weights", re.compile(r"Loading weights took ([\d.]+) seconds")),
+    ("initialization", re.compile(r"init engine \(.*?\) took ([\d.]+) s")),
+    ("of it compilation", re.compile(r"torch\.compile (?:took|takes) ([\d.]+) s in total")),
+    ("of it CUDA graphs", re.compile(r"Graph capturing finished in ([\d.]+) secs")),
+]
+
+
+def _last_run(journal: str) -> List[str]:
+    """The lines since the engine's last start that logged anything of its own."""
+    lines = journal.splitlines()
+    begins = [number for number, line in enumerate(lines) if _BEGIN.match(line)]
+    for begin in reversed(begins):
+        run = lines[begin:]
+        if any(_plain(line) != line or _ERROR.match(line) for line in run):
+            return run
+    return lines
+
+
+def _plain(line: str) -> str:
+    return _PREFIX.sub("", line, count=1)
+
+
+def last_error(journal: str) -> Optional[str]:
+    """The error that ended the engine's last run, by its own words: the first one's, not what others made of it."""
+    plain = [_plain(line) for line in _last_run(journal)]
+    found = [number for number, line in enumerate(plain) if _ERROR.match(line)]
+    own = [number for number in found if not _SECOND_HAND.search(plain[number])]
+    if not (own or found):
+        return None
+    number = (own or found)[-1]
+    text = [plain[number]]
+    # An error of several lines has the others indented.
+    for line in plain[number + 1 : number + _MOST_LINES]:
+        if not line.startswith(" "):
+            break
+        text.append(line.strip())
+    return " ".join(text)[:_MOST_CHARACTERS]
+
+
+def phases_s(journal: str) -> Dict[str, float]:
+    """Seconds of the phases that the last start logged. Ranks log the same phase each; the longest counts."""
+    run = "\n".join(_last_run(journal))
+    found = {name: [float(value) for value in pattern.findall(run)] for name, pattern in _PHASES}
+    return {name: max(values) for name, values in found.items() if values}
