@@ -50,7 +50,7 @@ def compared(free_gb: int, **engines: tuple[str, int]) -> dict[str, Any]:
     variables = {
         "inventory_hostname": "engine1",
         "vllm_models_dir": "/models",
-        "vllm_engines": entries,
+        "__vllm_engines": entries,
         "__vllm_names": [entry["name"] for entry in entries],
         "__vllm_models_reserve_bytes": known["__vllm_models_reserve_bytes"],
         "__vllm_compared": {"results": results},

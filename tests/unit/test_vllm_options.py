@@ -110,7 +110,11 @@ def options_of_engine(vllm_args: dict[str, Any], registered: dict[str, Any], **e
     engine |= {"name": "one", "port": 8000, "served_model_name": "m"}
     known = read("defaults/main.yml") | read("vars/main.yml") | rendering["vars"]
     known |= {"name": "one", "stack_address": "10.0.0.3"}
-    known |= {"__vllm_model_paths": {"one": "/srv/m"}, "ansible_search_path": [str(ROLE)]}
+    known |= {
+        "__vllm_model_paths": {"one": "/srv/m"},
+        "ansible_search_path": [str(ROLE)],
+        "__vllm_planned": {"flags": {}},
+    }
     known |= registered | {"vllm_args": vllm_args, "__vllm_completed": entries(engine)}
     templar = Templar(loader=DataLoader(), variables=known)
     options: dict[str, Any] = yaml.safe_load(templar.template(trust_as_template("{{ __vllm_yml }}")))

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from helpers.vllm_role import found
 
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "vllm"
 
@@ -22,11 +23,11 @@ def engine_options(variables: dict[str, Any], **engine: Any) -> dict[str, Any]:
     (rendering,) = (task for task in read("tasks/configure.yml") if "__vllm_yml" in task.get("vars", {}))
     engine |= {"name": "one", "port": 8000, "served_model_name": "m"}
     known = read("defaults/main.yml") | read("vars/main.yml") | rendering["vars"]
-    known |= {"name": "one", "stack_address": "10.0.0.3", "vllm_engines": [engine]}
-    known |= {"__vllm_model_paths": {"one": "/srv/m"}, "ansible_search_path": [str(ROLE)]}
+    known |= {"name": "one", "stack_address": "10.0.0.3", "ansible_search_path": [str(ROLE)]}
+    known |= found([engine], {"one": "/srv/m"})
     templar = Templar(loader=DataLoader(), variables=known | variables)
-    found: dict[str, Any] = yaml.safe_load(templar.template(trust_as_template("{{ __vllm_yml }}")))
-    return found
+    options: dict[str, Any] = yaml.safe_load(templar.template(trust_as_template("{{ __vllm_yml }}")))
+    return options
 
 
 def with_row() -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from helpers.vllm_role import found
 
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "vllm"
 ENGINES: list[dict[str, Any]] = [
@@ -44,8 +45,8 @@ def evaluated(expression: str, engine: str, variables: dict[str, Any]) -> Any:
     tasks = yaml.safe_load((ROLE / "tasks" / "configure.yml").read_text())
     (rendering,) = (task for task in tasks if "__vllm_fingerprint" in task.get("vars", {}))
     known |= rendering["vars"] | {"vllm_engines": ENGINES, "stack_address": "10.0.0.3", "name": engine}
-    known |= {"__vllm_model_sizes": {"results": []}} | variables
-    known["__vllm_model_paths"] = {each["name"]: each["model"] for each in known["vllm_engines"]}
+    known |= variables
+    known |= found(known["vllm_engines"], {each["name"]: each["model"] for each in known["vllm_engines"]})
     known = trusted(known) | {"role_path": str(ROLE), "ansible_search_path": [str(ROLE)]}
     return Templar(loader=DataLoader(), variables=known).template(trust_as_template(f"{{{{ {expression} }}}}"))
 
