@@ -64,7 +64,7 @@ def roll(drained: Path, steps: list[str], engines: list[str], **variables: Any) 
 @pytest.mark.parametrize(
     ("variables", "owner"),
     [
-        ({}, f"{LOGIN}@{os.uname().nodename}"),
+        ({"proxy_drain_start_s": 84}, f"{LOGIN}@{os.uname().nodename}"),
         ({"awx_job_id": 42, "tower_job_id": 42}, "AWX job 42"),
     ],
 )
@@ -72,7 +72,10 @@ def test_a_roll_writes_who_and_when_and_says_so_when_it_is_over(
     drained: Path, variables: dict[str, Any], owner: str
 ) -> None:
     said = roll(drained, ["engine_drain", "engine_drain", "engine_undrain"], ["gpu1:a"], **variables)
-    marker = rf"rolling update; by {re.escape(owner)} \(Roll, then look\); since \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+    start = "; a start takes 84 s" if "proxy_drain_start_s" in variables else ""
+    marker = (
+        rf"rolling update; by {re.escape(owner)} \(Roll, then look\){start}; since \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+    )
     assert re.search(rf"api1: engine gpu1:a is put back, after 0 h [01] min: {marker}", said), said
     assert "changed=2 " in said, "a marker that is there is not written again"
     assert not list(drained.iterdir())

@@ -7,7 +7,7 @@ from inference_proxy.accounting.metrics import Metrics
 from inference_proxy.accounting.tracing import Tracing
 from inference_proxy.accounting.usage_store import UsageStore
 from inference_proxy.config import list_drained
-from inference_proxy.engines.drain_markers import why_drained
+from inference_proxy.engines.drain_markers import start_s, why_drained
 from inference_proxy.engines.fleet import Fleet
 from inference_proxy.faults import Faults
 from inference_proxy.limits import Limits
@@ -55,7 +55,10 @@ class State:
 
     def look_for_drained(self) -> None:
         directory = self.settings.config.drained_dir
-        for engine in self.fleet.set_drained(list_drained(directory)):
+        drained = self.fleet.set_drained(
+            list_drained(directory), lambda engine_id: start_s(why_drained(directory, engine_id))
+        )
+        for engine in drained:
             if engine.drained:
                 because = why_drained(directory, engine.id)
                 log.info("engine %s at %s is drained: %s", engine.id, engine.url, because)

@@ -326,6 +326,25 @@ async def test_when_the_last_engine_goes_nobody_waits_for_it() -> None:
     place.leave()
 
 
+@pytest.mark.parametrize(
+    ("engines", "drained", "starts_s", "retry_after_s"),
+    [
+        ([ONE], ["host1:e"], {"host1:e": 84}, 84),
+        ([ONE, ONE], ["host1:e", "host2:e"], {"host1:e": 84, "host2:e": 60}, 60),
+        ([ONE, ONE], ["host1:e", "host2:e"], {"host1:e": 84}, 5),
+        ([ONE], ["host1:e"], {}, 5),
+    ],
+)
+async def test_while_all_engines_of_a_model_restart_requests_come_back_after_a_start(
+    engines: list[dict[str, Any]], drained: list[str], starts_s: dict[str, int], retry_after_s: int
+) -> None:
+    desk = Desk(*engines)
+    desk.fleet.set_drained(frozenset(drained), starts_s.get)
+    with pytest.raises(Unavailable) as refused:
+        await desk.task()
+    assert dict(refused.value.headers) == {b"retry-after": b"%d" % retry_after_s}
+
+
 async def test_an_engine_that_comes_back_is_used_at_once() -> None:
     desk = Desk(ONE, ONE)
     desk.fleet.set_drained(frozenset({"host2:e"}))

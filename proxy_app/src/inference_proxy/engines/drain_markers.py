@@ -3,8 +3,11 @@
 Every worker of the host sees the markers (reload.py).
 """
 
+import re
 from pathlib import Path
 
+# In the marker of a roll, which restarts the engine: how long its last start took.
+_START = re.compile(r"; a start takes (\d{1,5}) s(?:;|$)")
 _OURS = "admin: "
 _REASON_BYTES = 1024
 
@@ -22,6 +25,12 @@ def why_drained(directory: Path, engine: str) -> str | None:
         return None
     except OSError:
         return ""
+
+
+def start_s(reason: str | None) -> int | None:
+    """The seconds of the engine's last start, if its marker says that it restarts."""
+    found = _START.search(reason or "")
+    return int(found[1]) if found else None
 
 
 def mark_drained(directory: Path, engine: str, reason: str) -> None:

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 _WORSE = 3
 # How many times more failures it takes if all have one key that no other engine has answered since.
 _OF_ONE_KEY = 3
+# When no engine serves a model, and it is not known when one will.
+_RETRY_AFTER_S = 5
 
 
 class EngineView(msgspec.Struct, frozen=True):
@@ -67,6 +69,7 @@ class Engine:
         self.url = config.url
         self.seed = seed_of(config.id)
         self.drained = False
+        self.start_s: int | None = None  # how long its last start took, while a roll restarts it
         self.met = False  # it has been reachable before; until then it is starting, which is not a failure
         self.reachable = False
         self.no_requests_until = 0.0  # by the Retry-After of its last answer
@@ -189,15 +192,19 @@ class Fleet:
         self.failing.intersection_update(engines)
         self._apply_drained()
 
-    def set_drained(self, ids: frozenset[str]) -> list[Engine]:
+    def set_drained(
+        self, ids: frozenset[str], start_s: Callable[[str], int | None] = lambda engine_id: None
+    ) -> list[Engine]:
         """Drain exactly these engines: no new requests, those in flight continue.
 
-        Returns the engines that changed.
+        `start_s` is asked for the last start of each that a roll restarts. Returns the engines that changed.
         """
         if ids == self._drained:
             return []
         changed = [engine for engine in self.engines if engine.drained != (engine.id in ids)]
         self._drained = ids
+        for engine in changed:
+            engine.start_s = start_s(engine.id) if engine.id in ids else None
         self._apply_drained()
         return changed
 
@@ -252,9 +259,17 @@ class Fleet:
         ]
         if not engines:
             raise Unavailable(
-                "model_unavailable", f"No engine is serving '{model}' at the moment.", retry_after_s=5
+                "model_unavailable",
+                f"No engine is serving '{model}' at the moment.",
+                retry_after_s=self._retry_after_s(model),
             )
         return [engine for engine in engines if engine.pool == pool] or engines
+
+    def _retry_after_s(self, model: str) -> int:
+        """The shortest last start of the model's engines, if a roll restarts all of them."""
+        starts = [engine.start_s for engine in self.engines if model in engine.models]
+        known = [start_s for start_s in starts if start_s]
+        return min(known) if known and len(known) == len(starts) else _RETRY_AFTER_S
 
     # What requests report.
 
