@@ -5,6 +5,7 @@ The role's own expressions are evaluated. An engine restarts if its fingerprint 
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
-from helpers.vllm_role import found
 
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "vllm"
 ENGINES: list[dict[str, Any]] = [
@@ -45,8 +45,12 @@ def evaluated(expression: str, engine: str, variables: dict[str, Any]) -> Any:
     tasks = yaml.safe_load((ROLE / "tasks" / "configure.yml").read_text())
     (rendering,) = (task for task in tasks if "__vllm_fingerprint" in task.get("vars", {}))
     known |= rendering["vars"] | {"vllm_engines": ENGINES, "stack_address": "10.0.0.3", "name": engine}
-    known |= variables
-    known |= found(known["vllm_engines"], {each["name"]: each["model"] for each in known["vllm_engines"]})
+    # What earlier tasks register: nothing planned, no parsers, no adapters.
+    known |= {"__vllm_model_sizes": {"results": []}, "__vllm_planned": {"flags": {}}} | variables
+    known |= {"__vllm_adapter_directories": {}, "__vllm_adapter_ranks": {}}
+    known["__vllm_completed"] = {"engines": known["vllm_engines"], "adapters": []}
+    known["__vllm_model_paths"] = {each["name"]: each["model"] for each in known["vllm_engines"]}
+    known["__vllm_parsers"] = {"stdout": json.dumps({path: {} for path in known["__vllm_model_paths"].values()})}
     known = trusted(known) | {"role_path": str(ROLE), "ansible_search_path": [str(ROLE)]}
     return Templar(loader=DataLoader(), variables=known).template(trust_as_template(f"{{{{ {expression} }}}}"))
 
