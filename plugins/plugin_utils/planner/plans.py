@@ -9,7 +9,7 @@ from typing import Any
 from .flags import Flags, PlanError, by_name, read_flags
 from .hosts import Host
 from .memory import Budget, Layout, budget
-from .shapes import Shape, bytes_per_parameter, read_shape
+from .shapes import OF_CHECKPOINTS, Shape, bytes_per_parameter, read_shape
 
 # vLLM's own default since 0.30.
 UTILIZATION = 0.92
@@ -60,6 +60,12 @@ def plan(
     `weights_bytes` are the sizes of the model's files, if known; `gpus` bounds how many it may use.
     """
     shape, flags = read_shape(config), read_flags(args or {})
+    if flags.quantization in OF_CHECKPOINTS and not shape.quantization:
+        raise PlanError(
+            [
+                f"quantization is {flags.quantization}, but the model's weights are not: name a checkpoint in it, or leave the option out"
+            ]
+        )
     text = _unable(host, flags)
     if text:
         return {

@@ -72,6 +72,30 @@ _KNOWN = (
 _TIED = ("gemma", "cohere")
 # Families that read a text as a whole and keep nothing of it.
 _ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "distilbert", "nomic_bert", "new")
+# Methods whose bytes of a weight are known.
+_SIZED = (
+    "fp8",
+    "fbgemm_fp8",
+    "modelopt",
+    "modelopt_fp4",
+    "compressed_tensors",
+    "awq",
+    "gptq",
+    "auto_round",
+    "bitsandbytes",
+    "mxfp4",
+)
+# Methods that a checkpoint has to be made with; vLLM cannot apply them while it loads another one.
+OF_CHECKPOINTS = (
+    "awq",
+    "awq_marlin",
+    "gptq",
+    "gptq_marlin",
+    "compressed-tensors",
+    "auto-round",
+    "modelopt",
+    "modelopt_fp4",
+)
 _LARGEST = 10**8
 _BITS = {"awq": 4, "gptq": 4, "awq_marlin": 4, "gptq_marlin": 4, "bitsandbytes": 4, "auto-round": 4}
 
@@ -104,6 +128,9 @@ class Shape:
     shared_intermediate: int = 0
     gated: bool = True
     vision: int = 0
+    any_resolution: bool = False  # its vision tower takes images as large as they are
+    rotary_dim: int = 0
+    cache_fp8: bool = False  # the checkpoint brings scales for a KV cache in fp8
     dtype: str = "bfloat16"
     quantization: Mapping[str, Any] = field(default_factory=dict)
     estimates: tuple[str, ...] = ()
@@ -193,6 +220,9 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         shared_intermediate=shared,
         gated=family not in _UNGATED,
         vision=_vision(config.get("vision_config")),
+        any_resolution=_takes_any_resolution(family, config.get("vision_config")),
+        rotary_dim=_whole(text, "qk_rope_head_dim", head_dim, problems),
+        cache_fp8=isinstance(quantization, Mapping) and _has_fp8_cache(quantization),
         dtype=str(text.get("torch_dtype") or text.get("dtype") or "bfloat16").removeprefix("torch."),
         quantization=quantization if isinstance(quantization, Mapping) else {},
     )
@@ -445,7 +475,23 @@ def _vision(config: Any) -> int:
     problems: list[str] = []
     width = _whole(config, "hidden_size", 1024, problems)
     depth = _whole(config, "num_hidden_layers", _whole(config, "depth", 24, problems), problems)
-    return depth * (4 * width * width + 2 * width * _whole(config, "intermediate_size", 4 * width, problems))
+    tower = depth * (4 * width * width + 2 * width * _whole(config, "intermediate_size", 4 * width, problems))
+    # Qwen's towers join neighbouring patches by an MLP, and by one more for each layer that is also handed on.
+    joined = width * _whole(config, "spatial_merge_size", 0, problems) ** 2
+    onward = config.get("deepstack_visual_indexes")
+    mergers = 1 + (len(onward) if isinstance(onward, list) else 0)
+    return tower + mergers * joined * (joined + _whole(config, "out_hidden_size", width, problems))
+
+
+def _takes_any_resolution(family: str, config: Any) -> bool:
+    """Qwen's towers and their like: vLLM's profile then has the largest image that fits."""
+    return isinstance(config, Mapping) and (
+        "vl" in family or family.startswith("qwen3_5") or "spatial_merge_size" in config
+    )
+
+
+def _has_fp8_cache(quantization: Mapping[str, Any]) -> bool:
+    return bool(quantization.get("kv_cache_scheme")) or "FP8" in str(quantization.get("kv_cache_quant_algo")).upper()
 
 
 def _estimates(shape: Shape, text: Mapping[str, Any]) -> list[str]:
@@ -453,6 +499,9 @@ def _estimates(shape: Shape, text: Mapping[str, Any]) -> list[str]:
     found = []
     if shape.family not in _KNOWN:
         found.append(f"the family {shape.family} was not compared with real starts")
+    method = str(shape.quantization.get("quant_method") or "").lower().replace("-", "_")
+    if method and method not in _SIZED:
+        found.append(f"the bytes of a weight in {method} are not known; one is assumed")
     if LINEAR in shape.kinds:
         found.append(
             "layers of linear attention or Mamba keep a state per request, whose size depends on vLLM's choices"

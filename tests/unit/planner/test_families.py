@@ -49,3 +49,20 @@ def test_what_cannot_be_planned_is_said(changes: dict[str, Any], said: str) -> N
     with pytest.raises(flags.PlanError) as raised:
         shapes.read_shape({**LLAMA, **changes})
     assert said in str(raised.value)
+
+
+def test_a_checkpoint_with_scales_for_it_has_its_cache_in_fp8() -> None:
+    memory = load("memory")
+    fp8 = shapes.read_shape(
+        {**LLAMA, "quantization_config": {"quant_method": "fp8", "kv_cache_scheme": {"num_bits": 8}}}
+    )
+    plain = shapes.read_shape({**LLAMA, "quantization_config": {"quant_method": "fp8"}})
+    assert memory.token_bytes(fp8, flags.Flags(), 1) * 2 == memory.token_bytes(plain, flags.Flags(), 1)
+    assert memory.token_bytes(fp8, flags.Flags(kv_cache_dtype="bfloat16"), 1) == memory.token_bytes(
+        plain, flags.Flags(), 1
+    )
+
+
+def test_a_method_of_unknown_size_makes_an_estimate() -> None:
+    shape = shapes.read_shape({**LLAMA, "quantization_config": {"quant_method": "magic"}})
+    assert any("magic" in reason for reason in shape.estimates)

@@ -52,3 +52,20 @@ def test_an_engine_over_several_hosts_has_the_gpus_of_all() -> None:
     assert told["fits"]
     with pytest.raises(plans.LayoutError, match="needs 16 GPUs"):
         plan("Meta-Llama-3.1-405B", "p5.48xlarge", tensor_parallel_size=8, pipeline_parallel_size=2)
+
+
+def test_a_size_of_the_cache_that_the_card_has_not_does_not_fit() -> None:
+    assert plan("Qwen3-8B", "g5.xlarge", kv_cache_memory_bytes="2G", max_model_len=8192)["kv_gib"] == 2.0
+    assert not plan("Qwen3-8B", "g5.xlarge", kv_cache_memory_bytes="20G", max_model_len=8192)["fits"]
+
+
+def test_a_method_of_checkpoints_needs_one() -> None:
+    with pytest.raises(flags.PlanError, match="quantization is awq, but the model's weights are not"):
+        plan("Qwen3-8B", "g5.xlarge", quantization="awq")
+    assert plan("Qwen2.5-7B-Instruct-AWQ", "g5.xlarge", quantization="awq")["fits"]
+
+
+def test_32_bits_take_twice_the_memory() -> None:
+    half, whole = (plan("Qwen3-8B", "g6e.xlarge", dtype=dtype, max_model_len=4096) for dtype in ("auto", "float32"))
+    assert whole["weights_gib"] == pytest.approx(2 * half["weights_gib"], rel=0.02)
+    assert whole["kv_tokens"] < half["kv_tokens"] / 2
