@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Flags:
     tensor_parallel: int | None = None
     pipeline_parallel: int | None = None
     data_parallel: int = 1
+    nodes: int = 1
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -48,21 +50,22 @@ class Flags:
 
 def read_flags(args: Mapping[str, Any]) -> Flags:
     """Options by their long names without dashes, spelt with `-` or `_`. Others are vLLM's own affair. Raises PlanError."""
-    given = {str(name).lstrip("-").replace("_", "-"): value for name, value in args.items()}
     problems: list[str] = []
+    given = by_name(args, problems)
     numbers = {name: _number(name, given.get(name), problems) for name in _INTEGERS}
     if numbers["max-model-len"] == -1:  # vLLM finds the longest that fits
         numbers["max-model-len"] = None
     fraction = _fraction(given.get("gpu-memory-utilization"), problems)
     words = {name: _word(name, given.get(name), allowed, problems) for name, allowed in _WORDS.items()}
     switches = {name: _switch(name, given.get(name, False), problems) for name in ("enforce-eager", "enable-lora")}
-    limits = given.get("limit-mm-per-prompt")
+    limits = _limits(given.get("limit-mm-per-prompt"), problems)
     if problems:
         raise PlanError(problems)
     return Flags(
         tensor_parallel=numbers["tensor-parallel-size"],
         pipeline_parallel=numbers["pipeline-parallel-size"],
         data_parallel=numbers["data-parallel-size"] or 1,
+        nodes=numbers["nnodes"] or 1,
         max_model_len=numbers["max-model-len"],
         max_num_seqs=numbers["max-num-seqs"],
         max_num_batched_tokens=numbers["max-num-batched-tokens"],
@@ -75,8 +78,41 @@ def read_flags(args: Mapping[str, Any]) -> Flags:
         enable_lora=switches["enable-lora"],
         max_loras=numbers["max-loras"] or 1,
         max_lora_rank=numbers["max-lora-rank"] or 16,
-        no_media=isinstance(limits, Mapping) and bool(limits) and not any(_count(limit) for limit in limits.values()),
+        no_media=bool(limits) and not any(_count(limit) for limit in limits.values()),
     )
+
+
+# Short names of vLLM's, and options that begin with no-.
+_SHORT = {"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size", "dp": "data-parallel-size", "q": "quantization"}
+_NEGATED = {f"no-{name}": name for name in ("enforce-eager", "enable-lora")}
+
+
+def by_name(args: Any, problems: list[str]) -> dict[str, Any]:
+    """Options by their long names with dashes. Of two spellings vLLM would take one, so two values are a problem."""
+    if not isinstance(args, Mapping):
+        problems.append(f"the options are {_shown(args)}: write a mapping such as {{max-model-len: 8192}}")
+        return {}
+    found: dict[str, Any] = {}
+    for name, value in args.items():
+        key = str(name).lstrip("-").replace("_", "-")
+        key = _SHORT.get(key, key)
+        if key in _NEGATED:
+            key, value = _NEGATED[key], not _switch(key, value, problems)
+        if key in found and found[key] != value:
+            problems.append(f"{key} is given twice, as {_shown(found[key])} and {_shown(value)}: leave one out")
+        found[key] = value
+    return found
+
+
+def _limits(value: Any, problems: list[str]) -> Mapping[str, Any]:
+    """The most inputs of each kind that a prompt may have; empty if not said."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            problems.append(f"limit-mm-per-prompt is {_shown(value)}: write a mapping such as {{image: 0}}")
+            return {}
+    return value if isinstance(value, Mapping) else {}
 
 
 # Options whose value is a whole number, with the smallest that vLLM takes.
@@ -84,6 +120,7 @@ _INTEGERS = {
     "tensor-parallel-size": 1,
     "pipeline-parallel-size": 1,
     "data-parallel-size": 1,
+    "nnodes": 1,
     "max-model-len": 1,
     "max-num-seqs": 1,
     "max-num-batched-tokens": 1,
@@ -128,6 +165,8 @@ def _word(name: str, value: Any, allowed: tuple[str, ...], problems: list[str]) 
 
 
 def _switch(name: str, value: Any, problems: list[str]) -> bool:
+    if value is None:  # as on a command line: the option without a value
+        return True
     if str(value).lower() not in ("true", "false"):
         problems.append(f"{name} is {_shown(value)}: write true or false")
         return False

@@ -28,7 +28,7 @@ _NVLINK_GIB, _NVLINK_BEFORE_HOPPER_GIB, _PCIE_GIB = 1.8, 0.5, 0.2
 # Besides the tensors of the largest expert layer.
 _EXPERTS_GIB = 0.1
 # Profiling with the largest image.
-_VISION_GIB = 0.3
+_VISION_GIB, _VISION_ANY_RESOLUTION_GIB = 0.3, 1.25
 # Sends and receives between pipeline stages.
 _PIPELINE_GIB = 0.4
 # What vLLM estimates for the CUDA graphs of all sizes, without layers and for each layer, and since when it takes that from the KV cache.
@@ -136,7 +136,10 @@ def _rank(
     usable = layout.utilization * card.total_gib
     left = usable - weights - activations - communication - graphs
     if flags.kv_cache_memory_bytes:
+        # vLLM takes it as it is, outside of gpu-memory-utilization, and dies if the card has not so much.
+        room = card.total_gib - weights - activations - communication - graphs
         left = flags.kv_cache_memory_bytes / GIB
+        left = left if left <= room else room - left
     request = request_bytes(shape, flags, layout, length, kinds) / GIB
     tokens = int(left / request * length) if left > 0 and request > 0 else 0
     return Budget(card.total_gib, weights, activations, communication, graphs, left, tokens, request)
@@ -147,13 +150,16 @@ def _weights(
 ) -> float:
     """The weights on one rank."""
     size, expert_size = bytes_per_parameter(shape, flags.quantization)
+    plain = 4 if flags.dtype in ("float", "float32") else 2  # what is not quantized
+    if not flags.quantization and not shape.quantization:
+        size = expert_size = plain
     head = 0 if shape.tied and layout.pipeline == 1 else shape.embedding
-    ends = 2 * (shape.embedding * first + head * last)
+    ends = plain * (shape.embedding * first + head * last)
     inner = (shape.layer_parameters * size + shape.expert_parameters * expert_size) * share + 2 * shape.vision
     if known is not None:
         whole = 2 * (shape.embedding + (0 if shape.tied else shape.embedding))
         inner = max(0.0, known - whole) * share
-    rotary = 2 * shape.context * shape.head_dim
+    rotary = 2 * shape.context * (shape.rotary_dim or shape.head_dim)
     loss = _rounding(shape, layout.tensor) * share if size == 2 and not shape.experts else 0.0
     lora = _adapters(shape, flags, layout.tensor) * share if flags.enable_lora else 0.0
     return (ends + inner) / layout.tensor + loss + rotary + lora
@@ -195,9 +201,12 @@ def _activations(shape: Shape, flags: Flags, layout: Layout, last: bool) -> floa
         width = shape.expert_intermediate / layout.tensor
         rows = 2 * tokens * shape.experts_per_token
         experts = rows * (max(2 * width, shape.hidden) + width) + _EXPERTS_GIB * GIB
-    vision = _VISION_GIB * GIB if shape.vision and not flags.no_media else 0.0
+    seen = bool(shape.vision) and not flags.no_media
+    vision = _VISION_GIB * GIB if seen and not shape.any_resolution else 0.0
+    # Of a tower that takes any image the profile is as large as the other steps, and not beside them.
+    towers = _VISION_ANY_RESOLUTION_GIB * GIB if seen and shape.any_resolution else 0.0
     pipeline = _PIPELINE_GIB * GIB if layout.pipeline > 1 else 0.0
-    return max(sampler, forward) + residual + experts + vision + pipeline + _BASE_GIB * GIB
+    return max(sampler, forward, towers) + residual + experts + vision + pipeline + _BASE_GIB * GIB
 
 
 def _communication_gib(card: Card, layout: Layout) -> float:
@@ -221,7 +230,8 @@ def _graphs_gib(layers: float, layout: Layout) -> float:
 
 def token_bytes(shape: Shape, flags: Flags, tensor: int) -> int:
     """What a token costs in one layer with attention, on one GPU."""
-    width = 1 if flags.kv_cache_dtype in FP8_CACHES else 2
+    by_model = shape.cache_fp8 and flags.kv_cache_dtype == "auto"
+    width = 1 if by_model or flags.kv_cache_dtype in FP8_CACHES else 4 if flags.dtype in ("float", "float32") else 2
     if shape.mla_dim:  # one latent vector, which each GPU has whole
         return shape.mla_dim * width
     return 2 * math.ceil(shape.kv_heads / tensor) * shape.head_dim * width

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .flags import Flags, PlanError, read_flags
+from .flags import Flags, PlanError, by_name, read_flags
 from .hosts import Host
 from .memory import Budget, Layout, budget
-from .shapes import Shape, bytes_per_parameter, read_shape
+from .shapes import OF_CHECKPOINTS, Shape, bytes_per_parameter, read_shape
 
 # vLLM's own default since 0.30.
 UTILIZATION = 0.92
@@ -60,8 +60,14 @@ def plan(
     `weights_bytes` are the sizes of the model's files, if known; `gpus` bounds how many it may use.
     """
     shape, flags = read_shape(config), read_flags(args or {})
-    if host.card.compute_capability < _LEAST_CAPABILITY:
-        text = f"{host.card.name} has compute capability {host.card.compute_capability:g}, and vLLM needs {_LEAST_CAPABILITY}"
+    if flags.quantization in OF_CHECKPOINTS and not shape.quantization:
+        raise PlanError(
+            [
+                f"quantization is {flags.quantization}, but the model's weights are not: name a checkpoint in it, or leave the option out"
+            ]
+        )
+    text = _unable(host, flags)
+    if text:
         return {
             "fits": False,
             "weights_gib": None,
@@ -73,6 +79,16 @@ def plan(
         }
     chosen = _choose(shape, host, flags, wanted, weights_bytes, min(gpus or host.gpus, host.gpus), version)
     return _told(chosen, flags, wanted, weights_bytes, args or {})
+
+
+def _unable(host: Host, flags: Flags) -> str:
+    """Why the host's GPUs cannot run the engine at all, whatever its size; empty if they can."""
+    card = host.card
+    if card.compute_capability < _LEAST_CAPABILITY:
+        return f"{card.name} has compute capability {card.compute_capability:g}, and vLLM needs {_LEAST_CAPABILITY}"
+    if card.compute_capability < _BFLOAT16_CAPABILITY and flags.dtype == "bfloat16":
+        return f"{card.name} (compute capability {card.compute_capability:g}) has no bfloat16: set dtype to half, or leave it out"
+    return ""
 
 
 def fitting_hosts(
@@ -142,8 +158,13 @@ def _divisions(shape: Shape, host: Host, flags: Flags, gpus: int) -> list[tuple[
         pair = (flags.tensor_parallel or 1, flags.pipeline_parallel or 1)
         problems = _unsuitable(shape, *pair)
         needed = pair[0] * pair[1] * flags.data_parallel
-        if needed > gpus:
-            problems.append(f"the engine needs {needed} GPUs, and {host.name} has {gpus} for it")
+        if needed > gpus * flags.nodes:
+            hosts = (
+                f"{flags.nodes} hosts {host.name} have {gpus * flags.nodes}"
+                if flags.nodes > 1
+                else f"{host.name} has {gpus}"
+            )
+            problems.append(f"the engine needs {needed} GPUs, and {hosts} for it")
         if problems:
             raise LayoutError(problems)
         return [pair]
@@ -215,7 +236,7 @@ def _told(
     estimates = [*shape.estimates]
     if not host.card.exact:
         estimates.append(f"the memory that PyTorch sees of a {host.card.name} is not published")
-    half = host.card.compute_capability < _BFLOAT16_CAPABILITY and flags.dtype in ("auto", "bfloat16")
+    half = host.card.compute_capability < _BFLOAT16_CAPABILITY and flags.dtype == "auto"
     derived = {
         "tensor-parallel-size": layout.tensor,
         "pipeline-parallel-size": layout.pipeline,
@@ -225,7 +246,7 @@ def _told(
         "gpu-memory-utilization": layout.utilization,
         **({"dtype": "half"} if half else {}),
     }
-    given = {str(name).lstrip("-").replace("_", "-"): value for name, value in args.items()}
+    given = by_name(args, [])
     requests = chosen.budget.kv_tokens / chosen.length
     told = {
         "fits": chosen.fits,

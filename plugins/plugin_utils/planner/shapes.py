@@ -19,6 +19,9 @@ _ALIASES = {
     "vocab_size": ("vocab_size",),
 }
 # Where a configuration of several parts has that of the language model.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk")
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")
 # Families whose feed-forward layers have two matrices. The others have three: gate, up and down.
 _UNGATED = (
@@ -65,6 +68,34 @@ _KNOWN = (
         "kimi_k2",
     ),
 )
+# Families whose head is the embedding, unless their configuration says otherwise.
+_TIED = ("gemma", "cohere")
+# Families that read a text as a whole and keep nothing of it.
+_ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "distilbert", "nomic_bert", "new")
+# Methods whose bytes of a weight are known.
+_SIZED = (
+    "fp8",
+    "fbgemm_fp8",
+    "modelopt",
+    "modelopt_fp4",
+    "compressed_tensors",
+    "awq",
+    "gptq",
+    "auto_round",
+    "bitsandbytes",
+    "mxfp4",
+)
+# Methods that a checkpoint has to be made with; vLLM cannot apply them while it loads another one.
+OF_CHECKPOINTS = (
+    "awq",
+    "awq_marlin",
+    "gptq",
+    "gptq_marlin",
+    "compressed-tensors",
+    "auto-round",
+    "modelopt",
+    "modelopt_fp4",
+)
 _LARGEST = 10**8
 _BITS = {"awq": 4, "gptq": 4, "awq_marlin": 4, "gptq_marlin": 4, "bitsandbytes": 4, "auto-round": 4}
 
@@ -97,6 +128,9 @@ class Shape:
     shared_intermediate: int = 0
     gated: bool = True
     vision: int = 0
+    any_resolution: bool = False  # its vision tower takes images as large as they are
+    rotary_dim: int = 0
+    cache_fp8: bool = False  # the checkpoint brings scales for a KV cache in fp8
     dtype: str = "bfloat16"
     quantization: Mapping[str, Any] = field(default_factory=dict)
     estimates: tuple[str, ...] = ()
@@ -135,19 +169,30 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
     text = {**config, **{name: value for name, value in part.items() if value is not None}}
     problems: list[str] = []
     layers, hidden, heads, vocabulary = (_required(text, name, problems) for name in _ALIASES)
+    if config.get("is_encoder_decoder") or text.get("is_encoder_decoder"):
+        problems.append("the model has an encoder and a decoder, and only decoders are planned")
     if problems:
         raise PlanError(problems)
     family = _family(text)
+    if family in _ENCODERS:
+        raise PlanError(
+            [f"the family {family} is an encoder, which has no KV cache to plan: it needs its weights and about 1 GiB"]
+        )
     head_dim = _whole(text, "head_dim", max(1, hidden // heads), problems)
     kv_heads = _whole(text, "num_key_value_heads", _whole(text, "num_kv_heads", heads, problems), problems)
+    if text.get("multi_query") and not text.get("new_decoder_architecture"):
+        kv_heads = 1  # Falcon
     intermediate = _whole(text, "intermediate_size", _whole(text, "ffn_hidden_size", 4 * hidden, problems), problems)
-    experts = max(_whole(text, name, 0, problems) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    experts = max(_whole(text, name, 0, problems) for name in _EXPERTS)
     kinds = _kinds(text, family, layers, problems)
+    dense_intermediate = _whole(
+        text, "intermediate_size_mlp", intermediate, problems
+    )  # Llama 4: the other is an expert's
     expert_layers, dense_layers = _feed_forward_layers(text, layers, experts, problems)
-    shared = _whole(text, "n_shared_experts", 0, problems) * _whole(
-        text, "moe_intermediate_size", intermediate, problems
-    )
+    shared = _shared_intermediate(text, family, intermediate, problems)
     state, linear_layer = _linear(text, hidden, problems) if LINEAR in kinds else ((0, 0), 0)
+    # Falcon-H1 has Mamba and attention side by side in each layer.
+    beside = _linear(text, hidden, problems)[1] if family == "falcon_h1" else 0
     quantization = text.get("quantization_config") or text.get("compression_config") or {}
     shape = Shape(
         family=family,
@@ -156,12 +201,12 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         heads=heads,
         kv_heads=max(1, kv_heads),
         head_dim=head_dim,
-        intermediate=intermediate,
+        intermediate=dense_intermediate,
         vocabulary=vocabulary,
-        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", family.startswith(_TIED)))),
         context=_context(text, problems),
         kinds=kinds,
-        attention_layer=_attention(text, hidden, heads, max(1, kv_heads), head_dim, family, problems),
+        attention_layer=_attention(text, hidden, heads, max(1, kv_heads), head_dim, family, problems) + beside,
         linear_layer=linear_layer,
         window=_whole(text, "sliding_window", _whole(text, "attention_chunk_size", 0, problems), problems),
         mla_dim=_whole(text, "kv_lora_rank", 0, problems)
@@ -170,13 +215,14 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         dense_layers=dense_layers,
         expert_layers=expert_layers,
         experts=experts,
-        experts_per_token=_whole(text, "num_experts_per_tok", _whole(text, "top_k_experts", 1, problems), problems)
-        if experts
-        else 0,
+        experts_per_token=max(1, *(_whole(text, name, 0, problems) for name in _EXPERTS_PER_TOKEN)) if experts else 0,
         expert_intermediate=_whole(text, "moe_intermediate_size", intermediate, problems) if experts else 0,
-        shared_intermediate=max(shared, _whole(text, "shared_expert_intermediate_size", 0, problems)),
+        shared_intermediate=shared,
         gated=family not in _UNGATED,
         vision=_vision(config.get("vision_config")),
+        any_resolution=_takes_any_resolution(family, config.get("vision_config")),
+        rotary_dim=_whole(text, "qk_rope_head_dim", head_dim, problems),
+        cache_fp8=isinstance(quantization, Mapping) and _has_fp8_cache(quantization),
         dtype=str(text.get("torch_dtype") or text.get("dtype") or "bfloat16").removeprefix("torch."),
         quantization=quantization if isinstance(quantization, Mapping) else {},
     )
@@ -299,7 +345,10 @@ def _kinds(text: Mapping[str, Any], family: str, layers: int, problems: list[str
     pattern = text.get("hybrid_override_pattern")
     if isinstance(pattern, str):  # Nemotron-H: M Mamba, * attention, - and E without a state
         return tuple(LINEAR if letter == "M" else FULL for letter in pattern if letter in "M*")
-    if isinstance(listed, list) and len(listed) == layers:
+    if isinstance(listed, list):
+        if len(listed) != layers:
+            problems.append(f"config.json lists the kinds of {len(listed)} layers and has {layers}")
+            return ()
         return tuple(map(_kind, map(str, listed)))
     window = bool(text.get("sliding_window")) and text.get("use_sliding_window") is not False
     every = _every(text, family, problems)
@@ -329,6 +378,8 @@ def _every(text: Mapping[str, Any], family: str, problems: list[str]) -> int:
         return stated
     if family == "gemma2":
         return 2
+    if family == "gemma3":
+        return 6
     return 4 if text.get("attention_chunk_size") else 0
 
 
@@ -389,7 +440,14 @@ def _feed_forward_layers(text: Mapping[str, Any], layers: int, experts: int, pro
         return pattern.count("E"), pattern.count("-")
     if not experts:
         return 0, layers
-    dense_first = _whole(text, "first_k_dense_replace", 0, problems)
+    frequency = text.get("moe_layer_freq")
+    if isinstance(frequency, list) and len(frequency) == layers:
+        return sum(map(bool, frequency)), layers - sum(map(bool, frequency))
+    period, offset = _whole(text, "expert_layer_period", 0, problems), _whole(text, "expert_layer_offset", 0, problems)
+    if period:  # Jamba
+        sparse = sum(index % period == offset for index in range(min(layers, 10_000)))
+        return sparse, layers - sparse
+    dense_first = max(_whole(text, name, 0, problems) for name in ("first_k_dense_replace", "moe_layer_start_index"))
     step = max(1, _whole(text, "decoder_sparse_step", _whole(text, "interleave_moe_layer_step", 1, problems), problems))
     stated = text.get("mlp_only_layers")
     dense_only = stated if isinstance(stated, list) else []
@@ -400,6 +458,16 @@ def _feed_forward_layers(text: Mapping[str, Any], layers: int, experts: int, pro
     return sparse, layers - sparse
 
 
+def _shared_intermediate(text: Mapping[str, Any], family: str, intermediate: int, problems: list[str]) -> int:
+    """The width of the experts that see every token, all together."""
+    if family.startswith("llama4"):
+        return intermediate
+    number = max(_whole(text, name, 0, problems) for name in _SHARED_EXPERTS)
+    names = ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size")
+    stated = [_whole(text, name, 0, problems) for name in names]
+    return max(number * _whole(text, "moe_intermediate_size", intermediate, problems), *stated)
+
+
 def _vision(config: Any) -> int:
     """Parameters of a vision tower, roughly; 0 without one."""
     if not isinstance(config, Mapping):
@@ -407,7 +475,23 @@ def _vision(config: Any) -> int:
     problems: list[str] = []
     width = _whole(config, "hidden_size", 1024, problems)
     depth = _whole(config, "num_hidden_layers", _whole(config, "depth", 24, problems), problems)
-    return depth * (4 * width * width + 2 * width * _whole(config, "intermediate_size", 4 * width, problems))
+    tower = depth * (4 * width * width + 2 * width * _whole(config, "intermediate_size", 4 * width, problems))
+    # Qwen's towers join neighbouring patches by an MLP, and by one more for each layer that is also handed on.
+    joined = width * _whole(config, "spatial_merge_size", 0, problems) ** 2
+    onward = config.get("deepstack_visual_indexes")
+    mergers = 1 + (len(onward) if isinstance(onward, list) else 0)
+    return tower + mergers * joined * (joined + _whole(config, "out_hidden_size", width, problems))
+
+
+def _takes_any_resolution(family: str, config: Any) -> bool:
+    """Qwen's towers and their like: vLLM's profile then has the largest image that fits."""
+    return isinstance(config, Mapping) and (
+        "vl" in family or family.startswith("qwen3_5") or "spatial_merge_size" in config
+    )
+
+
+def _has_fp8_cache(quantization: Mapping[str, Any]) -> bool:
+    return bool(quantization.get("kv_cache_scheme")) or "FP8" in str(quantization.get("kv_cache_quant_algo")).upper()
 
 
 def _estimates(shape: Shape, text: Mapping[str, Any]) -> list[str]:
@@ -415,6 +499,9 @@ def _estimates(shape: Shape, text: Mapping[str, Any]) -> list[str]:
     found = []
     if shape.family not in _KNOWN:
         found.append(f"the family {shape.family} was not compared with real starts")
+    method = str(shape.quantization.get("quant_method") or "").lower().replace("-", "_")
+    if method and method not in _SIZED:
+        found.append(f"the bytes of a weight in {method} are not known; one is assumed")
     if LINEAR in shape.kinds:
         found.append(
             "layers of linear attention or Mamba keep a state per request, whose size depends on vLLM's choices"

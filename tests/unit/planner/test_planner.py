@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_data import MODELS
 from stack_plan import load
@@ -227,6 +227,7 @@ ANYTHING = st.one_of(
 )
 
 
+@settings(deadline=None)  # on a busy machine a plan takes longer
 @given(
     st.sampled_from(sorted(MODELS)),
     st.dictionaries(st.sampled_from([*sorted(LLAMA), "sliding_window", "num_experts", "kv_lora_rank"]), ANYTHING),
@@ -241,6 +242,7 @@ def test_any_configuration_gives_a_plan_or_says_what_is_wrong(
         json.dumps(told, allow_nan=False)
 
 
+@settings(deadline=None)  # on a busy machine a plan takes longer
 @given(
     st.dictionaries(
         st.sampled_from(
@@ -261,6 +263,7 @@ def test_any_options_give_a_plan_or_say_what_is_wrong(args: dict[str, Any]) -> N
         assert plans.plan(LLAMA, host("g6.12xlarge"), args)["kv_tokens"] >= 0
 
 
+@settings(deadline=None)  # on a busy machine a plan takes longer
 @given(
     st.sampled_from(sorted(MODELS)),
     st.sampled_from([64, 256, 1024]),
