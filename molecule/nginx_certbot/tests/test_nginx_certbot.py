@@ -402,6 +402,27 @@ def test_only_the_curves_of_mozillas_profile_are_offered(web: str) -> None:
     assert taken == [curve for curve in offered.split() if curve not in ("P-521", "X448")]
 
 
+def test_logs_are_rotated_and_only_for_their_group_to_read(web: str) -> None:
+    modes = "stat -c '%a %U' /var/log/nginx/access.log /var/log/nginx/error.log"
+    user = ssh(web, "ps -o user= -p $(pgrep -P $(cat /run/nginx.pid) | head -n 1)").strip()
+    assert set(ssh(web, modes).splitlines()) == {f"640 {user}"}
+    before = ssh(web, "stat -c %i /var/log/nginx/access.log")
+    ask(web, "/to/be/rotated")
+    # As the timer's service does it, but now.
+    ssh(web, "systemd-run -q --wait --pipe logrotate --force /etc/nginx/ec2-inference/logrotate.conf")
+    ssh(web, "systemctl start ec2-inference-nginx-logs.service")
+    for _ in range(100):
+        ask(web, "/after/the/rotation")
+        if "/after/the/rotation" in ssh(web, "cat /var/log/nginx/access.log"):
+            break
+    else:
+        raise AssertionError("nginx does not write to the new log")
+    assert ssh(web, "stat -c %i /var/log/nginx/access.log") != before
+    assert set(ssh(web, modes).splitlines()) == {f"640 {user}"}
+    assert "/to/be/rotated" in ssh(web, "cat /var/log/nginx/access.log-*")
+    assert ssh(web, "systemctl is-active ec2-inference-nginx-logs.timer").strip() == "active"
+
+
 def test_http2_is_offered(web: str) -> None:
     context = trust()
     context.set_alpn_protocols(["h2", "http/1.1"])

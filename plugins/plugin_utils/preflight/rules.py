@@ -72,6 +72,8 @@ RULES: dict[str, dict[str, Any]] = {
     "nginx_certbot_embeddings_timeout_s": _SECONDS,
     "nginx_certbot_generation_timeout_s": _SECONDS,
     "nginx_certbot_hsts_max_age_s": _COUNT_OR_NONE,
+    "nginx_certbot_log_days": _COUNT,
+    "nginx_certbot_log_size_mb": _COUNT,
     "nginx_certbot_public_addresses[]": {"format": "address"},
     "nginx_certbot_real_ip_from[]": {"format": "believed_network"},
     "nginx_certbot_real_ip_header": {"pattern": r"^[A-Za-z][A-Za-z0-9-]*$", "x-words": "be the name of a header"},
