@@ -84,7 +84,20 @@ RULES: dict[str, dict[str, Any]] = {
     "nginx_certbot_upstream_keepalive": _COUNT,
     "nginx_certbot_worker_connections": {"minimum": 64, "maximum": 1_000_000},
     "nginx_certbot_worker_processes": {"pattern": r"^(auto|[1-9]\d*)$", "x-words": "be auto or a number"},
-    "nvidia_drivers_branch": {"pattern": r"^\d{3}$", "x-words": "be a branch, such as 580"},
+    "nvidia_drivers_branch": {
+        "pattern": r"^\d{3}(\.\d+){0,2}$",
+        "x-words": "be a branch, such as 580, or a version, such as 580.126.09",
+    },
+    "nvidia_drivers_key.fingerprint": {
+        "pattern": r"^[0-9A-F]{40}$",
+        "x-words": "be 40 hexadecimal digits without spaces, in capitals",
+    },
+    "nvidia_drivers_metrics_dir": {**_FILE, "x-words": "be the whole path of a directory"},
+    "nvidia_drivers_repository_url": {
+        "pattern": r"^(https?|file)://\S*[^\s/]$",
+        "x-words": "be an address that begins with https://, http:// or file:// and does not end with /",
+        "x-address": True,
+    },
     "proxy_admin_address": {"format": "address"},
     "proxy_admin_port": _PORT,
     "proxy_body_limit_mb": _MEGABYTES,
