@@ -67,3 +67,15 @@ def test_each_option_that_vllm_refuses_is_a_line_of_the_message() -> None:
     lines = Templar(loader=DataLoader(), variables=known).template(stop["fail_msg"]).splitlines()
     assert lines[1:] == ["one.yml: vLLM has no option 'a'", "two.yml: vLLM has no option 'b'"]
     assert "refuses options of engines on engine1" in lines[0]
+
+
+def test_what_comes_from_elsewhere_and_is_not_streamed_is_downloaded() -> None:
+    engines = [
+        {"name": "hub", "model": "a/b"},
+        {"name": "bucket", "model": "s3://a/b", "stream": False},
+        {"name": "stream", "model": "s3://a/c", "stream": True},
+        {"name": "disk", "model": "/srv/m"},
+    ]
+    known = read("vars/main.yml") | {"__vllm_completed": {"engines": engines, "adapters": []}}
+    fetched = Templar(loader=DataLoader(), variables=known).template(known["__vllm_fetched_engines"])
+    assert [engine["name"] for engine in fetched] == ["hub", "bucket"]
