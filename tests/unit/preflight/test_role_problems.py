@@ -44,7 +44,7 @@ def collected(role: str, directory: Path, variables: dict[str, Any]) -> list[str
     )
 
 
-@pytest.mark.parametrize("role", ["vllm", "proxy", "nginx_certbot"])
+@pytest.mark.parametrize("role", ["vllm", "proxy", "nginx_certbot", "nvidia_drivers"])
 def test_a_list_of_problems_that_cannot_be_made_is_not_an_empty_one(role: str, tmp_path: Path) -> None:
     (tmp_path / "templates").mkdir()
     template = tmp_path / "templates" / "problems.yml.j2"
