@@ -41,6 +41,11 @@ INVENTORY = {
                 "stack_address": "fd00::4",
                 "vllm_engines": [{"name": "a", "port": 8001, "served_model_name": "big"}],
             },
+            "gpu3": {
+                "stack_address": "10.0.0.5",
+                "hub_model": "Qwen/Qwen3-8B",
+                "vllm_engines": [{"model": "{{ hub_model }}", "adapters": [{"name": "sql", "model": "/srv/sql"}]}],
+            },
         }
     },
 }
@@ -134,9 +139,11 @@ def rendered(directory: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
 
 def test_with_nothing_said(tmp_path: Path) -> None:
     config, keys = rendered(tmp_path, POOL)
-    assert [engine["id"] for engine in config["engines"]] == ["gpu1:a", "gpu1:b", "gpu2:a"]
+    assert [engine["id"] for engine in config["engines"]] == ["gpu1:a", "gpu1:b", "gpu2:a", "gpu3:qwen3-8b"]
     assert config["engines"][0] | {"weight": 2, "pool": "long", "max_in_flight": 64} == config["engines"][0]
     assert config["engines"][2]["url"] == "http://[fd00::4]:8001"
+    assert config["engines"][3]["url"] == "http://10.0.0.5:8000", "of a host on which the role vllm has not run"
+    assert config["engines"][3]["models"] == ["Qwen/Qwen3-8B", "sql"]
     assert config["trusted_proxies"] == ["10.0.0.1"]
     assert config["limits"] == {"store": None}
     assert keys == []

@@ -176,3 +176,11 @@ def test_what_an_operator_says_wins(hyphen: str) -> None:
 def test_another_chat_template_and_a_model_without_text_get_none() -> None:
     assert parsers_of_engine(FOUND, args={"chat-template": "/srv/t.jinja"}) == {}
     assert parsers_of_engine(FOUND, probe="embeddings") == {}
+
+
+def test_adapters_are_fetched_again_after_a_stop_of_the_instance() -> None:
+    (writing,) = (task for task in read("tasks/configure/release.yml") if "__vllm_origins" in task.get("vars", {}))
+    engine = {"model": "org/m", "revision": "1" * 40, "adapters": TWO}
+    known = read("vars/main.yml") | writing["vars"] | {"__vllm_completed": entries(engine)}
+    content = Templar(loader=DataLoader(), variables=known).template(writing["ansible.builtin.copy"]["content"])
+    assert json.loads(content) == [["org/m", "1" * 40], ["org/law", "0" * 40]]
