@@ -419,7 +419,7 @@ def test_logs_are_rotated_and_only_for_their_group_to_read(web: str) -> None:
         raise AssertionError("nginx does not write to the new log")
     assert ssh(web, "stat -c %i /var/log/nginx/access.log") != before
     assert set(ssh(web, modes).splitlines()) == {f"640 {user}"}
-    assert "/to/be/rotated" in ssh(web, "cat /var/log/nginx/access.log-*")
+    assert "/to/be/rotated" in ssh(web, "zcat -f /var/log/nginx/access.log-*")
     assert ssh(web, "systemctl is-active ec2-inference-nginx-logs.timer").strip() == "active"
 
 
@@ -564,6 +564,7 @@ def test_what_a_killed_worker_of_nginx_counted_locks_nobody_out(web: str) -> Non
         for connection in hanging:
             with contextlib.suppress(OSError):
                 connection.recv(1)
+            connection.close()
         ssh(web, "systemctl start ec2-inference-nginx-mend.service")
         assert ask(web, "/v1/models").status == 200
         assert "had died" in ssh(web, "journalctl -q --no-pager -n 20 -u ec2-inference-nginx-mend.service")
