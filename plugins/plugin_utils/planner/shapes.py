@@ -193,6 +193,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
     state, linear_layer = _linear(text, hidden, problems) if LINEAR in kinds else ((0, 0), 0)
     # Falcon-H1 has Mamba and attention side by side in each layer.
     beside = _linear(text, hidden, problems)[1] if family == "falcon_h1" else 0
+    latent = _whole(text, "kv_lora_rank", 0, problems)
     quantization = text.get("quantization_config") or text.get("compression_config") or {}
     shape = Shape(
         family=family,
@@ -209,8 +210,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         attention_layer=_attention(text, hidden, heads, max(1, kv_heads), head_dim, family, problems) + beside,
         linear_layer=linear_layer,
         window=_whole(text, "sliding_window", _whole(text, "attention_chunk_size", 0, problems), problems),
-        mla_dim=_whole(text, "kv_lora_rank", 0, problems)
-        and text["kv_lora_rank"] + _whole(text, "qk_rope_head_dim", 64, problems),
+        mla_dim=latent and latent + _whole(text, "qk_rope_head_dim", 64, problems),
         linear_state=state,
         dense_layers=dense_layers,
         expert_layers=expert_layers,

@@ -51,6 +51,7 @@ VARIABLES: dict[str, Any] = {
     "vllm_requirements": str(ROOT / "roles/vllm/files/requirements-cuda.txt"),
     "__proxy_ports": [9000, 9001],
     "__vllm_configs": {},
+    "__vllm_missing_adapters": [],
     "__vllm_local_models": {},
     "__vllm_gpus": {"matched": 0},
     "ansible_python_interpreter": sys.executable,
@@ -67,7 +68,10 @@ FACTS = {
 def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each role's preflight says of all its cases, each of which has a name of its own as the listener's."""
     directory = tmp_path_factory.mktemp("ports")
-    tasks: list[dict[str, Any]] = [{"ansible.builtin.set_fact": FACTS | {"cacheable": True}}]
+    tasks: list[dict[str, Any]] = [
+        {"ansible.builtin.set_fact": FACTS | {"cacheable": True}},
+        {"stack_engines": None, "register": "__vllm_completed"},
+    ]
     for role, cases in CASES.items():
         template = ROOT / "roles" / role / "templates" / "problems.yml.j2"
         lines = [LINE.format(address, f"at {address}") for address in cases]
