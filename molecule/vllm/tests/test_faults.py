@@ -31,7 +31,12 @@ def generate(host, engine, *options):
 
 
 def wait_for_next_run(host, engine, before):
-    """Wait until the engine generates in another run than `before`. curl waits: a frozen engine's connections end when it is killed."""
+    """Wait until the engine generates in another run than `before`.
+
+    A frozen process is continued to write its stacks, and may answer once more before it is killed. So the run is waited for first.
+    """
+    show = f"systemctl show --property InvocationID --value vllm@{engine}"
+    host.run(f"timeout {SERVES_AGAIN_S} sh -c 'until [ \"$({show})\" != {before} ]; do sleep 0.5; done'")
     answered = generate(
         host,
         engine,
