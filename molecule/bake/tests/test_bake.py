@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import boto3
 
@@ -10,7 +11,7 @@ testinfra_hosts = ["ssh://builder1"]
 
 
 def test_there_is_one_image_with_the_tags_of_its_fleet():
-    ec2 = boto3.client("ec2")
+    ec2 = boto3.client("ec2", region_name=os.environ["AWS_REGION"])
     (image,) = ec2.describe_images(Owners=["self"], Filters=[{"Name": "name", "Values": ["engines-of-the-lab"]}])[
         "Images"
     ]
