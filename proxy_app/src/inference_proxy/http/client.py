@@ -250,7 +250,9 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # cast and not isinstance: uvloop's transports do not inherit from asyncio's classes.
         self.transport = cast(asyncio.Transport, transport)
-        probe_when_silent(transport.get_extra_info("socket"))
+        connection = transport.get_extra_info("socket")
+        if connection is not None:  # a transport need not have one
+            probe_when_silent(connection)
 
     def data_received(self, data: bytes) -> None:
         if self._answer is not None and self._unsent is None:
