@@ -21,7 +21,7 @@ def gpu(host, name):
 
 @pytest.fixture
 def other(host, name):
-    """The host on Debian 13. Every test gets every host, and one about this host has nothing to check on the others."""
+    """The second host with a GPU. Every test gets every host, and one about this host has nothing to check on the others."""
     if name != OTHER:
         pytest.skip(f"about {OTHER}")
     return host
