@@ -10,8 +10,9 @@ from hypothesis import settings
 
 from engine import Engine
 from harness import Files, Log, Proxy, running_engine, running_proxy
-from inference_proxy import account, poller, reload
-from inference_proxy.accounting import logs
+from inference_proxy import reload
+from inference_proxy.accounting import accounts, logs
+from inference_proxy.engines import poller
 
 # No time limit per example: the speed of the machine does not matter.
 settings.register_profile("proxy", deadline=None, max_examples=50)
@@ -28,7 +29,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten intervals, not deadlines: how often the proxy polls engines and checks its files."""
     monkeypatch.setattr(poller, "_INTERVAL_S", 0.03)
     monkeypatch.setattr(reload, "_INTERVAL_S", 0.02)
-    monkeypatch.setattr(account, "_LINGER_S", 0)
+    monkeypatch.setattr(accounts, "_LINGER_S", 0)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ LAYERS = (
     ("request",),
     ("settings",),
     ("accounting", "engines"),
-    ("scheduling", "limits", "account", "poller"),
+    ("scheduling", "limits"),
     ("state",),
     ("admin", "pipeline"),
     ("local_endpoints", "reload"),

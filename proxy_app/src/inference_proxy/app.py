@@ -18,12 +18,12 @@ from inference_proxy.api.dialects import CHAT, MESSAGES, Dialect
 from inference_proxy.api.endpoints import Endpoint
 from inference_proxy.api.errors import ApiError
 from inference_proxy.config import CATALOGUE
+from inference_proxy.engines.poller import Poller
 from inference_proxy.http.client import EngineClient
 from inference_proxy.http.message import HeaderFields, fields_of
 from inference_proxy.http.server_protocol import take_connection
 from inference_proxy.local_endpoints import LocalEndpoints
 from inference_proxy.pipeline.pipeline import Pipeline, refuse
-from inference_proxy.poller import Poller
 from inference_proxy.reload import Watcher
 from inference_proxy.request.incoming import Incoming
 from inference_proxy.state import State

@@ -2,7 +2,7 @@
 
 import logging
 
-from inference_proxy.account import Accounts
+from inference_proxy.accounting.accounts import Accounts
 from inference_proxy.accounting.metrics import Metrics
 from inference_proxy.accounting.tracing import Tracing
 from inference_proxy.accounting.usage_store import UsageStore

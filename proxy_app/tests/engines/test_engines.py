@@ -10,7 +10,7 @@ import pytest
 from engine import WAIT_S, Call, Engine, complete
 from expect import expect_error
 from harness import SMALL_KEY, Files, Log, Proxy, running_engine, running_proxy
-from inference_proxy import poller
+from inference_proxy.engines import poller
 from inference_proxy.http.client import EngineClient
 
 pytestmark = pytest.mark.anyio

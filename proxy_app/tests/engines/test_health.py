@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from engine import WAIT_S, Call, Engine, complete, stream
 from expect import expect_error
 from harness import Files, Log, Proxy, running_engine, running_proxy
-from inference_proxy import poller
 from inference_proxy.config import Retries
-from inference_proxy.engines import gauges
+from inference_proxy.engines import gauges, poller
 from inference_proxy.engines.breaker import Phase
 from inference_proxy.engines.gauges import Gauges, Rank
 from inference_proxy.engines.progress import Progress

@@ -10,7 +10,7 @@ import pytest
 from engine import COMPLETION, WAIT_S, Call, Engine, Script, complete, stream, stream_body
 from expect import expect_error
 from harness import KEY, SMALL_KEY, Files, Log, Proxy, running_engine, running_proxy, sha256
-from inference_proxy import poller
+from inference_proxy.engines import poller
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine import Call, Engine
 from harness import KEY, SMALL_KEY, WAIT_S, Files, Proxy, running_proxy, sha256
-from inference_proxy import account
+from inference_proxy.accounting import accounts
 from inference_proxy.api.errors import ApiError
 from inference_proxy.api.numbers import MOST_CONTEXT_TOKENS
 from inference_proxy.config import Routing
@@ -226,7 +226,7 @@ async def test_a_fault_makes_the_worker_unready_and_others_are_served(
     files.configure(engine, admin=files.admin())
     async with running_proxy(files) as proxy:
         with monkeypatch.context() as patch:
-            patch.setattr(account, "_sample", lambda _: 1 / 0)
+            patch.setattr(accounts, "_sample", lambda _: 1 / 0)
             async with proxy.post() as response:
                 assert response.status == 200
             status = await proxy.until(lambda status: status["fault"] is not None)
