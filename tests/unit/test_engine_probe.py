@@ -195,7 +195,7 @@ def test_an_earlier_crash_is_forgiven(fake, tmp_path, monkeypatch) -> None:
 
 def test_unhealthy_is_told_when_the_time_is_over(fake) -> None:
     fake.health = 503
-    with pytest.raises(engine_probe.ProbeError, match="not well after 0 s"):
+    with pytest.raises(engine_probe.ProbeError, match="still fails after 0 s"):
         engine_probe.prove(engine(fake, start_timeout_s=0))
 
 

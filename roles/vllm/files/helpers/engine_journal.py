@@ -1,4 +1,4 @@
-"""What an engine's journal says: its own last error, and how long each phase of its start took.
+"""Read an engine's journal: the engine's own last error, and how long each phase of its start took.
 
 Standard library only (Python 3.9 or newer).
 """
@@ -10,11 +10,11 @@ from typing import Dict, List, Optional, Tuple
 
 # What vLLM puts before each line: "(EngineCore pid=12) ERROR 11-26 17:40:01 [core.py:1200] ".
 _PREFIX = re.compile(r"^(?:\([^)]*pid=\d+\) )?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d (?:\.\d+ )?\[[^\]]+\] ?)?")
-# A traceback's last line, or what the parser of options says.
+# A traceback's last line, or a message of the parser of options.
 _ERROR = re.compile(
     r"^(?:[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Failure)\b(?::|$)|Exception: |vllm serve: error: )"
 )
-# Of a process that only reports another one's failure.
+# Messages of a process that only reports the failure of another one.
 _SECOND_HAND = re.compile(
     r"root cause|Engine core initialization failed|EngineCore encountered an issue|EngineDeadError"
 )
@@ -32,7 +32,7 @@ _PHASES: List[Tuple[str, "re.Pattern[str]"]] = [
 
 
 def _last_run(journal: str) -> List[str]:
-    """The lines since the engine's last start that logged anything of its own."""
+    """The lines since the last start at which the engine itself logged something."""
     lines = journal.splitlines()
     begins = [number for number, line in enumerate(lines) if _BEGIN.match(line)]
     for begin in reversed(begins):
@@ -47,7 +47,7 @@ def _plain(line: str) -> str:
 
 
 def last_error(journal: str) -> Optional[str]:
-    """The error that ended the engine's last run, by its own words: the first one's, not what others made of it."""
+    """The message of the error that ended the engine's last run: the original error, not those that followed from it."""
     plain = [_plain(line) for line in _last_run(journal)]
     found = [number for number, line in enumerate(plain) if _ERROR.match(line)]
     own = [number for number in found if not _SECOND_HAND.search(plain[number])]
@@ -55,7 +55,7 @@ def last_error(journal: str) -> Optional[str]:
         return None
     number = (own or found)[-1]
     text = [plain[number]]
-    # An error of several lines has the others indented.
+    # The further lines of an error are indented.
     for line in plain[number + 1 : number + _MOST_LINES]:
         if not line.startswith(" "):
             break

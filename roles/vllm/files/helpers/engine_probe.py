@@ -41,7 +41,7 @@ REQUESTS: Dict[str, Dict[str, Any]] = {
     "classify": {"input": "Hello"},
     "rerank": {"query": "Hello", "documents": ["Hello"]},
 }
-# Further features of text generation. Each runs code of its own, some of which is compiled at the first such request.
+# Further features of text generation. Each runs different code in the engine, and some of it is compiled at the first such request.
 TEXT = {"prompt": "Hello", "max_tokens": 4}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
 FUNCTION = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
@@ -72,7 +72,7 @@ BOUNDARY = "engine-probe"
 ANSWER_S = 120.0  # a few tokens, for which something may have to be compiled first
 PAUSE_S = 0.5
 JOURNAL_LINES = 40
-# What of the journal is searched for the engine's own error, and for the phases of its start.
+# How many lines of the journal are searched for the engine's own error, and for the phases of its start.
 SEARCHED_LINES = 3000
 RUN = Path("/run")
 # The seconds of each engine's last start, one file each.
@@ -92,9 +92,9 @@ class Engine:
     model: str
     probe: str
     fingerprint: str
-    # Releases of earlier versions of this role do not say it.
+    # Absent from releases of earlier versions of this role.
     start_timeout_s: float = 1800
-    # Indexes; None for all of the host.
+    # Indexes; None stands for all GPUs of the host.
     gpus: Optional[List[int]] = None
 
     @classmethod
@@ -174,8 +174,8 @@ def unit_state(unit: str, names: str = "ActiveState,Result,NRestarts,ExecMainSta
 
 
 def how_it_ended(words: str, state: Dict[str, str]) -> str:
-    """By the words of its journal: while systemd starts it anew, the unit's state is already that of the next start,
-    "success" and 0."""
+    """How the last run ended, from the journal. The unit's own state is no help: while systemd restarts it, it is
+    already that of the next run, "success" and 0."""
     ends = re.findall(r"Main process exited, code=(\w+), status=(\S+)", words)
     if ends:
         return "code {}, status {}".format(*ends[-1])
@@ -216,7 +216,7 @@ def prove(engine: Engine, crashes_before: int = 0) -> None:
         except OSError as error:
             if time.monotonic() >= end:
                 raise ProbeError(
-                    f"{engine.unit} runs, but {engine.url}/health is not well after {engine.start_timeout_s:.0f} s: {error}; {journal(engine.unit)}"
+                    f"{engine.unit} runs, but {engine.url}/health still fails after {engine.start_timeout_s:.0f} s: {error}; {journal(engine.unit)}"
                 ) from error
         time.sleep(PAUSE_S)
     generate(engine)
@@ -243,7 +243,7 @@ def sample(engine: Engine) -> None:
 
 
 def generate(engine: Engine) -> None:
-    """Have the engine generate once. A busy engine that generates for clients meanwhile has proven itself too."""
+    """Request one token of the engine. If that fails, but a busy engine generates tokens for clients meanwhile, that is proof, too."""
     path, body, kind = question(engine)
     url = engine.url + path
     before = tokens(engine)
@@ -282,7 +282,7 @@ def check_current(engine: Engine) -> None:
 
 
 def told_start(engine: Engine, start_s: float) -> str:
-    """How long the start took, and its phases by the engine's journal. The time is kept for the next drain of the engine."""
+    """How long the start and its phases took, from the engine's journal. The time is stored for the engine's next drain."""
     parts = [f"{name} {seconds:.1f} s" for name, seconds in engine_journal.phases_s(read_journal(engine.unit)).items()]
     with contextlib.suppress(OSError):
         STARTS.mkdir(exist_ok=True)
