@@ -16,9 +16,9 @@ UTILIZATION = 0.92
 _VERSION = (0, 33)
 # GPUs that vLLM's wheels have code for; those below the second have no bfloat16.
 _LEAST_CAPABILITY, _BFLOAT16_CAPABILITY = 7.5, 8.0
-# Tokens of KV cache that an engine should have where an operator wants nothing in particular, and the fewest that are of any use.
+# Tokens of KV cache that an engine should have if the operator does not say, and the smallest useful number.
 _USUAL_TOKENS, _LEAST_TOKENS = 32768, 2048
-# Numbers of sequences to try where the default leaves too little for the KV cache.
+# Numbers of sequences to try if the default leaves too little for the KV cache.
 _SEQUENCES = (256, 128, 64, 32, 16)
 
 

@@ -1,4 +1,4 @@
-"""Plans as people and programs read them."""
+"""Plans as tables for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COLUMNS = {
 
 
 def version_of(text: str) -> tuple[int, int]:
-    """The first two numbers of vLLM's version. Raises PlanError for what is none."""
+    """The first two numbers of vLLM's version. Raises PlanError if the text is no version."""
     parts = str(text).split(".")
     try:
         return int(parts[0]), int(parts[1])
@@ -76,7 +76,7 @@ def plan_of_fleet(fleet: list[dict[str, Any]], version: tuple[int, int]) -> list
     return found
 
 
-# Below this share of what is needed an engine is refused, because no plan was ever that wrong.
+# An engine with less than this share of the memory that it needs is refused: no plan has ever been wrong by more.
 _SURELY_TOO_LITTLE = 0.85
 
 

@@ -1,4 +1,4 @@
-"""The shape of a model, from its config.json: how many parameters it has, where, and what a token costs in the KV cache."""
+"""The shape of a model, from its config.json: the number of parameters of each part, and the bytes of a token in the KV cache."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from .flags import PlanError
 
 FULL, SLIDING, LINEAR = "full", "sliding", "linear"
-# Names that configurations have for one field, the usual one first.
+# The names of each field in different configurations, the usual one first.
 _ALIASES = {
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
     "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
     "vocab_size": ("vocab_size",),
 }
-# Where a configuration of several parts has that of the language model.
+# Keys under which a configuration with several parts has the language model's.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk")
@@ -70,7 +70,7 @@ _KNOWN = (
 )
 # Families whose head is the embedding, unless their configuration says otherwise.
 _TIED = ("gemma", "cohere")
-# Families that read a text as a whole and keep nothing of it.
+# Families of encoders, which process a text as a whole and have no KV cache.
 _ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "distilbert", "nomic_bert", "new")
 # Methods whose bytes of a weight are known.
 _SIZED = (
@@ -371,7 +371,7 @@ def _kinds(text: Mapping[str, Any], family: str, layers: int, problems: list[str
 
 
 def _every(text: Mapping[str, Any], family: str, problems: list[str]) -> int:
-    """Every how many layers there is one with full attention; 0 where all layers are alike."""
+    """N if every N-th layer has full attention; 0 if all layers are alike."""
     names = ("full_attention_interval", "attn_layer_period", "sliding_window_pattern", "no_rope_layer_interval")
     stated = next((_whole(text, name, 0, problems) for name in names if isinstance(text.get(name), int)), 0)
     if stated:
@@ -404,7 +404,7 @@ def _attention(
 
 
 def _linear(text: Mapping[str, Any], hidden: int, problems: list[str]) -> tuple[tuple[int, int], int]:
-    """What one layer of linear attention or Mamba keeps per request (convolution, state; in elements), and its parameters."""
+    """The elements that one layer of linear attention or Mamba keeps per request (convolution, state), and its parameters."""
     values = _whole(text, "linear_num_value_heads", 0, problems)
     if values:
         keys, key_dim = (
@@ -484,7 +484,7 @@ def _vision(config: Any) -> int:
 
 
 def _takes_any_resolution(family: str, config: Any) -> bool:
-    """Qwen's towers and their like: vLLM's profile then has the largest image that fits."""
+    """Whether the tower takes images of any size, as Qwen's do: vLLM then profiles with the largest image that fits."""
     return isinstance(config, Mapping) and (
         "vl" in family or family.startswith("qwen3_5") or "spatial_merge_size" in config
     )
