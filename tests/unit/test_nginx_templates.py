@@ -1,4 +1,4 @@
-"""What the web tier's templates render from its variables. The scenario nginx_certbot shows what nginx does with it."""
+"""The web tier's templates, rendered from its variables. How nginx behaves with them is tested by the scenario nginx_certbot."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ Rendered = dict[str, tuple[str, list[str]]]
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
-    """Of each case nginx.conf, and the problems that preflight finds."""
+    """For each case, nginx.conf and the problems that preflight finds."""
     directory = tmp_path_factory.mktemp("rendered")
     templates = [str(ROLE / f"templates/{name}.j2") for name in ("nginx.conf", "problems.yml")]
     play = {

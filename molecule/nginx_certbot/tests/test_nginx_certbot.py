@@ -281,7 +281,7 @@ def test_a_secret_in_clear_text_is_not_redirected(web: str, method: str, headers
 
 
 def exchange(web: str, data: bytes, tls: bool) -> tuple[int, http.client.HTTPMessage, bytes]:
-    """Send bytes and read one answer, whatever they are."""
+    """Send any bytes and read one answer."""
     plain = socket.create_connection((ADDRESS[web], 443 if tls else 80), timeout=30)
     with TRUST.wrap_socket(plain, server_hostname=DOMAIN) if tls else plain as connection:
         connection.sendall(data)
