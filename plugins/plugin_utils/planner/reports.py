@@ -51,7 +51,8 @@ def plan_of_model(
         return {"model": model, "instance_type": instance_type, "usd_per_hour": host.usd_per_hour, **told}
     every = hosts.all_hosts(INSTANCES)
     found = plans.fitting_hosts(files.config, every, args, wanted, files.weights_bytes, version=version)
-    return {"model": model, "fits": bool(found), "instance_types": found}
+    sure = any(row["fits"] for row in found)
+    return {"model": model, "fits": sure or (None if found else False), "instance_types": found}
 
 
 def plan_of_fleet(fleet: list[dict[str, Any]], version: tuple[int, int]) -> list[dict[str, Any]]:
@@ -160,14 +161,20 @@ def plan_of_host(
     }
     for engine in (one for one in engines if one["name"] in told["plans"]):
         found, name = told["plans"][engine["name"]], engine["name"]
-        short = found["kv_tokens"] < _SURELY_TOO_LITTLE * found["needed_tokens"] if found["weights_gib"] else True
-        if not found["fits"] and short and (not found["weights_gib"] or found["kv_gib"] < 0 or not found["estimated"]):
+        few = found.get("needed_tokens") and found["kv_tokens"] >= _SURELY_TOO_LITTLE * found["needed_tokens"]
+        if (
+            found["fits"] is False
+            and not few
+            and (not found["weights_gib"] or found["kv_gib"] < 0 or not found["estimated"])
+        ):
             changes = "; ".join(found.get("changes") or ["another instance type"])
             lines = "; ".join(found["why"])
             told["problems"].append(
                 f"engine {name}: {engine['model']} does not fit on {host.name}: {lines}. It would fit with: {changes}"
             )
-        told["flags"][name] = _differing(found, host, shapes[name].context, engine) if found["fits"] else {}
+        told["flags"][name] = (
+            _differing(found, host, shapes[name].context, engine) if found["fits"] is not False else {}
+        )
     return told
 
 
@@ -204,19 +211,22 @@ def _differing(found: Mapping[str, Any], host: hosts.Host, context: int, engine:
 def text_of_model(told: Mapping[str, Any]) -> str:
     """The plan of one model for people."""
     if "instance_types" in told:
-        if not told["fits"]:
+        if told["fits"] is False:
             return f"{told['model']} fits on no instance type. Plan it with plan_instance_type to see the arithmetic."
         rows = [
             [_dollars(row["usd_per_hour"]), row["instance_type"], *_cells(row), _flags(row)]
             for row in told["instance_types"]
         ]
         return _table([["USD/hour", "instance type", *_COLUMNS.values(), "options"], *rows])
-    lines = [f"{told['model']} on {told['instance_type']}: {'fits' if told['fits'] else 'does not fit'}", *told["why"]]
-    if told["fits"]:
+    lines = [f"{told['model']} on {told['instance_type']}: {_FITS[told['fits']]}", *told["why"]]
+    if told["fits"] is not False:
         lines.append(f"options: {_flags(told)}")
     lines += [f"it would fit with {change}" for change in told.get("changes", [])]
     lines += [f"an estimate, because {reason}" for reason in told.get("estimated_because", [])]
     return "\n".join(lines)
+
+
+_FITS = {True: "fits", False: "does not fit", None: "it cannot be said whether it fits"}
 
 
 def text_of_fleet(told: list[dict[str, Any]]) -> str:
