@@ -142,6 +142,8 @@ def test_no_proxy_is_a_502_that_clients_can_read(web: str) -> None:
     ("method", "path"),
     [
         ("GET", "/metrics"),
+        ("POST", "/v1/unload_lora_adapter"),
+        ("POST", "/adapters"),
         ("GET", "/health/ready"),
         ("GET", "/health"),
         ("POST", "/v1/load_lora_adapter"),

@@ -1,4 +1,4 @@
-"""Read an engine's journal: the engine's own last error, and how long each phase of its start took.
+"""What an engine's journal says: its own last error, how long each phase of its start took, and the size of its KV cache.
 
 Standard library only (Python 3.9 or newer).
 """
@@ -29,6 +29,10 @@ _PHASES: List[Tuple[str, "re.Pattern[str]"]] = [
     ("of it compilation", re.compile(r"torch\.compile (?:took|takes) ([\d.]+) s in total")),
     ("of it CUDA graphs", re.compile(r"Graph capturing finished in ([\d.]+) secs")),
 ]
+
+# "GPU KV cache size: 151,216 tokens", by each data parallel rank; and the memory of it, by each GPU.
+_KV_TOKENS = re.compile(r"\bKV cache size: ([\d,]+) tokens")
+_KV_GIB = re.compile(r"Available KV cache memory: ([\d.]+) GiB")
 
 
 def _last_run(journal: str) -> List[str]:
@@ -68,3 +72,14 @@ def phases_s(journal: str) -> Dict[str, float]:
     run = "\n".join(_last_run(journal))
     found = {name: [float(value) for value in pattern.findall(run)] for name, pattern in _PHASES}
     return {name: max(values) for name, values in found.items() if values}
+
+
+def kv_cache(journal: str) -> Optional[Tuple[int, Optional[float]]]:
+    """Tokens of the KV cache as the last start logged them, and its GiB on a GPU if they were logged; the least of several.
+
+    None if the start logged no tokens.
+    """
+    run = "\n".join(_last_run(journal))
+    tokens = [int(value.replace(",", "")) for value in _KV_TOKENS.findall(run)]
+    gib = [float(value) for value in _KV_GIB.findall(run)]
+    return (min(tokens), min(gib) if gib else None) if tokens else None

@@ -24,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 import wave
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -75,6 +75,8 @@ JOURNAL_LINES = 40
 # How many lines of the journal are searched for the engine's own error, and for the phases of its start.
 SEARCHED_LINES = 3000
 RUN = Path("/run")
+# How far the size of a KV cache may be from its plan before it is reported.
+PLAN_OFF = 0.05
 # The seconds of each engine's last start, one file each.
 STARTS = Path("/opt/vllm/starts")
 
@@ -96,6 +98,10 @@ class Engine:
     start_timeout_s: float = 1800
     # Indexes; None stands for all GPUs of the host.
     gpus: Optional[List[int]] = None
+    # Directories of its LoRA adapters by their names; None if they are not changed while it runs.
+    adapters: Optional[Dict[str, str]] = None
+    # What the planner says its KV cache keeps; None without a plan.
+    planned_kv_tokens: Optional[int] = None
 
     @classmethod
     def read(cls, name: str, release: Path) -> "Engine":
@@ -281,9 +287,27 @@ def check_current(engine: Engine) -> None:
     prove(engine, crashes(state))
 
 
-def told_start(engine: Engine, start_s: float) -> str:
-    """How long the start and its phases took, from the engine's journal. The time is stored for the engine's next drain."""
-    parts = [f"{name} {seconds:.1f} s" for name, seconds in engine_journal.phases_s(read_journal(engine.unit)).items()]
+def told_plan(engine: Engine, words: str) -> List[str]:
+    """One line if the KV cache, by the engine's journal, is another than planned; none if it is as planned, or nothing is known."""
+    found = engine_journal.kv_cache(words)
+    if not (engine.planned_kv_tokens and found):
+        return []
+    tokens, gib = found
+    off = tokens / engine.planned_kv_tokens - 1
+    if abs(off) <= PLAN_OFF:
+        return []
+    # The log rounds to hundredths; not more than there is.
+    measured = "" if gib is None else f": {int((gib - 0.01) * 2**30)}, as it was logged"
+    return [
+        f"its KV cache keeps {tokens:,} tokens, {abs(off):.0%} {'more' if off > 0 else 'fewer'} than the {engine.planned_kv_tokens:,} planned. "
+        f"To plan with what was measured, set kv-cache-memory-bytes in its args{measured}. "
+        "If the plan did not call itself an estimate, please report this line with the model and the GPU"
+    ]
+
+
+def told_start(engine: Engine, start_s: float, words: str) -> str:
+    """How long the start took, and its phases by the engine's journal. The time is kept for the next drain of the engine."""
+    parts = [f"{name} {seconds:.1f} s" for name, seconds in engine_journal.phases_s(words).items()]
     with contextlib.suppress(OSError):
         STARTS.mkdir(exist_ok=True)
         (STARTS / engine.name).write_text(f"{start_s:.0f}\n")
@@ -297,10 +321,13 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument(
         "--release", type=Path, required=True, help="directory of the release that describes the engine"
     )
+    parser.add_argument("--fingerprint", help="the wanted one, if it is not the release's")
     parser.add_argument("--timeout", type=float, default=900, help="seconds that `idle` waits")
     options = parser.parse_args(arguments)
     try:
         engine = Engine.read(options.name, options.release)
+        if options.fingerprint:
+            engine = replace(engine, fingerprint=options.fingerprint)
     except OSError as error:
         # The engine does not run, so there is nothing to wait for.
         print(f"release {options.release} does not know engine {options.name}: {error}")
@@ -316,7 +343,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
         else:
             prove(engine)
             sample(engine)
-            print(told_start(engine, time.monotonic() - begin))
+            start_s, words = time.monotonic() - begin, read_journal(engine.unit)
+            print("\n".join([told_start(engine, start_s, words), *told_plan(engine, words)]))
             return 0
     except ProbeError as error:
         print(error)
