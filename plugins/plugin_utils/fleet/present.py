@@ -262,6 +262,7 @@ ADVICE = {
     "InvalidClientTokenId": "check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, or the instance profile)",
     "ExpiredToken": "log in again: the credentials have expired",
     "RequestExpired": "log in again, and check the controller's clock",
+    "DependencyViolation": "something still uses it, such as a load balancer's interface for some minutes after its end: run the playbook again then",
     "OptInRequired": "switch the region on in the account, or use another",
 }
 
