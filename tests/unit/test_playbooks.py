@@ -177,6 +177,7 @@ def test_an_image_is_not_made_of_what_cannot_be_one(inventory: Path, options: li
         ("drain", ["--limit", "api1", "--start-at-task", "Drain the workers"], "The checks were skipped"),
         ("undrain", [], "the hosts are not named: add --limit"),
         ("undrain", ["--limit", "engine1", "--start-at-task", "Undrain the engine"], "The checks were skipped"),
+        ("restart", ["--limit", "engine1", "--start-at-task", "Forget what they run"], "The checks were skipped"),
         ("undrain", ["--limit", "api1"], "api1 has no engine that a proxy knows and no proxy worker that nginx knows"),
     ],
 )
