@@ -68,6 +68,7 @@ SCENARIOS = [
     Step("single", "lab/scenario single", 1800),
     Step("bake", "lab/scenario bake", 1800),
     Step("nginx_certbot", "lab/scenario nginx_certbot", 1800),
+    Step("fleet", "python -m pytest tests/fleet", 1800),
     Step("matrix", "tools/matrix", 900),
 ]
 SETS = {"fast": FAST, "all": [*FAST, *PACKAGING, *SCENARIOS]}

@@ -18,6 +18,7 @@ from inference_proxy.api.endpoints import TABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFLIGHT = ROOT / "plugins" / "plugin_utils" / "preflight"
+FLEET = ROOT / "plugins" / "plugin_utils" / "fleet" / "fleet.yml"
 ROLES = ["vllm", "proxy", "nginx_certbot", "nvidia_drivers"]
 BEGIN, END = "<!-- variables:begin -->", "<!-- variables:end -->"
 
@@ -117,8 +118,8 @@ def pages() -> dict[Path, str]:
     reference = [
         "# Variables",
         "",
-        "Written by `make docs` from the argument specs of the roles, and for all tiers from",
-        "`plugins/plugin_utils/preflight/stack_variables.yml`; edit those.",
+        "Written by `make docs` from the argument specs of the roles, for all tiers from",
+        "`plugins/plugin_utils/preflight/stack_variables.yml`, and for fleets from `plugins/plugin_utils/fleet/fleet.yml`; edit those.",
         "",
     ]
     stack = options(PREFLIGHT / "stack_variables.yml", "stack")
@@ -131,6 +132,8 @@ def pages() -> dict[Path, str]:
         _, _, after = rest.partition(END)
         found[path] = f"{before}{BEGIN}\n{rows}\n{END}{after}"
         reference += [f"## {role}", "", rows, ""]
+    reference += ["## A fleet: an entry of stack_fleets", "", table(options(FLEET, "fleet")), ""]
+    reference += ["## An entry of a fleet's hosts", "", table(options(FLEET, "hosts")), ""]
     found[PREFLIGHT / "proxy_schema.json"] = proxy_schema()
     found[ROOT / "roles" / "nginx_certbot" / "vars" / "main" / "routes.yml"] = nginx_routes()
     found[ROOT / "docs" / "variables.md"] = "\n".join(reference)

@@ -79,9 +79,9 @@ def down(lab: Lab) -> None:
 
 
 def remove_interfaces(machine: str) -> None:
-    """Remove interfaces that nspawn made for machines whose name begins with `machine`.
+    """Remove network interfaces of nspawn's machines whose name begins with `machine`.
 
-    They normally go with the host. After a host was killed they may stay, and their names are taken.
+    They normally disappear with the host. After a host was killed they may stay, and no new interface can have their name.
     """
     for entry in sorted(Path("/sys/class/net").glob(f"vb-{machine}*")):
         subprocess.run(["ip", "link", "delete", entry.name], capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""Daemons of the lab, recorded by pid and start time, so that another process with the same pid is never taken for one."""
+"""Daemons of the lab, recorded by pid and start time, so that a later process with the same pid is never mistaken for one."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
-# How often a running step says how far it is: a terminal's line is redrawn, a log gets a further line.
+# How often a running step shows its progress: on a terminal its line is redrawn, a log gets a further line.
 REDRAW_S, FURTHER_LINE_S = 1, 30
 LINE_MAX = 70  # characters of a terminal's line that is redrawn: one that wraps cannot be
 CLEAR_LINE = "\r\x1b[K"

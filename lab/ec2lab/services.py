@@ -55,7 +55,7 @@ def start(lab: Lab) -> None:
     for name, argv in commands.items():
         record = lab.directory / f"{name}.pid"
         if process.running(record) is None:
-            # Pebble rejects some nonces and waits on purpose. That stays on: certbot has to cope with it.
+            # Pebble rejects some nonces and delays answers on purpose. This stays on, because certbot has to cope with it.
             process.start(
                 argv, record, lab.directory / "log" / f"{name}.log", {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
             )
@@ -199,7 +199,7 @@ def _write_acme_config(lab: Lab) -> None:
 
 
 def _write_trust(lab: Lab, root: str) -> None:
-    """Add Pebble's root to those of earlier starts: each start makes a new one, and hosts may still serve earlier certificates."""
+    """Add Pebble's root certificate to those of earlier starts. Each start makes a new one, and hosts may still serve earlier certificates."""
     roots = lab.client / "acme-roots.pem"
     text = roots.read_text() if roots.exists() else ""
     if root not in text:

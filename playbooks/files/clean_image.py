@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Remove from a host what must not be in a machine image: its identity, its secrets, its logs, and what it alone serves.
+"""Remove from a host what must not be in a machine image: its identity, secrets, logs, and releases.
 
     clean_image.py [--dry-run]
 
-Prints one line for each thing that is removed or emptied. Afterwards no new SSH connection is possible until the host was
-started anew and cloud-init has made host keys and brought the login key. Standard library only (Python 3.9 or newer).
+Prints one line for each file or directory that is removed or emptied. Afterwards no new SSH connection is possible until the host
+has been started again and cloud-init has made host keys and installed the login key. Standard library only (Python 3.9 or newer).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ REMOVED = {
     ],
     "logs": ["var/log/journal/*"],
 }
-# What has to exist: empty, it is written anew at boot.
+# Files that are emptied, because they have to exist; they are written again at boot.
 EMPTIED = {"identity": ["etc/machine-id"], "logs": ["var/log/**/*"]}
 
 
 def found(root: Path, patterns: list[str]) -> list[Path]:
-    """What is there of some patterns, with links that lead nowhere (which Path.glob leaves out)."""
+    """The paths that match some patterns, including dangling links (which Path.glob leaves out)."""
     return sorted(Path(name) for pattern in patterns for name in glob.glob(f"{root}/{pattern}", recursive=True))
 
 
 def clean(root: Path, dry_run: bool) -> list[str]:
-    """Clean what is below a root; return what was, or would be, removed or emptied."""
+    """Clean the host below a root directory; return the paths that were, or would be, removed or emptied."""
     removed = {path: reason for reason, patterns in REMOVED.items() for path in found(root, patterns)}
     emptied = {
         path: reason

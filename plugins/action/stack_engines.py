@@ -1,4 +1,4 @@
-"""The entries of vllm_engines, completed by what follows from the model (preflight's engine_entries)."""
+"""Complete the entries of vllm_engines with the name, port and so on that follow from the model (see preflight's engine_entries)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-# Not what only the engine's own host needs: an environment may hold secrets.
+# Keys that only the engine's own host needs. They are left out for other hosts, because an environment may hold secrets.
 _OWN = {"args", "environment"}
 
 
 def _load() -> Callable[[str], Any]:
-    """The loader of preflight's modules, which the action beside this one has."""
+    """The function `load` of the action stack_preflight, in the file beside this one."""
     path = Path(__file__).with_name("stack_preflight.py")
     spec = importlib.util.spec_from_file_location("ec2_inference_stack_preflight_action", path)
     assert spec is not None, f"{path} is a module"

@@ -45,7 +45,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         variables, args = task_vars or {}, self._task.args
         try:
             if "engines" in args:
-                return {"changed": False, **self._of_host(variables, args)}
+                environment = self._templar.template(variables.get("vllm_environment")) or {}
+                return {"changed": False, **self._of_host(variables, args, environment)}
             told, text = self._of_model(args) if args.get("model") else self._of_fleet(variables, args)
         except load("flags").PlanError as error:
             return {"failed": True, "msg": "\n".join(error.problems)}
@@ -70,9 +71,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         return told, reports.text_of_model(told)
 
     @staticmethod
-    def _of_host(variables: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
+    def _of_host(variables: dict[str, Any], args: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
         reports = load("reports")
-        empty: dict[str, Any] = {"flags": {}, "plans": {}, "problems": []}
+        empty: dict[str, Any] = {"flags": {}, "plans": {}, "gpus": {}, "problems": []}
         try:
             host = reports.host_of(args.get("smi") or "", variables.get("aws_instance_type"))
         except load("flags").PlanError as error:
@@ -80,10 +81,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         if host is None:
             return empty
         common, directories = args.get("args") or {}, args.get("directories") or {}
-        engines = [{**engine, "args": {**common, **(engine.get("args") or {})}} for engine in args["engines"]]
+        engines = [
+            {**engine, **_visible(engine, environment), "args": {**common, **(engine.get("args") or {})}}
+            for engine in args["engines"]
+            # That only the build for CPUs reads.
+            if not any(name.startswith("VLLM_CPU_") for name in {**environment, **(engine.get("environment") or {})})
+        ]
         configs = args.get("configs") or {}
         its = {engine["name"]: configs.get(directories.get(engine["name"], engine.get("model"))) for engine in engines}
-        told: dict[str, Any] = reports.plan_of_host(engines, host, its, reports.version_of(args["version"]))
+        complete = bool(args.get("complete"))
+        told: dict[str, Any] = reports.plan_of_host(engines, host, its, reports.version_of(args["version"]), complete)
         return told
 
     @staticmethod
@@ -97,6 +104,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
                 fleet[-1]["args"] = {**(its.get("vllm_args") or {}), **(engine.get("args") or {})}
         told = reports.plan_of_fleet(fleet, reports.version_of(args["version"]))
         return told, reports.text_of_fleet(told)
+
+
+def _visible(engine: dict[str, Any], environment: dict[str, Any]) -> dict[str, list[int]]:
+    """The GPUs that an operator gives an engine by CUDA's own variable. One that is named by its id, or a part of one, has no number: -1."""
+    own = {**environment, **(engine.get("environment") or {})}.get("CUDA_VISIBLE_DEVICES")
+    if engine.get("gpus") or not own:
+        return {}
+    return {"gpus": [int(part) if part.strip().isdigit() else -1 for part in str(own).split(",")]}
 
 
 def _wanted(args: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The fleet as EC2 knows it: one environment of one stack, each instance under a name of its own, in the tiers of its tag."""
+"""Make an inventory of EC2 instances: one environment of one stack, each instance with a unique name, in the tiers of its tag."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ environment: production
 """
 
 TIERS = ("nginx", "proxy", "vllm")
-# Tags by their names in lower case: a tag `tier` is as good as `Tier`.
+# Names of tags are compared in lower case, so a tag `tier` works like `Tier`.
 TIER, ENVIRONMENT, NAME = "tier", "environment", "name"
 # Amazon sets it on the instances of an Auto Scaling group.
 SCALING_GROUP = "aws:autoscaling:groupname"
 SEPARATORS = re.compile(r"[\s,;/|+]+")
-# Variables of a host, and where DescribeInstances has them.
+# Variables of a host, and their places in the answer of DescribeInstances.
 HOSTVARS = {
     "aws_instance_id": ("InstanceId",),
     "aws_instance_type": ("InstanceType",),
@@ -137,7 +137,7 @@ class InventoryModule(AWSInventoryBase):  # type: ignore[misc]  # the collection
         inventory.set_variable("all", "aws_notices", notices_of(chosen, names))
 
     def get_cache_key(self, path: str) -> str:
-        """Also by what decides which instances are seen, so that no account or region is taken for another."""
+        """The cache's key, with the account, the regions and the stack, so that no cached list is used for others."""
         parts = [*self._regions(), self.get_option("stack"), self.get_option("endpoint_url") or ""]
         parts += [os.environ.get(name, "") for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL")]
         return f"{super().get_cache_key(path)}_{'_'.join(parts)}"
@@ -202,7 +202,7 @@ def ssh_variables(instance: dict[str, Any], connect: str, bastion: str | None) -
 
 
 def at(value: Any, place: tuple[str, ...]) -> Any:
-    """What lies at a place in nested dictionaries; None where there is nothing."""
+    """The value at a place in nested dictionaries; None if there is none."""
     for key in place:
         value = (value or {}).get(key)
     return value
@@ -268,7 +268,7 @@ def described(instance: dict[str, Any]) -> str:
 
 
 def problems_of(instances: list[dict[str, Any]], chosen: list[dict[str, Any]]) -> list[str]:
-    """What keeps a running instance of the stack out of its tier or of its environment, one sentence each."""
+    """Why running instances of the stack are in no tier or in no environment, one sentence each."""
     found = []
     for instance in chosen:
         tiers, unknown = tiers_of(instance)
@@ -290,7 +290,7 @@ def problems_of(instances: list[dict[str, Any]], chosen: list[dict[str, Any]]) -
 
 
 def notices_of(chosen: list[dict[str, Any]], names: dict[str, str]) -> list[str]:
-    """Hosts that are not called what their tag Name says."""
+    """Hosts whose name differs from their tag Name."""
     renamed = [
         instance
         for instance in chosen

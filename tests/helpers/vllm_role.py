@@ -15,7 +15,7 @@ def found(engines: list[dict[str, Any]], directories: dict[str, str]) -> dict[st
     return {
         "__vllm_completed": {"engines": completed, "adapters": entries.adapters_of(completed)},
         "__vllm_parsers": {"stdout": json.dumps({directory: {} for directory in directories.values()})},
-        "__vllm_planned": {"flags": {}},
+        "__vllm_planned": {"flags": {}, "plans": {}, "gpus": {}},
         "__vllm_model_sizes": {"results": []},
         "__vllm_model_paths": directories,
     }

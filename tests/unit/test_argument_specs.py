@@ -83,10 +83,10 @@ def test_preflight_knows_the_keys_and_probes_of_an_engine_that_the_specs_have() 
 
 
 def test_the_variables_of_all_tiers_are_those_that_are_read() -> None:
-    folders = ("roles", "playbooks", "plugins/inventory")
+    folders = ("roles", "playbooks", "plugins/inventory", "plugins/action")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.[yjp]*") if path.is_file()]
     files = [path for path in files if path.suffix != ".pyc"]
     read = {name for path in files for name in re.findall(r"(?<![\w$])stack_[a-z0-9_]+", path.read_text())}
-    # Plugins, and a module of the engines' packages.
-    plugins = {"stack_ec2", "stack_engines", "stack_plan", "stack_preflight"}
-    assert read - plugins - {"stack_request_log"} == preflight("roles").STACK.keys()
+    # Plugins, and modules that engines import.
+    plugins = {"stack_ec2", "stack_engines", "stack_fleet", "stack_plan", "stack_preflight"}
+    assert read - plugins - {"stack_adapter_guard", "stack_request_log"} == preflight("roles").STACK.keys()

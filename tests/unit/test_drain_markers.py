@@ -26,7 +26,7 @@ def drained(tmp_path: Path) -> Path:
 
 
 def roll(drained: Path, steps: list[str], engines: list[str], **variables: Any) -> str:
-    """What a roll puts out, on one line, that calls the role's steps for each engine."""
+    """Run a play that calls the role's steps for each engine, as a roll does; returns its output on one line."""
     directory = drained.parent
     systemctl = directory / "systemctl"
     systemctl.write_text("#!/bin/sh\n")

@@ -78,3 +78,25 @@ def test_the_phases_of_the_last_start() -> None:
         "of it CUDA graphs": 9.0,
     }
     assert engine_journal.phases_s("") == {}
+
+
+KV_0_20 = """\
+(Worker_TP0 pid=13) INFO 11-26 17:40:41 [gpu_worker.py:440] Available KV cache memory: 13.84 GiB
+(EngineCore pid=12) INFO 11-26 17:40:42 [kv_cache_utils.py:1316] GPU KV cache size: 151,216 tokens
+"""
+KV_0_32 = """\
+(EngineCore_DP0 pid=12) INFO 11-26 17:40:42 [kv_cache_utils.py:2328] GPU KV cache size: 2,048 tokens, Maximum concurrency for 1,024 \
+tokens per request: 2.00x
+(EngineCore_DP1 pid=13) INFO 11-26 17:40:42 [kv_cache_utils.py:2328] GPU KV cache size: 1,024 tokens, Maximum concurrency for 1,024 \
+tokens per request: 1.00x
+"""
+
+
+@pytest.mark.parametrize(
+    ("run", "kv_cache"),
+    [(KV_0_20, (151_216, 13.84)), (KV_0_32, (1024, None)), (CORE, None)],
+    ids=["0.20", "0.32", "none"],
+)
+def test_the_kv_cache_of_the_last_start(run: str, kv_cache: tuple[int, float | None] | None) -> None:
+    before = BEGIN + "INFO 11-26 16:00:00 [x.py:1] GPU KV cache size: 7 tokens\n"
+    assert engine_journal.kv_cache(before + BEGIN + run) == kv_cache

@@ -195,7 +195,7 @@ def test_an_earlier_crash_is_forgiven(fake, tmp_path, monkeypatch) -> None:
 
 def test_unhealthy_is_told_when_the_time_is_over(fake) -> None:
     fake.health = 503
-    with pytest.raises(engine_probe.ProbeError, match="not well after 0 s"):
+    with pytest.raises(engine_probe.ProbeError, match="still fails after 0 s"):
         engine_probe.prove(engine(fake, start_timeout_s=0))
 
 
@@ -210,3 +210,49 @@ def test_command_reads_the_release(fake, tmp_path, capsys) -> None:
     assert engine_probe.main(["idle", "unknown", "--release", str(tmp_path), "--timeout", "10"]) == 0
     assert engine_probe.main(["current", "unknown", "--release", str(tmp_path), "--timeout", "10"]) == 1
     assert "does not know engine unknown" in capsys.readouterr().out
+
+
+KV = (
+    "Starting vllm@x.service - vLLM engine x...\n"
+    "(Worker_TP0 pid=13) INFO 11-26 17:40:41 [gpu_worker.py:440] Available KV cache memory: 8.01 GiB\n"
+    "(Worker_TP1 pid=14) INFO 11-26 17:40:41 [gpu_worker.py:440] Available KV cache memory: 8.11 GiB\n"
+    "(EngineCore pid=12) INFO 11-26 17:40:42 [kv_cache_utils.py:2328] GPU KV cache size: 90,000 tokens, Maximum concurrency for "
+    "8,192 tokens per request: 10.99x\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("planned", "said"),
+    [
+        (100_000, "its KV cache keeps 90,000 tokens, 10% fewer than the 100,000 planned"),
+        (80_000, "its KV cache keeps 90,000 tokens, 12% more than the 80,000 planned"),
+        (94_000, None),
+        (86_000, None),
+        (None, None),
+    ],
+)
+def test_a_kv_cache_that_is_not_as_planned_is_reported_with_what_to_do(planned, said) -> None:
+    planned_engine = engine_probe.Engine("x", "http://x", "m", "completions", "f1", planned_kv_tokens=planned)
+    lines = engine_probe.told_plan(planned_engine, KV)
+    assert len(lines) == (said is not None)
+    for line in lines:
+        assert line.startswith(said)
+        # 8 GiB: a hundredth less than what the smaller GPU logged.
+        assert f"set kv-cache-memory-bytes in its args: {8 * 2**30}, as it was logged" in line
+
+
+def test_a_start_that_logs_no_kv_cache_is_compared_with_nothing() -> None:
+    planned_engine = engine_probe.Engine("x", "http://x", "m", "completions", "f1", planned_kv_tokens=1000)
+    assert engine_probe.told_plan(planned_engine, "INFO 11-26 17:40:41 [x.py:1] all is well") == []
+
+
+def test_the_report_of_a_start_has_a_line_more_if_the_plan_was_wrong(fake, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(engine_probe, "read_journal", lambda unit: KV)
+    (tmp_path / "engines").mkdir()
+    told = {"url": fake.url, "model": "m", "probe": "completions", "planned_kv_tokens": 100_000}
+    (tmp_path / "engines" / "x.probe.json").write_text(json.dumps(told))
+    (tmp_path / "engines" / "x.fingerprint").write_text("f1\n")
+    assert engine_probe.main(["prove", "x", "--release", str(tmp_path)]) == 0
+    start, remark = capsys.readouterr().out.splitlines()
+    assert start == "generated after 0 s"
+    assert remark.startswith("its KV cache keeps 90,000 tokens")

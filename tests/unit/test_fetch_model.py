@@ -329,7 +329,7 @@ def test_content_that_stays_wrong_is_no_model(hub, tmp_path, half) -> None:
 @pytest.mark.parametrize(
     ("model", "revision", "message"),
     [
-        ("org/tiny", "main", "pin the revision"),
+        ("org/tiny", "main", "must be the 40 digits"),
         ("org/tiny", "f" * 40, "has no revision"),
         ("org/gone", COMMIT, "no such model"),
         ("org/gated", COMMIT, "accept them on the hub"),

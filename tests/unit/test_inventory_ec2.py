@@ -1,4 +1,4 @@
-"""inventory/aws_ec2.yml against an EC2 API: one environment, names of their own, and nothing that is silently in no tier."""
+"""inventory/aws_ec2.yml with an EC2 API: one environment at a time, unique names, and no instance silently left out of all tiers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMAND = Path(sys.executable).parent / "ansible-inventory"
 
 @dataclass
 class Fleet:
-    """An EC2 API, its instances, and what Ansible's inventory makes of them."""
+    """An EC2 API, its instances, and the inventory that Ansible reads from it."""
 
     url: str
 
@@ -35,7 +35,7 @@ class Fleet:
         )
 
     def settings(self, url: str, key: str, secret: str, region: str) -> dict[str, str]:
-        """How to reach the API, under the names that the reader has for it."""
+        """The API's address and credentials, under the names that the caller uses for them."""
         return {url: self.url, key: "test", secret: "test", region: "us-east-1"}
 
     def start(self, **tags: str) -> str:

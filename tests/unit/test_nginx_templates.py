@@ -1,4 +1,4 @@
-"""What the web tier's templates render from its variables. The scenario nginx_certbot shows what nginx does with it."""
+"""The web tier's templates, rendered from its variables. How nginx behaves with them is tested by the scenario nginx_certbot."""
 
 from __future__ import annotations
 
@@ -84,23 +84,24 @@ Rendered = dict[str, tuple[str, list[str]]]
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
-    """Of each case nginx.conf, and the problems that preflight finds."""
+    """For each case, nginx.conf and the problems that preflight finds."""
     directory = tmp_path_factory.mktemp("rendered")
+    templates = [str(ROLE / f"templates/{name}.j2") for name in ("nginx.conf", "problems.yml")]
     play = {
         "hosts": "web1",
         "gather_facts": False,
         "vars_files": [str(path) for path in VARS],
         "tasks": [
+            # Rendered by lookups, which start no processes, as the module `template` would for each file.
             {
-                "ansible.builtin.template": {
-                    "src": str(ROLE / f"templates/{name}.j2"),
-                    "dest": str(directory / f"{case} {name}"),
+                "ansible.builtin.set_fact": {
+                    "rendered": "{{ rendered | default({}) | combine({case: query('ansible.builtin.template', *templates)}) }}"
                 },
-                "vars": {"here": HERE, **variables},
+                "vars": {"here": HERE, "case": case, "templates": templates, **variables},
             }
             for case, variables in CASES.items()
-            for name in ("problems.yml", "nginx.conf")
-        ],
+        ]
+        + [{"ansible.builtin.copy": {"content": "{{ rendered | to_json }}", "dest": str(directory / "rendered.json")}}],
     }
     for name, content in (("inventory.yml", INVENTORY), ("play.yml", [play]), ("variables.json", BASE)):
         (directory / name).write_text(json.dumps(content))
@@ -108,13 +109,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
     command += ["-e", "@variables.json"]
     run = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
-    return {
-        case: (
-            (directory / f"{case} nginx.conf").read_text(),
-            yaml.safe_load((directory / f"{case} problems.yml").read_text()) or [],
-        )
-        for case in CASES
-    }
+    cases = json.loads((directory / "rendered.json").read_text())
+    return {case: (conf, yaml.safe_load(problems or "") or []) for case, (conf, problems) in cases.items()}
 
 
 def entries(conf: str) -> str:

@@ -69,6 +69,7 @@ class Host:
             "__nvidia_drivers_devices": {"stdout_lines": lines},
             "__nvidia_drivers_module": {"rc": 1},
             "__nvidia_drivers_smi": {"rc": 2, "msg": "No such file"},
+            "__nvidia_drivers_engines": {"stdout_lines": []},
             "__nvidia_drivers_epel": {"stat": {"exists": True}},
         }
         self.variables |= variables
@@ -97,6 +98,12 @@ class Host:
 
 
 NVIDIA = {"nvidia_drivers_source": "nvidia"}
+# As systemctl lists units.
+RUNNING = {
+    "__nvidia_drivers_engines": {
+        "stdout_lines": [f"vllm@{name}.service loaded active running vLLM engine {name}" for name in "ab"]
+    }
+}
 
 
 @pytest.mark.parametrize(
@@ -258,6 +265,12 @@ def test_a_lock_for_cpus_needs_nothing(tmp_path: Path) -> None:
         (
             ("Ubuntu", "24.04"),
             [T4],
+            loaded("570.86.15") | WORKS | RUNNING | {"nvidia_drivers_upgrade": True},
+            ["vllm@a.service, vllm@b.service run with the driver", "systemctl stop vllm@a.service vllm@b.service"],
+        ),
+        (
+            ("Ubuntu", "24.04"),
+            [T4],
             {"nvidia_drivers_reboot": True, "ansible_connection": "local"},
             ["is the controller itself"],
         ),
@@ -286,6 +299,7 @@ def test_a_problem_is_said_with_its_fix(
             loaded("580.95.05") | WORKS | {"nvidia_drivers_reboot": True, "ansible_connection": "local"},
         ),
         (("Ubuntu", "24.04"), [T4], loaded("570.86.15") | WORKS | {"nvidia_drivers_upgrade": True}),
+        (("Ubuntu", "24.04"), [T4], loaded("580.95.05") | WORKS | RUNNING),
         (("Ubuntu", "24.04"), [T4], {"nvidia_drivers_reboot": True}),
     ],
 )

@@ -1,4 +1,4 @@
-"""What an operator's options and slips do to a run: it stops before anything changes, and says why."""
+"""Runs with wrong options or variables stop before anything changes, and say why."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def inventory(tmp_path: Path) -> Path:
 
 
 def command(*words: str | Path, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """What a program of Ansible's does in a directory, the repository or another one; it reads the ansible.cfg there."""
+    """Run one of Ansible's programs in a directory, the repository or another one; it reads the ansible.cfg there."""
     program, *arguments = words
     environment = {name: value for name, value in os.environ.items() if name != "ANSIBLE_CONFIG"}
     return subprocess.run(
@@ -66,7 +66,7 @@ def run(inventory: Path, playbook: str, *options: str) -> tuple[int, str]:
 
 
 def as_awx_writes_it(inventory: Path) -> Path:
-    """The inventory as AWX imports it, without a vault password, and gives it to a job: as an executable script."""
+    """The inventory as AWX gives it to a job: imported without a vault password, and printed by an executable script."""
     listed = command("ansible-inventory", "-i", inventory, "--list", "--export", "--playbook-dir", inventory.parent)
     assert listed.returncode == 0, listed.stderr
     whole = json.loads(listed.stdout)

@@ -1,4 +1,4 @@
-"""The release role's own tasks, as a role calls them that is not the collection's: switch, proof, return, prune."""
+"""The release role's entry points, called by a role outside of the collection: switch, proof, rollback, prune."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Host:
         (release / "venv").symlink_to(self.home / "venvs" / name)
 
     def run(self, *steps: str, name: str, options: tuple[str, ...] = ()) -> str:
-        """What the entry points put out, on one line, called by a role that has the release's name in a variable of its own."""
+        """Call the entry points from a role that has the release's name in its own variable; returns the output on one line."""
         caller = self.directory / "roles" / "caller"
         for part, content in (
             (

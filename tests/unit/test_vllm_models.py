@@ -61,7 +61,7 @@ def compared(free_gb: int, **engines: tuple[str, int]) -> dict[str, Any]:
 
 def room(variables: dict[str, Any]) -> tuple[bool, str]:
     """Whether the play goes on, and what it says otherwise."""
-    task = tasks()["Stop if the disk has no room for all that are missing"]
+    task = tasks()["Stop if the disk has no room for the missing models"]
     known = variables | task["vars"]
     if not template("{{ " + task["when"] + " }}", known):
         return True, ""

@@ -113,7 +113,7 @@ def options_of_engine(vllm_args: dict[str, Any], registered: dict[str, Any], **e
     known |= {
         "__vllm_model_paths": {"one": "/srv/m"},
         "ansible_search_path": [str(ROLE)],
-        "__vllm_planned": {"flags": {}},
+        "__vllm_planned": {"flags": {}, "plans": {}, "gpus": {}},
     }
     known |= registered | {"vllm_args": vllm_args, "__vllm_completed": entries(engine)}
     templar = Templar(loader=DataLoader(), variables=known)
@@ -140,7 +140,7 @@ def test_an_engine_reserves_memory_for_its_adapters(ranks: tuple[int, int], rese
     options = options_of_engine({}, NO_PARSERS | PLACED | read_ranks, adapters=TWO)
     assert {name: value for name, value in options.items() if "lora" in name} == {
         "enable-lora": True,
-        "max-loras": 2,
+        "max-loras": 4,
         "max-lora-rank": reserved,
         "lora-modules": ["sql=/srv/a/sql", "law=/models/org--law@0"],
     }

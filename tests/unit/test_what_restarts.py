@@ -14,6 +14,7 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from stack_preflight import load
 
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "vllm"
 ENGINES: list[dict[str, Any]] = [
@@ -27,6 +28,11 @@ ENGINES: list[dict[str, Any]] = [
     },
     {"name": "two", "model": "/srv/two", "served_model_name": "two", "port": 8001, "gpus": [1]},
 ]
+# Adapters' ranks by their directories.
+RANKS = {"/srv/sql": 16, "/srv/sql-2": 16, "/srv/large": 64}
+SQL, LAW, LARGE = (
+    {"name": name, "model": f"/srv/{path}"} for name, path in [("sql", "sql"), ("law", "sql-2"), ("large", "large")]
+)
 BOTH, FIRST, NONE = {"one", "two"}, {"one"}, set[str]()
 
 
@@ -46,9 +52,14 @@ def evaluated(expression: str, engine: str, variables: dict[str, Any]) -> Any:
     (rendering,) = (task for task in tasks if "__vllm_fingerprint" in task.get("vars", {}))
     known |= rendering["vars"] | {"vllm_engines": ENGINES, "stack_address": "10.0.0.3", "name": engine}
     # What earlier tasks register: nothing planned, no parsers, no adapters.
-    known |= {"__vllm_model_sizes": {"results": []}, "__vllm_planned": {"flags": {}}} | variables
-    known |= {"__vllm_adapter_directories": {}, "__vllm_adapter_ranks": {}}
-    known["__vllm_completed"] = {"engines": known["vllm_engines"], "adapters": []}
+    known |= {
+        "__vllm_model_sizes": {"results": []},
+        "__vllm_planned": {"flags": {}, "plans": {}, "gpus": {}},
+    } | variables
+    adapters = load("engine_entries").adapters_of(known["vllm_engines"])
+    directories = {adapter["id"]: adapter["model"] for adapter in adapters}
+    known |= {"__vllm_adapter_directories": directories, "__vllm_adapter_ranks": RANKS}
+    known["__vllm_completed"] = {"engines": known["vllm_engines"], "adapters": adapters}
     known["__vllm_model_paths"] = {each["name"]: each["model"] for each in known["vllm_engines"]}
     known["__vllm_parsers"] = {"stdout": json.dumps({path: {} for path in known["__vllm_model_paths"].values()})}
     known = trusted(known) | {"role_path": str(ROLE), "ansible_search_path": [str(ROLE)]}
@@ -65,6 +76,60 @@ def first(**fields: Any) -> dict[str, Any]:
     engines = deepcopy(ENGINES)
     engines[0] |= fields
     return {"vllm_engines": engines}
+
+
+ONE_ADAPTER = first(adapters=[SQL])
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "restarted"),
+    [
+        (ONE_ADAPTER, first(adapters=[SQL, LAW]), NONE),
+        (first(adapters=[SQL, LAW]), ONE_ADAPTER, NONE),
+        (ONE_ADAPTER, first(adapters=[{"name": "sql", "model": "/srv/sql-2"}]), NONE),
+        (ONE_ADAPTER, first(), FIRST),
+        (first(), ONE_ADAPTER, FIRST),
+        (ONE_ADAPTER, first(adapters=[SQL, LARGE]), FIRST),
+        (
+            first(adapters=[SQL], args={"max-lora-rank": 64}),
+            first(adapters=[SQL, LARGE], args={"max-lora-rank": 64}),
+            NONE,
+        ),
+        (ONE_ADAPTER, first(adapters=[SQL | {"name": f"sql{number}"} for number in range(4)]), NONE),
+        (ONE_ADAPTER, first(adapters=[SQL | {"name": f"sql{number}"} for number in range(5)]), FIRST),
+        (
+            first(adapters=[SQL], args={"data-parallel-size": 2}),
+            first(adapters=[LAW], args={"data-parallel-size": 2}),
+            FIRST,
+        ),
+        (
+            first(adapters=[SQL], args={"api_server_count": 2}),
+            first(adapters=[LAW], args={"api_server_count": 2}),
+            FIRST,
+        ),
+        (
+            first(adapters=[SQL], args={"data-parallel-size": 1}),
+            first(adapters=[LAW], args={"data-parallel-size": 1}),
+            NONE,
+        ),
+    ],
+)
+def test_other_adapters_restart_an_engine_only_if_it_has_to_reserve_other_memory(
+    earlier: dict[str, Any], later: dict[str, Any], restarted: set[str]
+) -> None:
+    before, after = fingerprints(**earlier), fingerprints(**later)
+    assert {name for name in before if before[name] != after[name]} == restarted
+
+
+def test_an_engine_s_next_start_has_its_adapters_and_a_running_one_is_given_them() -> None:
+    variables = first(adapters=[SQL, LAW])
+    assert evaluated("__vllm_engine_config['lora-modules']", "one", variables) == ["sql=/srv/sql", "law=/srv/sql-2"]
+    assert evaluated("__vllm_probe.adapters", "one", variables) == {"sql": "/srv/sql", "law": "/srv/sql-2"}
+    assert 'VLLM_ALLOW_RUNTIME_LORA_UPDATING="1"' in evaluated("__vllm_env", "one", variables)
+    several = first(adapters=[SQL], args={"data-parallel-size": 2})
+    for engine, given in [("one", several), ("two", variables)]:
+        assert evaluated("__vllm_probe.adapters", engine, given) is None
+        assert "LORA_UPDATING" not in evaluated("__vllm_env", engine, given)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""An image was made of the host, and an instance of it serves."""
+"""An image was made of the host, and a new instance of this image serves."""
 
 from __future__ import annotations
 

@@ -142,6 +142,8 @@ def test_no_proxy_is_a_502_that_clients_can_read(web: str) -> None:
     ("method", "path"),
     [
         ("GET", "/metrics"),
+        ("POST", "/v1/unload_lora_adapter"),
+        ("POST", "/adapters"),
         ("GET", "/health/ready"),
         ("GET", "/health"),
         ("POST", "/v1/load_lora_adapter"),
@@ -281,7 +283,7 @@ def test_a_secret_in_clear_text_is_not_redirected(web: str, method: str, headers
 
 
 def exchange(web: str, data: bytes, tls: bool) -> tuple[int, http.client.HTTPMessage, bytes]:
-    """Send bytes and read one answer, whatever they are."""
+    """Send any bytes and read one answer."""
     plain = socket.create_connection((ADDRESS[web], 443 if tls else 80), timeout=30)
     with TRUST.wrap_socket(plain, server_hostname=DOMAIN) if tls else plain as connection:
         connection.sendall(data)

@@ -21,7 +21,7 @@ def gpu(host, name):
 
 @pytest.fixture
 def other(host, name):
-    """The second host with a GPU. Every test gets every host, and one about this host has nothing to check on the others."""
+    """The second host with a GPU. Every test runs for every host, and tests of this host are skipped for the others."""
     if name != OTHER:
         pytest.skip(f"about {OTHER}")
     return host

@@ -1,4 +1,4 @@
-"""An engine of which any process is killed or frozen serves again within three minutes, without help."""
+"""If any process of an engine is killed or frozen, the engine serves again within three minutes by itself."""
 
 from __future__ import annotations
 

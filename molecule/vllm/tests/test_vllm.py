@@ -1,6 +1,8 @@
 """Two engines on one host, after a change, a refused change and a rollback."""
 
 import json
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -94,3 +96,17 @@ def test_previous_release_is_current_again(host):
     options = host.file("/opt/vllm/current/engines/local.yml").content_string
     assert "max-num-seqs: 4" in options
     assert "999999" not in options
+
+
+def test_a_restarted_engine_has_the_adapters_of_its_release(host):
+    models = json.loads(call(host, "local", "/v1/models"))["data"]
+    assert {model["id"]: model["root"] for model in models if model["parent"]} == {"sql": "/srv/adapters/sql"}
+
+
+def test_only_the_engine_s_own_host_changes_its_adapters(host):
+    address, port = host.interface("host0").addresses[0], ENGINES["local"]
+    request = urllib.request.Request(
+        f"http://{address}:{port}/v1/unload_lora_adapter", b'{"lora_name": "sql"}', {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request, timeout=30)

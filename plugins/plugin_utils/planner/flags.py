@@ -49,7 +49,7 @@ class Flags:
 
 
 def read_flags(args: Mapping[str, Any]) -> Flags:
-    """Options by their long names without dashes, spelt with `-` or `_`. Others are vLLM's own affair. Raises PlanError."""
+    """Read options by their long names without dashes, spelt with `-` or `_`; ignore those that need no memory. Raises PlanError."""
     problems: list[str] = []
     given = by_name(args, problems)
     numbers = {name: _number(name, given.get(name), problems) for name in _INTEGERS}
@@ -105,7 +105,7 @@ def by_name(args: Any, problems: list[str]) -> dict[str, Any]:
 
 
 def _limits(value: Any, problems: list[str]) -> Mapping[str, Any]:
-    """The most inputs of each kind that a prompt may have; empty if not said."""
+    """How many inputs of each kind a prompt may have; empty if no option says so."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

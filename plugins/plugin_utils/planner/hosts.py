@@ -1,4 +1,4 @@
-"""The GPUs of a host: by its EC2 instance type, or as nvidia-smi tells them."""
+"""The GPUs of a host, from its EC2 instance type or from the output of nvidia-smi."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from .flags import PlanError
 from .memory import Card
 
-# What PyTorch sees of the memory that nvidia-smi prints, where nobody has published it: less than on any card where somebody has.
+# The share of the memory printed by nvidia-smi that PyTorch can use, for cards without a published figure: lower than all published ones.
 _SEEN_BY_TORCH = 0.96
 
 
@@ -45,7 +45,7 @@ def host_of_type(instance_type: str, table: Mapping[str, Mapping[str, Any]]) -> 
 def host_of_gpus(listed: str, table: Mapping[str, Mapping[str, Any]]) -> Host | None:
     """The GPUs that `nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits` lists, in MiB; None without any.
 
-    Raises PlanError for GPUs of several kinds, among which nothing is divided.
+    Raises PlanError for GPUs of several kinds, because no model is divided among different GPUs.
     """
     lines = [line.rpartition(",") for line in listed.splitlines() if line.rpartition(",")[2].strip().isdigit()]
     gpus = [(name.strip(), int(memory_mib)) for name, _, memory_mib in lines]
@@ -74,7 +74,7 @@ def host_of_gpus(listed: str, table: Mapping[str, Mapping[str, Any]]) -> Host | 
     card = Card(
         name=name,
         total_gib=known or memory_mib / 1024 * _SEEN_BY_TORCH,
-        # Without a row of its own a card is taken for one of the oldest that have all that vLLM needs.
+        # A card without a row of its own is planned as the oldest generation that supports everything vLLM needs.
         compute_capability=rows[0]["compute_capability"] if rows else 8.0,
         nvlink=len(gpus) > 1 and any(row["nvlink"] for row in rows),
         exact=known is not None,

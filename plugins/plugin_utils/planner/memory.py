@@ -1,4 +1,4 @@
-"""The arithmetic of one GPU's memory: weights, what vLLM needs besides, and what is left for the KV cache.
+"""The arithmetic of one GPU's memory: weights, vLLM's other needs, and the rest for the KV cache.
 
 Each constant was fitted on public logs of vLLM's starts, which tests/unit/planner/starts.jsonl lists with their addresses; docs/planner.md says how
 well it does on starts that it was not fitted on. All sizes are in bytes unless a name says GiB.
@@ -19,13 +19,13 @@ _ALLOCATION = 2 * 2**20
 _BLOCK = 16
 # The sampler's buffers for each sequence and each token of the vocabulary. Up to vLLM 0.16 it copied the logits more often.
 _SAMPLER, _SAMPLER_UP_TO_0_16 = 14.2, 38.5
-# Held whatever the model: the CUDA context's rest, cuBLAS workspaces, buffers of vLLM's own.
+# Allocated for any model: the rest of the CUDA context, cuBLAS workspaces, vLLM's own buffers.
 _BASE_GIB = 0.11
 # Outside of PyTorch on one GPU: on Hopper and newer, and on older ones.
 _CONTEXT_GIB, _CONTEXT_BEFORE_HOPPER_GIB = 0.25, 0.12
 # Communication of tensor parallel ranks, by how they are connected.
 _NVLINK_GIB, _NVLINK_BEFORE_HOPPER_GIB, _PCIE_GIB = 1.8, 0.5, 0.2
-# Besides the tensors of the largest expert layer.
+# Added to the tensors of the largest expert layer.
 _EXPERTS_GIB = 0.1
 # Profiling with the largest image.
 _VISION_GIB, _VISION_ANY_RESOLUTION_GIB = 0.3, 1.25
@@ -39,7 +39,7 @@ _GRAPH_SIZES: tuple[int, ...] = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU as vLLM sees it. `exact` says whether the total is known or estimated."""
+    """A GPU with the memory that vLLM can use. `exact` says whether the total is known or estimated."""
 
     name: str
     total_gib: float
@@ -136,7 +136,7 @@ def _rank(
     usable = layout.utilization * card.total_gib
     left = usable - weights - activations - communication - graphs
     if flags.kv_cache_memory_bytes:
-        # vLLM takes it as it is, outside of gpu-memory-utilization, and dies if the card has not so much.
+        # vLLM allocates exactly this, regardless of gpu-memory-utilization, and fails if the card has less.
         room = card.total_gib - weights - activations - communication - graphs
         left = flags.kv_cache_memory_bytes / GIB
         left = left if left <= room else room - left
@@ -229,7 +229,7 @@ def _graphs_gib(layers: float, layout: Layout) -> float:
 
 
 def token_bytes(shape: Shape, flags: Flags, tensor: int) -> int:
-    """What a token costs in one layer with attention, on one GPU."""
+    """Bytes of one token in one layer with attention, on one GPU."""
     by_model = shape.cache_fp8 and flags.kv_cache_dtype == "auto"
     width = 1 if by_model or flags.kv_cache_dtype in FP8_CACHES else 4 if flags.dtype in ("float", "float32") else 2
     if shape.mla_dim:  # one latent vector, which each GPU has whole
@@ -259,7 +259,7 @@ def request_bytes(shape: Shape, flags: Flags, layout: Layout, length: int, kinds
 
 
 def _state_bytes(shape: Shape, tensor: int) -> int:
-    """What one layer of linear attention or Mamba keeps of a request: the convolution in two bytes, the state in four."""
+    """Bytes that one layer of linear attention or Mamba keeps per request: elements of the convolution have two, of the state four."""
     convolution, state = shape.linear_state
     return (2 * convolution + 4 * state) // tensor
 

@@ -1,6 +1,6 @@
 """A model's config.json and the size of its weights, read on the controller from a directory, a hub or S3.
 
-The only module of the planner that reads anything. What a hub has at a commit is kept in the user's cache, since it never changes.
+The only module of the planner that reads files. Files of a hub's commit are cached in the user's cache, since they never change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LARGEST_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What the planner needs of a model; `weights_bytes` is None where the files do not tell."""
+    """The planner's input about a model; `weights_bytes` is None if the files do not show it."""
 
     config: Mapping[str, Any]
     weights_bytes: int | None

@@ -16,9 +16,9 @@ UTILIZATION = 0.92
 _VERSION = (0, 33)
 # GPUs that vLLM's wheels have code for; those below the second have no bfloat16.
 _LEAST_CAPABILITY, _BFLOAT16_CAPABILITY = 7.5, 8.0
-# Tokens of KV cache that an engine should have where an operator wants nothing in particular, and the fewest that are of any use.
+# Tokens of KV cache that an engine should have if the operator does not say, and the smallest useful number.
 _USUAL_TOKENS, _LEAST_TOKENS = 32768, 2048
-# Numbers of sequences to try where the default leaves too little for the KV cache.
+# Numbers of sequences to try if the default leaves too little for the KV cache.
 _SEQUENCES = (256, 128, 64, 32, 16)
 
 
@@ -106,7 +106,7 @@ def fitting_hosts(
             told = plan(config, host, args, wanted, weights_bytes, version=version)
         except LayoutError:
             continue  # this host has too few GPUs for the parallel sizes that were given
-        if told["fits"]:
+        if told["fits"] is not False:
             found.append({"instance_type": host.name, "usd_per_hour": host.usd_per_hour, **told})
     return found
 
@@ -263,7 +263,25 @@ def _told(
         "why": _arithmetic(chosen, flags, weights_bytes),
         "changes": [] if chosen.fits else list(_changes(chosen, flags, wanted, weights_bytes)),
     }
-    return told
+    return told | _unknown(chosen, flags, told, given) if shape.compressed_cache else told
+
+
+def _unknown(chosen: Plan, flags: Flags, told: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said instead where the memory is known and the tokens are not: whether it fits only if the operator gives the cache's memory."""
+    gib, asked = chosen.budget.kv_gib, flags.kv_cache_memory_bytes
+    fits = False if gib <= 0 else (True if asked else None)
+    sizes = {"tensor-parallel-size": chosen.layout.tensor, "pipeline-parallel-size": chosen.layout.pipeline}
+    left = f"left for the KV cache: {gib:.2f} GiB, and how many tokens that is, is not known"
+    ask = "" if asked else "; set kv-cache-memory-bytes to what vLLM logs at its first start"
+    return {
+        "fits": fits,
+        "kv_tokens": None,
+        "needed_tokens": None,
+        "requests": None,
+        "flags": given if fits is False else {**sizes, **given},
+        "why": [*told["why"][:3], left + ask],
+        "changes": told["changes"] if fits is False else [],
+    }
 
 
 def _arithmetic(chosen: Plan, flags: Flags, weights_bytes: int | None) -> list[str]:

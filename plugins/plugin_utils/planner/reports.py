@@ -1,4 +1,4 @@
-"""Plans as people and programs read them."""
+"""Plans as tables for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import hosts, plans
+from . import hosts, placement, plans
 from .flags import PlanError
 from .model_files import read_model
-from .shapes import read_shape
+from .shapes import Shape, read_shape
 
 INSTANCES: dict[str, Any] = json.loads((Path(__file__).parent / "instances.json").read_text())
 # Columns of the tables: what a plan calls it, and the heading.
@@ -27,7 +27,7 @@ _COLUMNS = {
 
 
 def version_of(text: str) -> tuple[int, int]:
-    """The first two numbers of vLLM's version. Raises PlanError for what is none."""
+    """The first two numbers of vLLM's version. Raises PlanError if the text is no version."""
     parts = str(text).split(".")
     try:
         return int(parts[0]), int(parts[1])
@@ -51,7 +51,8 @@ def plan_of_model(
         return {"model": model, "instance_type": instance_type, "usd_per_hour": host.usd_per_hour, **told}
     every = hosts.all_hosts(INSTANCES)
     found = plans.fitting_hosts(files.config, every, args, wanted, files.weights_bytes, version=version)
-    return {"model": model, "fits": bool(found), "instance_types": found}
+    sure = any(row["fits"] for row in found)
+    return {"model": model, "fits": sure or (None if found else False), "instance_types": found}
 
 
 def plan_of_fleet(fleet: list[dict[str, Any]], version: tuple[int, int]) -> list[dict[str, Any]]:
@@ -59,24 +60,50 @@ def plan_of_fleet(fleet: list[dict[str, Any]], version: tuple[int, int]) -> list
 
     An engine that cannot be planned has `problems` instead.
     """
-    found = []
+    by_host: dict[str, list[dict[str, Any]]] = {}
     for engine in fleet:
-        named = {"host": engine["host"], "engine": engine["name"], "instance_type": engine["instance_type"]}
+        by_host.setdefault(engine["host"], []).append(engine)
+    return [row for engines in by_host.values() for row in _plan_of_fleet_host(engines, version)]
+
+
+def _plan_of_fleet_host(engines: list[dict[str, Any]], version: tuple[int, int]) -> list[dict[str, Any]]:
+    """The rows of one host's engines."""
+    rows = {
+        engine["name"]: {"host": engine["host"], "engine": engine["name"], "instance_type": engine["instance_type"]}
+        for engine in engines
+    }
+
+    def needed(engine: Mapping[str, Any], left: int) -> int:
+        row = rows[engine["name"]]
         try:
-            if not engine["instance_type"]:
-                raise PlanError(["its instance type is not known: set aws_instance_type for the host"])
-            wanted = plans.Wanted(engine.get("context_tokens"), engine.get("concurrency"))
             files = read_model(engine["model"], engine.get("revision") or "")
-            host = hosts.host_of_type(engine["instance_type"], INSTANCES)
-            gpus = len(engine["gpus"]) if engine.get("gpus") else None
-            told = plans.plan(files.config, host, engine.get("args") or {}, wanted, files.weights_bytes, gpus, version)
-            found.append({**named, **told})
+            wanted = plans.Wanted(engine.get("context_tokens"), engine.get("concurrency"))
+            args = engine.get("args") or {}
+            row.update(plans.plan(files.config, host, args, wanted, files.weights_bytes, left or None, version))
+            return row.get("gpus") or 1
         except PlanError as error:
-            found.append({**named, "fits": None, "problems": error.problems})
-    return found
+            row.update(fits=None, problems=error.problems)
+            return 1
+
+    try:
+        if not engines[0]["instance_type"]:
+            raise PlanError(["its instance type is not known: set aws_instance_type for the host"])
+        host = hosts.host_of_type(engines[0]["instance_type"], INSTANCES)
+    except PlanError as error:
+        return [{**row, "fits": None, "problems": error.problems} for row in rows.values()]
+    for engine in (one for one in engines if one.get("gpus")):
+        needed(engine, len(engine["gpus"]))
+    places, _ = placement.place(engines, host.gpus, needed)
+    for name, row in rows.items():
+        if name not in places and "problems" not in row:
+            row.update(
+                fits=False,
+                problems=["too few GPUs of the host are left for it: give engines gpus, or a larger instance type"],
+            )
+    return list(rows.values())
 
 
-# Below this share of what is needed an engine is refused, because no plan was ever that wrong.
+# An engine with less than this share of the memory that it needs is refused: no plan has ever been wrong by more.
 _SURELY_TOO_LITTLE = 0.85
 
 
@@ -89,40 +116,82 @@ def host_of(smi: str, instance_type: str | None) -> hosts.Host | None:
 
 
 def plan_of_host(
-    engines: list[dict[str, Any]], host: hosts.Host, configs: Mapping[str, Any], version: tuple[int, int]
+    engines: list[dict[str, Any]],
+    host: hosts.Host,
+    configs: Mapping[str, Any],
+    version: tuple[int, int],
+    complete: bool = False,
 ) -> dict[str, Any]:
-    """The plans of a host's engines, by name: `flags` that differ from vLLM's defaults, and `problems` of those that surely do not fit.
+    """The plans of a host's engines, by name: `flags` that differ from vLLM's defaults, the `gpus` of those that name none, and `problems`.
 
     `configs` has the config.json of the engines whose models are on the host, by the engine's name, or None. A model that can
-    be read nowhere has no plan.
+    be read nowhere has no plan. `complete` says that all are there that will be; then such an engine has to say how many GPUs it takes.
     """
-    told: dict[str, Any] = {"flags": {}, "plans": {}, "problems": []}
-    for engine in engines:
-        name, wanted = engine["name"], plans.Wanted(engine.get("context_tokens"), engine.get("concurrency"))
+    told: dict[str, Any] = {"flags": {}, "plans": {}, "gpus": {}, "problems": []}
+    shapes: dict[str, Shape] = {}
+
+    def needed(engine: Mapping[str, Any], left: int) -> int:
+        """How many GPUs an engine takes if so many are left. Notes its plan."""
+        found = _plan_in(engine, host, configs.get(engine["name"]), left, version)
+        if found is None:
+            # Guessed, it might be another number in the next run, and engines would move.
+            if complete and min(len(engines), host.gpus) > 1 and not placement.is_spread(engine.get("args") or {}):
+                raise PlanError(
+                    [
+                        f"the config.json of {engine['model']} cannot be read, so how many GPUs it takes is not known: set gpus"
+                    ]
+                )
+            return placement.spread(engine.get("args") or {})
+        told["plans"][engine["name"]], shapes[engine["name"]] = found
+        return found[0].get("gpus") or 1
+
+    def planned(engine: Mapping[str, Any], left: int) -> int:
         try:
-            config, size = configs.get(name), None
-            if config is None:
-                files = read_model(engine["model"], engine.get("revision") or "")
-                config, size = files.config, files.weights_bytes
-            shape = read_shape(config)
-        except PlanError:
-            continue  # not read, or no decoder: vLLM itself decides
-        try:
-            gpus = len(engine["gpus"]) if engine.get("gpus") else None
-            found = plans.plan(config, host, engine.get("args") or {}, wanted, size, gpus, version)
+            return needed(engine, left) if left else placement.spread(engine.get("args") or {})
         except PlanError as error:
-            told["problems"] += [f"engine {name}: {problem}" for problem in error.problems]
-            continue
-        told["plans"][name] = found
-        short = found["kv_tokens"] < _SURELY_TOO_LITTLE * found["needed_tokens"]
-        if not found["fits"] and short and (found["kv_gib"] < 0 or not found["estimated"]):
-            changes = "; ".join(found["changes"])
+            told["problems"] += [f"engine {engine['name']}: {problem}" for problem in error.problems]
+            return 1
+
+    for engine in (one for one in engines if one.get("gpus")):
+        planned(engine, len(engine["gpus"]))
+    places, problems = placement.place(engines, host.gpus, planned)
+    told["problems"] += problems
+    told["gpus"] = {
+        one["name"]: places[one["name"]] for one in engines if not one.get("gpus") and one["name"] in places
+    }
+    for engine in (one for one in engines if one["name"] in told["plans"]):
+        found, name = told["plans"][engine["name"]], engine["name"]
+        few = found.get("needed_tokens") and found["kv_tokens"] >= _SURELY_TOO_LITTLE * found["needed_tokens"]
+        if (
+            found["fits"] is False
+            and not few
+            and (not found["weights_gib"] or found["kv_gib"] < 0 or not found["estimated"])
+        ):
+            changes = "; ".join(found.get("changes") or ["another instance type"])
             lines = "; ".join(found["why"])
             told["problems"].append(
                 f"engine {name}: {engine['model']} does not fit on {host.name}: {lines}. It would fit with: {changes}"
             )
-        told["flags"][name] = _differing(found, host, shape.context, engine) if found["fits"] else {}
+        told["flags"][name] = (
+            _differing(found, host, shapes[name].context, engine) if found["fits"] is not False else {}
+        )
     return told
+
+
+def _plan_in(
+    engine: Mapping[str, Any], host: hosts.Host, config: Mapping[str, Any] | None, gpus: int, version: tuple[int, int]
+) -> tuple[dict[str, Any], Shape] | None:
+    """The plan of an engine on so many of a host's GPUs, and its model's shape; None for a model that cannot be read, or is no decoder."""
+    size = None
+    try:
+        if config is None:
+            files = read_model(engine["model"], engine.get("revision") or "")
+            config, size = files.config, files.weights_bytes
+        shape = read_shape(config)
+    except PlanError:
+        return None  # vLLM itself decides
+    wanted = plans.Wanted(engine.get("context_tokens"), engine.get("concurrency"))
+    return plans.plan(config, host, engine.get("args") or {}, wanted, size, gpus, version), shape
 
 
 def _differing(found: Mapping[str, Any], host: hosts.Host, context: int, engine: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,19 +211,22 @@ def _differing(found: Mapping[str, Any], host: hosts.Host, context: int, engine:
 def text_of_model(told: Mapping[str, Any]) -> str:
     """The plan of one model for people."""
     if "instance_types" in told:
-        if not told["fits"]:
+        if told["fits"] is False:
             return f"{told['model']} fits on no instance type. Plan it with plan_instance_type to see the arithmetic."
         rows = [
             [_dollars(row["usd_per_hour"]), row["instance_type"], *_cells(row), _flags(row)]
             for row in told["instance_types"]
         ]
         return _table([["USD/hour", "instance type", *_COLUMNS.values(), "options"], *rows])
-    lines = [f"{told['model']} on {told['instance_type']}: {'fits' if told['fits'] else 'does not fit'}", *told["why"]]
-    if told["fits"]:
+    lines = [f"{told['model']} on {told['instance_type']}: {_FITS[told['fits']]}", *told["why"]]
+    if told["fits"] is not False:
         lines.append(f"options: {_flags(told)}")
     lines += [f"it would fit with {change}" for change in told.get("changes", [])]
     lines += [f"an estimate, because {reason}" for reason in told.get("estimated_because", [])]
     return "\n".join(lines)
+
+
+_FITS = {True: "fits", False: "does not fit", None: "it cannot be said whether it fits"}
 
 
 def text_of_fleet(told: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""The shape of a model, from its config.json: how many parameters it has, where, and what a token costs in the KV cache."""
+"""The shape of a model, from its config.json: the number of parameters of each part, and the bytes of a token in the KV cache."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .flags import PlanError
+from .unquantized import Unquantized
 
 FULL, SLIDING, LINEAR = "full", "sliding", "linear"
-# Names that configurations have for one field, the usual one first.
+# The names of each field in different configurations, the usual one first.
 _ALIASES = {
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
     "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
     "vocab_size": ("vocab_size",),
 }
-# Where a configuration of several parts has that of the language model.
+# Keys under which a configuration with several parts has the language model's.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk")
@@ -70,7 +71,7 @@ _KNOWN = (
 )
 # Families whose head is the embedding, unless their configuration says otherwise.
 _TIED = ("gemma", "cohere")
-# Families that read a text as a whole and keep nothing of it.
+# Families of encoders, which process a text as a whole and have no KV cache.
 _ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "distilbert", "nomic_bert", "new")
 # Methods whose bytes of a weight are known.
 _SIZED = (
@@ -133,6 +134,8 @@ class Shape:
     cache_fp8: bool = False  # the checkpoint brings scales for a KV cache in fp8
     dtype: str = "bfloat16"
     quantization: Mapping[str, Any] = field(default_factory=dict)
+    # Compressed attention (DeepSeek V4), whose caches follow no rule that is known here.
+    compressed_cache: bool = False
     estimates: tuple[str, ...] = ()
 
     @property
@@ -225,6 +228,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         cache_fp8=isinstance(quantization, Mapping) and _has_fp8_cache(quantization),
         dtype=str(text.get("torch_dtype") or text.get("dtype") or "bfloat16").removeprefix("torch."),
         quantization=quantization if isinstance(quantization, Mapping) else {},
+        compressed_cache=bool(text.get("compress_ratios")),
     )
     if problems:
         raise PlanError(problems)
@@ -232,7 +236,43 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
 
 
 def bytes_per_parameter(shape: Shape, quantization: str | None = None) -> tuple[float, float]:
-    """What a parameter takes in layers and in routed experts, in bytes. The embedding and the head stay at two."""
+    """What a parameter takes in layers and in routed experts, in bytes. The embedding and the head stay at two.
+
+    Modules that the quantization leaves out have two bytes, too, and so raise the average.
+    """
+    size, expert_size = _quantized_bytes(shape, quantization)
+    left_out = Unquantized.of(shape.quantization)
+    if not left_out or size == expert_size == 2.0:
+        return size, expert_size
+    plain, expert_plain = _unquantized_shares(shape, left_out)
+    return size + (2.0 - size) * plain, expert_size + (2.0 - expert_size) * expert_plain
+
+
+def _unquantized_shares(shape: Shape, left_out: Unquantized) -> tuple[float, float]:
+    """Which share of the parameters of layers, and of routed experts, is not quantized."""
+    matrices = 3 if shape.gated else 2
+    sparse = {layer for layer in range(shape.layers) if layer >= shape.layers - shape.expert_layers}
+    total = plain = expert_plain = 0.0
+    for layer in range(shape.layers):
+        kind = shape.kinds[layer] if layer < len(shape.kinds) else FULL
+        parts = [
+            (shape.linear_layer, "linear_attn.in_proj_qkvz")
+            if kind == LINEAR
+            else (shape.attention_layer, "self_attn.q_proj")
+        ]
+        if layer in sparse:
+            shared = 3 * shape.hidden * shape.shared_intermediate
+            parts += [(shared, "mlp.shared_expert.gate_proj"), (shape.hidden * shape.experts, "mlp.gate")]
+            expert_plain += left_out.has(layer, "mlp.experts.0.gate_proj")
+        elif shape.dense_layers:
+            parts.append((matrices * shape.hidden * shape.intermediate, "mlp.gate_proj"))
+        total += sum(parameters for parameters, _ in parts)
+        plain += sum(parameters for parameters, module in parts if left_out.has(layer, module))
+    return plain / total if total else 0.0, expert_plain / len(sparse) if sparse else 0.0
+
+
+def _quantized_bytes(shape: Shape, quantization: str | None) -> tuple[float, float]:
+    """What a quantized parameter takes in layers and in routed experts, in bytes."""
     method = str(quantization or shape.quantization.get("quant_method") or "").lower()
     if not method:
         return 2.0, 2.0
@@ -371,7 +411,7 @@ def _kinds(text: Mapping[str, Any], family: str, layers: int, problems: list[str
 
 
 def _every(text: Mapping[str, Any], family: str, problems: list[str]) -> int:
-    """Every how many layers there is one with full attention; 0 where all layers are alike."""
+    """N if every N-th layer has full attention; 0 if all layers are alike."""
     names = ("full_attention_interval", "attn_layer_period", "sliding_window_pattern", "no_rope_layer_interval")
     stated = next((_whole(text, name, 0, problems) for name in names if isinstance(text.get(name), int)), 0)
     if stated:
@@ -404,7 +444,7 @@ def _attention(
 
 
 def _linear(text: Mapping[str, Any], hidden: int, problems: list[str]) -> tuple[tuple[int, int], int]:
-    """What one layer of linear attention or Mamba keeps per request (convolution, state; in elements), and its parameters."""
+    """The elements that one layer of linear attention or Mamba keeps per request (convolution, state), and its parameters."""
     values = _whole(text, "linear_num_value_heads", 0, problems)
     if values:
         keys, key_dim = (
@@ -484,7 +524,7 @@ def _vision(config: Any) -> int:
 
 
 def _takes_any_resolution(family: str, config: Any) -> bool:
-    """Qwen's towers and their like: vLLM's profile then has the largest image that fits."""
+    """Whether the tower takes images of any size, as Qwen's do: vLLM then profiles with the largest image that fits."""
     return isinstance(config, Mapping) and (
         "vl" in family or family.startswith("qwen3_5") or "spatial_merge_size" in config
     )
@@ -508,7 +548,11 @@ def _estimates(shape: Shape, text: Mapping[str, Any]) -> list[str]:
         )
     if shape.vision:
         found.append("the vision tower's memory is a rough figure")
-    if text.get("index_topk") or text.get("compress_ratios"):
+    if shape.compressed_cache:
+        found.append(
+            "how many tokens its compressed caches keep is not known: set kv-cache-memory-bytes after the first start"
+        )
+    elif text.get("index_topk"):
         found.append("sparse attention has caches of its own: set kv-cache-memory-bytes after the first start")
     if isinstance(text.get("head_dim"), list) or text.get("global_head_dim"):
         found.append("layers differ in the size of their KV heads")

@@ -4,7 +4,7 @@
  *
  * A request's "max_tokens" says how many chunks come, its "seed" how many microseconds lie between two of them
  * (0: as fast as the connection takes them), its "stream" whether it is a stream. All three are ordinary
- * fields, so that every gateway passes them on. One thread, one write a chunk.
+ * fields, so that every gateway passes them on. One thread, one write per chunk.
  */
 #include "common.h"
 

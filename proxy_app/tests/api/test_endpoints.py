@@ -27,3 +27,13 @@ async def test_a_further_endpoint_is_one_row(
         assert call.path == "/v1/count_words"
         async with proxy.post("/count_words", {"text": "two words"}) as response:
             assert "Did you mean /v1/count_words?" in await response.text()
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/adapters/sql"]
+)
+async def test_clients_cannot_change_an_engine_s_adapters(files: Files, engine: Engine, path: str) -> None:
+    files.configure(engine)
+    async with running_proxy(files) as proxy, proxy.post(path, {"lora_name": "sql"}) as response:
+        assert response.status == 404
+    assert engine.calls == []

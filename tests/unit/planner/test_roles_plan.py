@@ -65,4 +65,64 @@ def test_gpus_of_several_kinds_are_refused() -> None:
 def test_an_engine_whose_model_cannot_be_read_is_left_to_vllm() -> None:
     host = reports.host_of(L40S, None)
     entry = {"name": "one", "model": "/no/such/directory"}
-    assert reports.plan_of_host([entry], host, {"one": None}, (0, 33)) == {"flags": {}, "plans": {}, "problems": []}
+    assert reports.plan_of_host([entry], host, {"one": None}, (0, 33)) == {
+        "flags": {},
+        "plans": {},
+        "gpus": {"one": [0]},
+        "problems": [],
+    }
+
+
+def of_engines(smi: str, *engines: dict[str, Any], complete: bool = True) -> dict[str, Any]:
+    """The plan of several engines, each with the name of its model in the tests' data, or without one that can be read."""
+    entries = [{"name": f"e{number}", "model": "/no/such", **engine} for number, engine in enumerate(engines)]
+    configs = {entry["name"]: MODELS.get(str(entry["model"])) for entry in entries}
+    return reports.plan_of_host(entries, reports.host_of(smi, None), configs, (0, 33), complete)  # type: ignore[no-any-return]
+
+
+LARGE, SMALL = {"model": "Qwen3-32B", "context_tokens": 16384, "concurrency": 4}, {"model": "Qwen3-8B"}
+
+
+def test_engines_get_the_smallest_sets_of_gpus_that_do_in_their_order() -> None:
+    told = of_engines(L40S * 4, LARGE, SMALL, SMALL)
+    assert told["problems"] == []
+    assert told["gpus"] == {"e0": [0, 1], "e1": [2], "e2": [3]}
+    assert told["flags"]["e0"]["pipeline-parallel-size"] == 2
+
+
+def test_gpus_that_an_operator_names_are_left_to_that_engine() -> None:
+    told = of_engines(L40S * 4, SMALL, {**SMALL, "gpus": [0, 2]}, SMALL)
+    assert told["problems"] == []
+    assert told["gpus"] == {"e0": [1], "e2": [3]}
+
+
+def test_an_engine_for_which_no_gpu_is_left_is_refused_with_who_has_them() -> None:
+    (problem,) = of_engines(L40S * 2, SMALL, {**SMALL, "gpus": [1]}, SMALL)["problems"]
+    assert "engine e2 needs 1 of the host's 2 GPUs, and none of them is left (e1 has 1, e0 has 0)" in problem
+    assert "gpu-memory-utilization" in problem
+
+
+def test_engines_share_a_gpu_only_as_the_operator_says() -> None:
+    half = {**SMALL, "args": {"gpu-memory-utilization": 0.5, "max-model-len": 4096, "max-num-seqs": 16}}
+    told = of_engines(L40S, half, half)
+    assert told["gpus"] == {"e0": [0], "e1": [0]}
+    assert told["problems"] == []
+    assert of_engines(L40S, half, half, half)["gpus"] == {"e0": [0], "e1": [0]}
+
+
+def test_an_engine_whose_model_cannot_be_read_says_how_many_gpus_it_takes() -> None:
+    (problem,) = of_engines(L40S * 4, {}, SMALL)["problems"]
+    assert (
+        problem
+        == "engine e0: the config.json of /no/such cannot be read, so how many GPUs it takes is not known: set gpus"
+    )
+    assert of_engines(L40S * 4, {}, SMALL, complete=False)["problems"] == []
+    assert of_engines(L40S * 4, {"args": {"tensor-parallel-size": 2}}, SMALL)["gpus"] == {"e0": [0, 1], "e1": [2]}
+
+
+def test_a_card_that_is_too_old_is_a_problem() -> None:
+    host = reports.host_of("", "p3dn.24xlarge")
+    told = reports.plan_of_host([{"name": "one", "model": "m"}], host, {"one": MODELS["Qwen3-0.6B"]}, (0, 33))
+    (problem,) = told["problems"]
+    assert "compute capability 7" in problem
+    assert told["flags"] == {"one": {}}

@@ -1,4 +1,4 @@
-"""What the roles say of a host by themselves: of who listens where (`ss -Hltnp`), and of keys."""
+"""Problems that the roles' own preflight finds: ports that are in use (from `ss -Hltnp`), and keys."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 SECRET = "9f86d081884c7d659a2feaa0c55ad015"
 LINE = 'LISTEN 0 2048 {} 0.0.0.0:* users:(("{}",pid=7,fd=3))'
-# By the role: whether a listener at this address is in the way of proxy workers at 10.0.0.3:9000 and their admin API at
-# 127.0.0.1:9500, or of an engine at 10.0.0.3:8000.
+# For each role, whether a listener at this address conflicts with proxy workers at 10.0.0.3:9000 and their admin API at 127.0.0.1:9500,
+# or with an engine at 10.0.0.3:8000.
 CASES = {
     "proxy": {
         "10.0.0.3:9000": True,
@@ -66,7 +66,7 @@ FACTS = {
 
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What each role's preflight says of all its cases, each of which has a name of its own as the listener's."""
+    """The problems that each role's preflight finds for all its cases; the listener of each case has another program name."""
     directory = tmp_path_factory.mktemp("ports")
     tasks: list[dict[str, Any]] = [
         {"ansible.builtin.set_fact": FACTS | {"cacheable": True}},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ..forms import as_dict
@@ -29,19 +28,14 @@ def check_gpus(inventory: Inventory) -> Iterator[str]:
             own = _environment(inventory, host, engine).get("CUDA_VISIBLE_DEVICES")
             if own is not None and gpus is not None:
                 yield f"{where} has gpus, over which CUDA_VISIBLE_DEVICES of its environment would win: leave one of them out"
-            if gpus is None and (own is not None or _is_on_cpu(inventory, host, engine)):
-                continue
-            # Without gpus an engine takes the first ones, as many as it spreads over.
-            for gpu in range(_spread(args)) if gpus is None else sorted(set(gpus)):
+            # Without gpus an engine gets those that the planner finds on its host, or says why there are too few.
+            for gpu in sorted(set(gpus or ())):
                 users.setdefault(gpu, []).append(engine)
         for gpu, sharing in sorted(users.items()):
             shares = [_share(serve_args(inventory, host, engine)) for engine in sharing]
             if len(sharing) > 1 and not (None not in shares and sum(share or 0 for share in shares) <= 1):
-                hint = (
-                    "" if all("gpus" in engine for engine in sharing) else " (an engine without gpus takes the first)"
-                )
                 yield (
-                    f"host {host}: GPU {gpu} is given to {' and '.join(str(engine.get('name')) for engine in sharing)}{hint}: give each engine "
+                    f"host {host}: GPU {gpu} is given to {' and '.join(str(engine.get('name')) for engine in sharing)}: give each engine "
                     f"GPUs of its own, or set {_SHARE} in their args, together at most 1, or {_BYTES}"
                 )
 
@@ -77,12 +71,6 @@ def _share(args: Mapping[str, Any]) -> float | None:
 
 def _environment(inventory: Inventory, host: str, engine: Mapping[str, Any]) -> dict[str, Any]:
     return {**as_dict(inventory.get(host, "vllm_environment")), **as_dict(engine.get("environment"))}
-
-
-def _is_on_cpu(inventory: Inventory, host: str, engine: Mapping[str, Any]) -> bool:
-    """Whether the engine runs on CPUs: the lock's name says so, or a variable that only that build of vLLM has."""
-    lock = Path(str(inventory.get(host, "vllm_requirements") or "")).name
-    return "cpu" in lock or any(str(name).startswith("VLLM_CPU_") for name in _environment(inventory, host, engine))
 
 
 def _number(value: Any) -> float | None:

@@ -38,7 +38,8 @@ class Config(Strict):
         default=900, description="Seconds that requests may go on after SIGTERM."
     )
     models: tuple[ModelConfig, ...] = Field(
-        default=(), description="What there is to be said of models besides their engines."
+        default=(),
+        description="Settings of models, such as aliases, fallbacks and defaults.",
     )
     limits: LimitsConfig = Field(
         default=LimitsConfig(), description="Limits of keys, and where they are counted."

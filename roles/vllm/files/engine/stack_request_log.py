@@ -44,7 +44,7 @@ class RequestLog:
             elif message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
 
-        # Without the query, which may have a client's text.
+        # The query is left out, because it may contain a client's text.
         logger.info("request %s: %s %s", request_id, scope["method"], _plain(scope["path"]))
         began_s = time.monotonic()
         try:
@@ -67,5 +67,5 @@ def _request_id(scope: Message) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Without characters that begin a new line or control a terminal. The proxy sends none, but other callers could."""
+    """The text without characters that begin a new line or control a terminal. The proxy sends none, but other callers could."""
     return ascii(text)[1:-1]

@@ -44,7 +44,7 @@ def flags_of(options: argparse.ArgumentParser) -> set[str]:
 
 
 def unknown_keys(config: dict[str, Any], known: set[str]) -> Iterator[str]:
-    """Keys that are no flag. vLLM itself stops at the first, and ignores one whose value is false."""
+    """A problem for each key that is no flag. vLLM itself reports only the first, and ignores keys whose value is false."""
     for key in config:
         name = key.partition(".")[0].replace("_", "-")
         if name not in known:
@@ -53,7 +53,7 @@ def unknown_keys(config: dict[str, Any], known: set[str]) -> Iterator[str]:
 
 
 def unknown_parsers(config: dict[str, Any]) -> Iterator[str]:
-    """Parsers that vLLM does not have, which it notices only when the engine starts. Plugins bring further ones."""
+    """A problem for each parser that vLLM does not have; vLLM itself notices it only at the engine's start. Plugins add parsers."""
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 

@@ -3,8 +3,8 @@
 
     drop_cache.py NAME      called by the unit before each start, after crash_pause.py, with the engine's environment
 
-The next start compiles anew, which takes minutes, and the engine then has a good cache. Once in a row of crashes: if it
-crashes without a cache as well, something else is wrong. A cache elsewhere than under the role's directory is the operator's.
+The next start compiles anew, which takes minutes. This is done once in a row of crashes: if the engine also crashes without a
+cache, something else is wrong. A cache outside of the role's directory belongs to the operator and is kept.
 Standard library only (Python 3.9 or newer).
 """
 

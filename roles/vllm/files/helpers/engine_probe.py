@@ -24,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 import wave
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -41,7 +41,7 @@ REQUESTS: Dict[str, Dict[str, Any]] = {
     "classify": {"input": "Hello"},
     "rerank": {"query": "Hello", "documents": ["Hello"]},
 }
-# Further features of text generation. Each runs code of its own, some of which is compiled at the first such request.
+# Further features of text generation. Each runs different code in the engine, and some of it is compiled at the first such request.
 TEXT = {"prompt": "Hello", "max_tokens": 4}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
 FUNCTION = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
@@ -72,9 +72,11 @@ BOUNDARY = "engine-probe"
 ANSWER_S = 120.0  # a few tokens, for which something may have to be compiled first
 PAUSE_S = 0.5
 JOURNAL_LINES = 40
-# What of the journal is searched for the engine's own error, and for the phases of its start.
+# How many lines of the journal are searched for the engine's own error, and for the phases of its start.
 SEARCHED_LINES = 3000
 RUN = Path("/run")
+# How far the size of a KV cache may be from its plan before it is reported.
+PLAN_OFF = 0.05
 # The seconds of each engine's last start, one file each.
 STARTS = Path("/opt/vllm/starts")
 
@@ -92,10 +94,14 @@ class Engine:
     model: str
     probe: str
     fingerprint: str
-    # Releases of earlier versions of this role do not say it.
+    # Absent from releases of earlier versions of this role.
     start_timeout_s: float = 1800
-    # Indexes; None for all of the host.
+    # Indexes; None stands for all GPUs of the host.
     gpus: Optional[List[int]] = None
+    # Directories of its LoRA adapters by their names; None if they are not changed while it runs.
+    adapters: Optional[Dict[str, str]] = None
+    # What the planner says its KV cache keeps; None without a plan.
+    planned_kv_tokens: Optional[int] = None
 
     @classmethod
     def read(cls, name: str, release: Path) -> "Engine":
@@ -174,8 +180,8 @@ def unit_state(unit: str, names: str = "ActiveState,Result,NRestarts,ExecMainSta
 
 
 def how_it_ended(words: str, state: Dict[str, str]) -> str:
-    """By the words of its journal: while systemd starts it anew, the unit's state is already that of the next start,
-    "success" and 0."""
+    """How the last run ended, from the journal. The unit's own state is no help: while systemd restarts it, it is
+    already that of the next run, "success" and 0."""
     ends = re.findall(r"Main process exited, code=(\w+), status=(\S+)", words)
     if ends:
         return "code {}, status {}".format(*ends[-1])
@@ -216,7 +222,7 @@ def prove(engine: Engine, crashes_before: int = 0) -> None:
         except OSError as error:
             if time.monotonic() >= end:
                 raise ProbeError(
-                    f"{engine.unit} runs, but {engine.url}/health is not well after {engine.start_timeout_s:.0f} s: {error}; {journal(engine.unit)}"
+                    f"{engine.unit} runs, but {engine.url}/health still fails after {engine.start_timeout_s:.0f} s: {error}; {journal(engine.unit)}"
                 ) from error
         time.sleep(PAUSE_S)
     generate(engine)
@@ -243,7 +249,7 @@ def sample(engine: Engine) -> None:
 
 
 def generate(engine: Engine) -> None:
-    """Have the engine generate once. A busy engine that generates for clients meanwhile has proven itself too."""
+    """Request one token of the engine. If that fails, but a busy engine generates tokens for clients meanwhile, that is proof, too."""
     path, body, kind = question(engine)
     url = engine.url + path
     before = tokens(engine)
@@ -281,9 +287,27 @@ def check_current(engine: Engine) -> None:
     prove(engine, crashes(state))
 
 
-def told_start(engine: Engine, start_s: float) -> str:
+def told_plan(engine: Engine, words: str) -> List[str]:
+    """One line if the KV cache, by the engine's journal, is another than planned; none if it is as planned, or nothing is known."""
+    found = engine_journal.kv_cache(words)
+    if not (engine.planned_kv_tokens and found):
+        return []
+    tokens, gib = found
+    off = tokens / engine.planned_kv_tokens - 1
+    if abs(off) <= PLAN_OFF:
+        return []
+    # The log rounds to hundredths; not more than there is.
+    measured = "" if gib is None else f": {int((gib - 0.01) * 2**30)}, as it was logged"
+    return [
+        f"its KV cache keeps {tokens:,} tokens, {abs(off):.0%} {'more' if off > 0 else 'fewer'} than the {engine.planned_kv_tokens:,} planned. "
+        f"To plan with what was measured, set kv-cache-memory-bytes in its args{measured}. "
+        "If the plan did not call itself an estimate, please report this line with the model and the GPU"
+    ]
+
+
+def told_start(engine: Engine, start_s: float, words: str) -> str:
     """How long the start took, and its phases by the engine's journal. The time is kept for the next drain of the engine."""
-    parts = [f"{name} {seconds:.1f} s" for name, seconds in engine_journal.phases_s(read_journal(engine.unit)).items()]
+    parts = [f"{name} {seconds:.1f} s" for name, seconds in engine_journal.phases_s(words).items()]
     with contextlib.suppress(OSError):
         STARTS.mkdir(exist_ok=True)
         (STARTS / engine.name).write_text(f"{start_s:.0f}\n")
@@ -297,10 +321,13 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument(
         "--release", type=Path, required=True, help="directory of the release that describes the engine"
     )
+    parser.add_argument("--fingerprint", help="the wanted one, if it is not the release's")
     parser.add_argument("--timeout", type=float, default=900, help="seconds that `idle` waits")
     options = parser.parse_args(arguments)
     try:
         engine = Engine.read(options.name, options.release)
+        if options.fingerprint:
+            engine = replace(engine, fingerprint=options.fingerprint)
     except OSError as error:
         # The engine does not run, so there is nothing to wait for.
         print(f"release {options.release} does not know engine {options.name}: {error}")
@@ -316,7 +343,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
         else:
             prove(engine)
             sample(engine)
-            print(told_start(engine, time.monotonic() - begin))
+            start_s, words = time.monotonic() - begin, read_journal(engine.unit)
+            print("\n".join([told_start(engine, start_s, words), *told_plan(engine, words)]))
             return 0
     except ProbeError as error:
         print(error)

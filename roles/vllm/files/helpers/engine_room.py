@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Check what an engine's start needs of its host and others may have taken, while the old engine still serves.
+"""Check that what an engine needs for its start is not taken by other programs, while the old engine still serves.
 
     engine_room.py NAME --release /opt/vllm/releases/X --state /var/lib/vllm    exit 1 with one line for each problem
 
-These are its port, its GPUs, and space for compiled graphs and kernels. What engines' own units hold does not count: a roll stops them.
+It needs its port, its GPUs, and space for compiled graphs and kernels. What engines of this role hold does not count: a roll stops them.
 Standard library only (Python 3.9 or newer).
 """
 
@@ -24,7 +24,7 @@ PROC = Path("/proc")
 WILDCARDS = ("*", "0.0.0.0", "::")
 # A disk with less than this is full: the first start of a release writes compiled graphs and kernels.
 FREE_GB = 1
-# NVIDIA's own service for sharing a GPU, whose clients are listed, too.
+# NVIDIA's own service for sharing a GPU. nvidia-smi lists the service, and the programs that use it.
 SHARING = "nvidia-cuda-mps-server"
 
 
@@ -37,7 +37,7 @@ def ours(pid: int) -> bool:
 
 
 def lines(*command: str) -> List[str]:
-    """What a program says; nothing if it is not there or fails."""
+    """The lines of a program's output; none if it is not installed or fails."""
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
     except OSError:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Have every process of an engine write the stacks of all its threads to the engine's journal, and go on.
+"""Make every process of an engine write the stacks of all its threads to the engine's journal; the processes go on.
 
     engine_stacks.py NAME      then: journalctl --unit vllm@NAME
 
@@ -36,7 +36,7 @@ def processes(unit: str) -> Iterator[int]:
 
 
 def status(pid: int) -> Dict[str, str]:
-    """What the kernel says of a process. Raises OSError if it has ended."""
+    """The fields of /proc/PID/status. Raises OSError if the process has ended."""
     lines = (PROC / str(pid) / "status").read_text(errors="replace").splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
@@ -56,7 +56,7 @@ def handles(known: Dict[str, str], number: int) -> bool:
 
 
 def dump(unit: str) -> Iterator[str]:
-    """Signal one process after the other, and tell of each what the kernel says of it."""
+    """Signal one process after the other; yields one line about each, from /proc."""
     for pid in processes(unit):
         try:
             known = status(pid)

@@ -34,9 +34,9 @@ from engine_probe import Engine
 
 RUN = engine_probe.RUN
 LOOK_EVERY_S = 5.0
-# A quiet engine is asked for a token this often. More often would fill its metrics with the watchdog's requests.
+# How often a quiet engine is asked for a token. More often would fill its metrics with the watchdog's requests.
 ASK_EVERY_S = 15.0
-# For the first token after a start, for which something may have to be loaded or compiled.
+# Time for the first token after a start, for which something may have to be loaded or compiled.
 FIRST_TOKEN_S = 90.0
 # Programs that torch's compiler, Triton and FlashInfer run.
 COMPILERS = {
@@ -58,7 +58,7 @@ COMPILERS = {
 
 @dataclass
 class Watch:
-    """What is known of one run of an engine."""
+    """The watchdog's notes about one run of an engine."""
 
     run: str
     begin_s: float
@@ -135,7 +135,7 @@ class Watchdog:
             if moved:
                 watch.alive_s, watch.served = time.monotonic(), True
             quiet_s = time.monotonic() - watch.alive_s
-        # One that compiles is loading, as long as a start may take.
+        # An engine that compiles counts as loading, for at most as long as a start may take.
         if quiet_s > self.limit_s(engine, watch) and not (quiet_s <= engine.start_timeout_s and compiles(engine.unit)):
             self.end(engine, watch, quiet_s)
         elif not moved and now_s - watch.asked_s >= ASK_EVERY_S and not (watch.question and watch.question.is_alive()):
@@ -144,13 +144,13 @@ class Watchdog:
             watch.question.start()
 
     def limit_s(self, engine: Engine, watch: Watch) -> float:
-        """Seconds that it may be quiet."""
+        """Seconds that the engine may be quiet."""
         if watch.served:
             return self.timeout_s
         return max(self.timeout_s, FIRST_TOKEN_S) if watch.listens else engine.start_timeout_s
 
     def end(self, engine: Engine, watch: Watch, quiet_s: float) -> None:
-        """Kill it, unless it was restarted or stopped during the check."""
+        """Kill the engine, unless it was restarted or stopped during the check."""
         if running(engine.name) != watch.run:
             return
         print(
@@ -165,13 +165,13 @@ class Watchdog:
 
     @staticmethod
     def moved(engine: Engine, watch: Watch) -> bool:
-        """Whether it has generated since the last check."""
+        """Whether the engine has generated since the last check."""
         before, tokens = watch.tokens, engine_probe.tokens(engine)
         watch.tokens = max(tokens, before or 0.0)
         return before is not None and tokens > before
 
     def ask(self, engine: Engine, watch: Watch) -> None:
-        """Have it generate one token. A response without one, such as a refusal under load, proves nothing; then the counter decides."""
+        """Request one token. A response without one, such as a refusal under load, proves nothing; then the counter decides."""
         path, body, kind = engine_probe.question(engine)
         try:
             answer = json.loads(engine_probe.request(engine.url + path, body, timeout=self.timeout_s, kind=kind))

@@ -68,7 +68,7 @@ def sanitised(text: str) -> str:
 def from_hub(name: str, revision: str) -> Model:
     """A repository of a Hugging Face hub at one commit. The hub is not asked before the download."""
     if not COMMIT.fullmatch(revision):
-        raise FetchError(f"{name}: pin the revision to the 40 digits of a commit; it is {revision!r}")
+        raise FetchError(f"{name}: `revision` must be the 40 digits of a commit; it is {revision!r}")
 
     def sizes_bytes() -> dict[str, int]:
         from huggingface_hub import HfApi
@@ -100,7 +100,7 @@ def wanted_files(files: Iterable[str]) -> list[str]:
 
 @contextlib.contextmanager
 def hub_errors(name: str, revision: str) -> Iterator[None]:
-    """Say what an error of the hub means, and what to do."""
+    """Raise a FetchError that says what an error of the hub means and what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -120,8 +120,8 @@ def hub_errors(name: str, revision: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise FetchError(f"{name}: {endpoint} answered: {first_line(error)}") from error
     except (OSError, FetchError):
-        raise  # a full disk, for which `fetch` has the words, or what has its own
-    except Exception as error:  # whatever HTTP library the hub's client uses in this version
+        raise  # a full disk, which `fetch` explains, or an error that explains itself
+    except Exception as error:  # its type depends on the HTTP library that this version of the hub's client uses
         raise FetchError(f"{name}: {endpoint} cannot be reached: {first_line(error)}") from error
 
 
@@ -171,13 +171,13 @@ def from_s3(address: str) -> Model:
 
     def s3_file(name: str, directory: Path) -> None:
         target, entry = directory / name, objects[name]
-        # A file gets its name when it is complete, so comparing the size is enough.
+        # A file gets its final name only when it is complete, so comparing the size is enough.
         if target.is_file() and target.stat().st_size == entry["Size"]:
             return
 
         def append(part: BinaryIO, have_bytes: int) -> None:
             for tries_left in reversed(range(S3_TRIES)):
-                # Only if it is still the object that was listed: bytes of another must not be appended.
+                # Only if it is still the object that was listed: bytes of a newer object must not be appended.
                 wanted = {"Bucket": bucket, "Key": entry["Key"], "IfMatch": entry["ETag"]}
                 if part.tell():
                     wanted["Range"] = f"bytes={part.tell()}-"
@@ -218,7 +218,7 @@ def in_parallel(download: Callable[[str], None], names: Iterable[str]) -> None:
 
 
 def complete(target: Path, size_bytes: int | None, sha256: str | None, append: Callable[[BinaryIO, int], None]) -> None:
-    """Give `target` its whole content: `append` adds what follows the bytes that an earlier try has left.
+    """Complete `target`: `append` adds what follows the bytes that an earlier try has left.
 
     The whole is verified; a file with wrong content is downloaded once more from its beginning.
     """
@@ -253,7 +253,7 @@ def fetch(model: Model, models_dir: Path) -> tuple[Path, bool]:
         return target, False
     models_dir.mkdir(parents=True, exist_ok=True)
     with _alone(models_dir / f".{model.directory_name}.lock"):
-        if target.is_dir():  # by whoever held the lock
+        if target.is_dir():  # downloaded by the process that held the lock before
             return target, False
         unfinished = models_dir / f"{model.directory_name}.part"
         unfinished.mkdir(exist_ok=True)
@@ -269,7 +269,7 @@ def fetch(model: Model, models_dir: Path) -> tuple[Path, bool]:
 
 
 def missing_bytes(model: Model, models_dir: Path) -> int:
-    """How many bytes a download would add to what is there, also from an interrupted one."""
+    """How many bytes a download would add to those on the disk, including those of an interrupted download."""
     if (models_dir / model.directory_name).is_dir():
         return 0
     unfinished = models_dir / f"{model.directory_name}.part"
@@ -285,14 +285,14 @@ def _size(path: Path) -> int:
 
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Wait for another download of the same model, such as that of an interrupted run, which may still go on."""
+    """Wait until no other process downloads the same model; an interrupted run may have left one."""
     with lock.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def _flush(directory: Path) -> None:
-    """Put the files on disk before their directory gets its final name: a name must mean whole files."""
+    """Flush the files to the disk. Called before their directory gets its final name, which promises complete files."""
     for path in directory.rglob("*"):
         if path.is_file():
             with path.open("rb") as handle:
@@ -300,7 +300,7 @@ def _flush(directory: Path) -> None:
 
 
 def _free_bytes(directory: Path) -> int:
-    """Free space of a directory's disk; of the nearest one above it, if it does not exist yet."""
+    """Free space on a directory's disk. If the directory does not exist yet, the nearest one above it counts."""
     while not directory.is_dir():
         directory = directory.parent
     return shutil.disk_usage(directory).free

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, Optional
 
 MODEL = "Amazon EC2 NVMe Instance Storage"
-# The label of the file system and the name of the array: what has it is ours.
+# The label of the file system and the name of the array, by which the role recognizes its own.
 NAME = "vllm-store"
 ARRAY = f"/dev/md/{NAME}"
 # "any" instead of the host's name, which may change: the kernel then assembles the array under its own name.
 MEMBER = f"any:{NAME}"
 COLUMNS = "PATH,TYPE,MODEL,MOUNTPOINTS"
-# More steps than there can be.
+# A bound on the loop over the steps; there are never so many.
 MOST_STEPS = 8
 
 
@@ -112,7 +112,7 @@ def next_step(devices: list[dict[str, Any]], mount_point: str, taken: str) -> Op
 
 
 def _make_array(disks: list[dict[str, Any]], paths: list[str], listed: str) -> Step:
-    """The step towards an array of disks that form none."""
+    """The next step for disks that do not form an array yet."""
     foreign = [f"{disk['path']} has {content(disk)}" for disk in disks if content(disk) and not is_member(disk)]
     foreign += [f"{disk['path']} is mounted at {', '.join(mounts(disk))}" for disk in disks if mounts(disk)]
     if foreign:
@@ -122,13 +122,13 @@ def _make_array(disks: list[dict[str, Any]], paths: list[str], listed: str) -> S
     if all(map(is_member, disks)):
         return Step(f"assemble {listed}", [["mdadm", "--assemble", "--homehost=any", ARRAY, *paths]])
     create = ["mdadm", "--create", ARRAY, f"--name={NAME}", "--homehost=any", "--level=0", "--run"]
-    # Members beside blank disks are what an interrupted creation left.
+    # Some members beside blank disks are left from an interrupted creation.
     left = [["mdadm", "--zero-superblock", disk["path"]] for disk in disks if is_member(disk)]
     return Step(f"make a RAID 0 of {listed}", [*left, [*create, f"--raid-devices={len(disks)}", *paths]])
 
 
 def run(command: list[str]) -> str:
-    """The output of a command; an error is the operator's to read."""
+    """The output of a command. Raises StoreError with its error message if it fails."""
     try:
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True).stdout
     except FileNotFoundError as error:
@@ -139,7 +139,7 @@ def run(command: list[str]) -> str:
 
 
 def signatures(path: str) -> dict[str, Optional[str]]:
-    """What is on a device, read from the device itself: what udev noted may be old, or not there yet."""
+    """The content of a device, read from the device itself: udev's notes may be old, or missing."""
     found = json.loads(run(["wipefs", "--no-act", "--json", path]).strip() or '{"signatures": []}')["signatures"]
     types = dict.fromkeys(signature["type"] for signature in found)
     return {"content": " and ".join(types) or None, "label": found[0].get("label") if len(found) == 1 else None}
@@ -159,7 +159,7 @@ def look(mount_point: str) -> tuple[list[dict[str, Any]], str]:
 
 
 def mounted(mount_point: str, plan: bool) -> list[str]:
-    """Mount the store, or with ``plan`` only say how that begins; return the steps."""
+    """Mount the store; returns the steps taken. With ``plan``, only return the first step."""
     steps: list[str] = []
     while True:
         devices, taken = look(mount_point)

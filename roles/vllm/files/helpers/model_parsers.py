@@ -26,7 +26,7 @@ class Family(NamedTuple):
 
 QWEN2, QWEN3, GLM4 = {"qwen2"}, {"qwen3", "qwen3_moe"}, {"glm4_moe", "glm4_moe_lite"}
 
-# The first family that fits counts. In a template's own text a line's end within quotes is written \n.
+# The first family that fits counts. In a template's source, a line break within quotes is written \n.
 TOOL_CALL = [
     # Qwen2.5, QwQ and Qwen3: <tool_call> around JSON.
     Family("hermes", QWEN2 | QWEN3, ('{"name": <function-name>', '{\\"name\\": <function-name>')),
@@ -41,7 +41,7 @@ TOOL_CALL = [
     Family("olmo3", {"olmo3"}, ("<function_calls>",)),
 ]
 REASONING = [
-    # Models that think unless a request says otherwise, or always. Instruct models of the same types do neither.
+    # Models that always think, or that think unless a request says otherwise. Instruct models of the same types do not think.
     Family("qwen3", QWEN3, ("enable_thinking", "<|im_start|>assistant\\n<think>")),
     # QwQ.
     Family("deepseek_r1", QWEN2, ("<|im_start|>assistant\\n<think>",)),
@@ -53,7 +53,7 @@ REASONING = [
 
 
 def options_of(model: Path) -> dict[str, Any]:
-    """The options for a model; none if it cannot be read, or is of no family."""
+    """The options for a model. None if the model cannot be read, or belongs to no known family."""
     model_type, template = _read(model / "config.json").get("model_type"), _chat_template(model)
     calls, reasoning = (
         next((one.parser for one in table if model_type in one.model_types and _fits(one, template)), None)
@@ -68,12 +68,12 @@ def _fits(family: Family, template: str) -> bool:
 
 
 def _chat_template(model: Path) -> str:
-    """The model's own chat template, from where vLLM reads it; "" if it has none."""
+    """The model's own chat template, from the file that vLLM reads; "" if it has none."""
     try:
         return (model / "chat_template.jinja").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         template = _read(model / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # several by name, of which vLLM takes tool_use for requests with tools
+    if isinstance(template, list):  # several named templates; vLLM uses the one called tool_use for requests with tools
         return "\n".join(str(one.get("template")) for one in template if isinstance(one, dict))
     return template if isinstance(template, str) else ""
 

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# A hub's commit, or the digest of what S3 listed.
+# A commit of a hub, or the digest of a listing of S3.
 FETCHED = re.compile(r".+@([0-9a-f]{40}|[0-9a-f]{12})")
 
 
@@ -38,7 +38,7 @@ def releases_in_use(home: Path, run: Path) -> set[Path]:
 
 
 def unused(models_dir: Path, releases: set[Path], keep: list[Path]) -> list[Path]:
-    """Directories of models that are not to be kept, and that no engine of these releases names."""
+    """Directories of models that need not be kept, and whose path is in no option of these releases' engines."""
     files = [path for release in releases for path in release.glob("engines/*.yml")]
     options = "\n".join([*(path.read_text() for path in files), *map(str, keep)])
     return [
@@ -51,13 +51,13 @@ def unused(models_dir: Path, releases: set[Path], keep: list[Path]) -> list[Path
 
 
 def _named(model: Path, options: str) -> bool:
-    """Whether the options have this path: not merely one that begins or ends like it."""
+    """Whether the options contain exactly this path, and not just one that begins or ends with it."""
     return re.search(rf"(?<![^\s'\"=]){re.escape(str(model))}(?![\w.@-])", options) is not None
 
 
 @contextlib.contextmanager
 def idle(model: Path) -> Iterator[bool]:
-    """Whether no download of the model goes on; none begins meanwhile."""
+    """Hold the lock of the model's downloads, so that none begins. Yields False if one is running."""
     lock = model.with_name(f".{model.name.removesuffix('.part')}.lock")
     if not lock.exists():
         yield True
@@ -76,7 +76,7 @@ def size_gb(directory: Path) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Remove what is unused, or with --dry-run only name it."""
+    """Remove unused models, or with --dry-run only print them."""
     parser = argparse.ArgumentParser(description="Remove models that no release in use names.")
     parser.add_argument("--home", type=Path, required=True, help="directory of the releases")
     parser.add_argument("--run", type=Path, required=True, help="where engines record what they were started with")

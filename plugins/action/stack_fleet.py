@@ -1,0 +1,281 @@
+"""Compare the wanted fleet of an environment with what AWS has of it. Runs on the controller, and changes nothing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+UTILS = Path(__file__).resolve().parents[1] / "plugin_utils"
+# The groups of the hosts in memory by which variables of a tier are read before it has a host.
+EXAMPLE = "__stack_example_{tier}"
+
+
+def load(subject: str, name: str) -> ModuleType:
+    """A module of a package of plugin_utils. Only an installed collection has an import path, so the package is loaded from its file."""
+    package = f"ec2_inference_stack_{subject}"
+    if package not in sys.modules:
+        spec = importlib.util.spec_from_file_location(package, UTILS / subject / "__init__.py")
+        assert spec is not None, f"{UTILS / subject} is a package"
+        assert spec.loader is not None
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[package])
+    return importlib.import_module(f"{package}.{name}")
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no types
+    """Changes nothing. In check mode it is `changed` if there is something to make or remove, with the difference."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """With `state: present` return the `steps` to make, with `state: absent` those to remove; `report` tells them to people.
+
+        With `failed`, the result of a failed task, return `failure`: what AWS refused and what to do.
+        """
+        super().run(tmp, task_vars)
+        variables, args = task_vars or {}, self._task.args
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+        if "failed" in args:
+            texts = [
+                str(row.get("msg", row)) for row in args["failed"].get("results", [args["failed"]]) if row.get("failed")
+            ]
+            return {
+                "changed": False,
+                "failure": "\n".join(load("fleet", "present").refusal(text, region) for text in texts),
+            }
+        try:
+            fleet = self._fleet(variables, region, absent=args["state"] == "absent")
+            told = self._removed(fleet) if args["state"] == "absent" else self._made(fleet, variables)
+        except load("fleet", "present").FleetError as error:
+            return {"failed": True, "msg": _together(error.problems)}
+        told["changed"] = bool(self._task.check_mode and told["steps"])
+        if told["changed"]:
+            lines = "".join(f"{step['text']}\n" for step in told["steps"])
+            told["diff"] = {
+                "before": lines if args["state"] == "absent" else "",
+                "after": "" if args["state"] == "absent" else lines,
+            }
+        return told
+
+    def _fleet(self, variables: dict[str, Any], region: str, absent: bool) -> Any:
+        """The fleet that the variables say, with what is wrong in them."""
+        wanted, fail = load("fleet", "wanted"), load("fleet", "present").FleetError
+        if not region:
+            raise fail(["no region is named: export AWS_REGION, such as AWS_REGION=eu-central-1"])
+        fleets = self._templar.template(variables.get("stack_fleets") or {})
+        if not isinstance(fleets, dict):
+            raise fail(["stack_fleets is no dictionary: write the name of an environment, and below it its fleet"])
+        asked = variables.get("stack_environment") or os.environ.get("STACK_ENVIRONMENT")
+        names = ", ".join(map(str, fleets)) or "none"
+        if not asked and len(fleets) != 1:
+            raise fail(
+                [
+                    f"stack_fleets has {names}: name an environment, with -e stack_environment=NAME or STACK_ENVIRONMENT=NAME"
+                ]
+            )
+        environment = str(asked or next(iter(fleets)))
+        if environment not in fleets:
+            raise fail([f"environment {environment} is unknown: stack_fleets has {names}"])
+        given = fleets[environment]
+        self._check_form(f"stack_fleets.{environment}", given)
+        settings = wanted.with_defaults("fleet", given)
+        kinds = {str(name): wanted.with_defaults("hosts", kind) for name, kind in settings["hosts"].items()}
+        ports, models = self._of_roles(variables)
+        domain = str(self._templar.template(variables.get("stack_domain") or "")).lower()
+        fleet = wanted.Fleet(environment, region, settings, kinds, domain, ports, models)
+        found = list(load("fleet", "problems").of_variables(fleet))
+        if any("vllm" in kind["tiers"] for kind in kinds.values()) and not ports.engines:
+            found.append(
+                "vllm_engines is empty: name the engines in group_vars/vllm.yml, whose ports the proxies must reach"
+            )
+        if found and not absent:
+            raise fail(found)
+        return fleet
+
+    @staticmethod
+    def _check_form(where: str, given: Any) -> None:
+        """Stop at names and types that are wrong."""
+        schema, specs = load("preflight", "schema"), load("fleet", "wanted").SPECS
+        found = list(schema.problems(where, given, schema.of_spec(specs["fleet"]["options"])))
+        if not found:
+            of_hosts = schema.of_spec(specs["hosts"]["options"])
+            found = [
+                p
+                for name, kind in given["hosts"].items()
+                for p in schema.problems(f"{where}.hosts.{name}", kind, of_hosts)
+            ]
+        if found:
+            raise load("fleet", "present").FleetError(found)
+
+    @staticmethod
+    def _of_roles(variables: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+        """The ports that tiers listen on, and the models, as the tiers' variables say them."""
+        roles, wanted = load("preflight", "roles"), load("fleet", "wanted")
+        defaults = roles.role_defaults(roles.role_options())
+        proxy, vllm = (_Variables(variables["hostvars"], tier, defaults) for tier in ("proxy", "vllm"))
+        workers = proxy.number("proxy_workers") or wanted.MOST_WORKERS
+        first = proxy.number("proxy_port")
+        store = proxy.number("proxy_store_port") if proxy.get("proxy_store_host") else None
+        engines = [engine for engine in vllm.get("vllm_engines") or [] if isinstance(engine, dict)]
+        ports = wanted.Ports(
+            (first, first + workers - 1), store, tuple(e["port"] for e in engines if isinstance(e.get("port"), int))
+        )
+        return ports, tuple(str(engine["model"]) for engine in engines if engine.get("model"))
+
+    def _made(self, fleet: Any, variables: dict[str, Any]) -> dict[str, Any]:
+        present_of, plans, problems = (load("fleet", name) for name in ("present", "plans", "problems"))
+        public_key = self._public_key(fleet)
+        with present_of.errors_in_words(fleet.region):
+            clients = _clients(fleet.region)
+            present = present_of.read(clients, fleet)
+            missing = plans.missing_hosts(fleet, present)
+            images, found = present_of.images(clients, {host.image for host in missing}, present["images"])
+            self._choose_types(fleet, {host.kind for host in missing}, images, clients, variables)
+            missing = plans.missing_hosts(fleet, present)
+            offers = present_of.offers(clients("ec2"), sorted({host.instance_type for host in missing}))
+        found += [*problems.of_names(fleet, present), *problems.of_account(fleet, present, offers, images, missing)]
+        if found:
+            raise present_of.FleetError(found)
+        steps, notices = plans.to_make(fleet, present, images, public_key), plans.surplus(fleet, present)
+        with_gpus = load("planner", "reports").INSTANCES
+        parts = plans.costs(fleet, with_gpus, present)
+        wanted = load("fleet", "wanted")
+        ours = present["given_subnets"] or present["subnets"]
+        return {
+            "steps": steps,
+            "report": plans.report_of_making(fleet, steps, notices, parts),
+            "environment": fleet.environment,
+            "region": fleet.region,
+            "base": fleet.base,
+            "tags": fleet.tags(),
+            "settings": dict(fleet.settings),
+            "own_network": fleet.own_network,
+            "vpc": ours[0]["VpcId"] if ours else None,
+            "subnets": wanted.subnets(fleet),
+            "subnet_of_zone": {row["AvailabilityZone"]: row["SubnetId"] for row in ours},
+            "groups": [{"name": g["name"], "rules": plans.module_rules(g)} for g in wanted.security_groups(fleet)],
+            "instances": {present_of.name_of(row): row["InstanceId"] for row in present["instances"]},
+            "web": [host.name for host in wanted.hosts(fleet) if "nginx" in host.tiers],
+            "public_key": public_key,
+            "domain": fleet.domain,
+            "record": plans.record_values(fleet, present),
+            "balancer_zone": next((row["CanonicalHostedZoneId"] for row in present["balancers"] if row["ours"]), None),
+        }
+
+    def _removed(self, fleet: Any) -> dict[str, Any]:
+        present_of, plans = load("fleet", "present"), load("fleet", "plans")
+        with present_of.errors_in_words(fleet.region):
+            present = present_of.read(_clients(fleet.region), fleet)
+        steps = plans.to_remove(fleet, present)
+        return {
+            "steps": steps,
+            "report": plans.report_of_removing(fleet, steps, plans.kept(present)),
+            "environment": fleet.environment,
+            "region": fleet.region,
+            "settings": dict(fleet.settings),
+            "domain": fleet.domain,
+            "record": plans.current_values(present["record"]),
+            "balancer_zone": ((present["record"] or {}).get("AliasTarget") or {}).get("HostedZoneId"),
+        }
+
+    @staticmethod
+    def _public_key(fleet: Any) -> str:
+        name = fleet.settings["public_key_file"]
+        try:
+            return Path(name).expanduser().read_text().strip() if name else ""
+        except (OSError, UnicodeDecodeError) as error:
+            where = f"stack_fleets.{fleet.environment}.public_key_file"
+            raise load("fleet", "present").FleetError(
+                [f"{where}: {name} cannot be read ({error}): name a file such as ~/.ssh/id_ed25519.pub"]
+            ) from error
+
+    @staticmethod
+    def _choose_types(fleet: Any, kinds: set[str], images: Any, clients: Any, variables: dict[str, Any]) -> None:
+        """Put the cheapest type that runs the model and is offered in the zones in place of `planner`."""
+        present_of, found = load("fleet", "present"), []
+        for name in sorted(kinds):
+            kind, where = fleet.kinds[name], f"stack_fleets.{fleet.environment}.hosts.{name}"
+            if kind["type"] != "planner":
+                continue
+            try:
+                fleet.kinds[name]["type"] = _planned(fleet, kind, where, images, clients, variables)
+            except (present_of.FleetError, load("planner", "flags").PlanError) as error:
+                found += [problem if problem.startswith(where) else f"{where}: {problem}" for problem in error.problems]
+        if found:
+            raise present_of.FleetError(found)
+
+
+def _planned(fleet: Any, kind: Any, where: str, images: Any, clients: Any, variables: dict[str, Any]) -> str:
+    """The cheapest fitting type."""
+    reports, plans, present_of = load("planner", "reports"), load("planner", "plans"), load("fleet", "present")
+    example = _Variables(variables["hostvars"], "vllm", {})
+    engines = [engine for engine in example.get("vllm_engines") or [] if isinstance(engine, dict)]
+    models = sorted({str(engine.get("model")) for engine in engines})
+    if not kind["model"] and len(models) != 1:
+        raise present_of.FleetError([f"{where}.model: vllm_engines has {len(models)} models: name the one to plan for"])
+    model = kind["model"] or models[0]
+    engine = next((engine for engine in engines if engine.get("model") == model), {})
+    args = {**(example.get("vllm_args") or {}), **(engine.get("args") or {})}
+    version = reports.version_of(example.get("vllm_version") or "0.33.0")
+    told = reports.plan_of_model(model, str(engine.get("revision") or ""), None, args, plans.Wanted(), version)
+    fitting = [row["instance_type"] for row in told["instance_types"] if row["usd_per_hour"] is not None]
+    wanted = [name for name in fitting if not kind["types"] or name in kind["types"]]
+    if not wanted:
+        among = f"none of {', '.join(kind['types'])}" if kind["types"] else "no type with a known price"
+        hint = f"; {', '.join(fitting[:3])} would" if fitting else ""
+        raise present_of.FleetError(
+            [f"{where}.types: {among} runs {model}{hint}: name others, or see playbooks/plan.yml -e plan_model={model}"]
+        )
+    offers, image = present_of.offers(clients("ec2"), wanted), images.get(kind["image"])
+    zones = set(fleet.settings["zones"][: kind["count"]])
+    for name in wanted:
+        offer = offers.get(name)
+        if offer and zones <= offer["zones"] and (not image or image["Architecture"] in offer["architectures"]):
+            return str(name)
+    raise present_of.FleetError(
+        [
+            f"{where}: {', '.join(wanted[:5])} run {model}, but none is offered in all of {', '.join(sorted(zones))} for this image: name other zones or types"
+        ]
+    )
+
+
+class _Variables:
+    """The variables that a host of a tier would have."""
+
+    def __init__(self, hostvars: Any, tier: str, defaults: dict[str, Any]) -> None:
+        name = EXAMPLE.format(tier=tier)
+        # hostvars.get would return something undefined instead of the default.
+        self._variables = hostvars[name] if name in hostvars else {}  # noqa: SIM401
+        self._defaults = defaults
+
+    def get(self, name: str) -> Any:
+        return self._variables.get(name, self._defaults.get(name))
+
+    def number(self, name: str) -> int:
+        value = self.get(name)
+        return value if isinstance(value, int) else int(self._defaults[name])
+
+
+def _clients(region: str) -> Any:
+    """Clients of boto3 by their service's name."""
+    try:
+        import boto3
+    except ImportError as error:
+        raise load("fleet", "present").FleetError(
+            ["boto3 is not installed: install requirements/controller.txt"]
+        ) from error
+    return lambda service: boto3.client(service, region_name=region)
+
+
+def _together(problems: list[str]) -> str:
+    """All problems in one text."""
+    noun = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return f"{noun}; nothing was changed:\n" + "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))

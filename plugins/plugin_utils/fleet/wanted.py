@@ -1,0 +1,185 @@
+"""The resources of a fleet, by their names and settings, from an operator's variables. Pure: nothing here asks AWS."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STACK = "ec2-inference"
+TIERS = ("nginx", "proxy", "vllm")
+SPECS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "fleet.yml").read_text())["argument_specs"]
+# Workers of a proxy host, if proxy_workers is 0 (one per core): at most four.
+MOST_WORKERS = 4
+# A subnet is a sixteenth of its VPC.
+SUBNET_BITS = 4
+SSM_POLICY = "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"
+
+
+@dataclass(frozen=True)
+class Host:
+    """An instance that has to be there."""
+
+    name: str
+    kind: str
+    tiers: tuple[str, ...]
+    instance_type: str
+    image: str
+    zone: str
+    disk_gb: int
+    spot: bool
+    cluster: bool
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What the tiers listen on, from the variables of the roles."""
+
+    proxy: tuple[int, int] = (9000, 9003)
+    store: int | None = None
+    engines: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A fleet's settings, each with its default."""
+
+    environment: str
+    region: str
+    settings: Mapping[str, Any]
+    kinds: Mapping[str, Mapping[str, Any]]
+    domain: str = ""
+    ports: Ports = field(default_factory=Ports)
+    models: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> str:
+        """What the names of its resources begin with."""
+        return f"{STACK}-{self.environment}"
+
+    @property
+    def own_network(self) -> bool:
+        """Whether VPC and subnets are made."""
+        return not self.settings["subnet_ids"]
+
+    def tags(self, **more: str) -> dict[str, str]:
+        """The tags by which inventory and deprovision find a resource."""
+        return {"Stack": STACK, "Environment": self.environment, **more}
+
+
+def with_defaults(spec: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the defaults of a spec."""
+    options = SPECS[spec]["options"]
+    return {name: given.get(name, option.get("default")) for name, option in options.items()}
+
+
+def subnets(fleet: Fleet) -> list[dict[str, str]]:
+    """The subnets to make, one per zone."""
+    if not fleet.own_network:
+        return []
+    network = ipaddress.ip_network(fleet.settings["network_cidr"])
+    parts = network.subnets(prefixlen_diff=SUBNET_BITS)
+    return [
+        {"zone": zone, "cidr": str(part), "name": f"{fleet.base}-{zone}"}
+        for zone, part in zip(fleet.settings["zones"], parts, strict=False)
+    ]
+
+
+def hosts(fleet: Fleet) -> list[Host]:
+    """The instances, spread over the zones kind by kind."""
+    zones = fleet.settings["zones"]
+    return [
+        Host(
+            name=f"{name}-{number + 1}",
+            kind=name,
+            tiers=tuple(tier for tier in TIERS if tier in kind["tiers"]),
+            instance_type=kind["type"],
+            image=kind["image"],
+            zone=zones[number % len(zones)],
+            disk_gb=kind["disk_gb"],
+            spot=kind["spot"],
+            cluster=kind["cluster"],
+        )
+        for name, kind in fleet.kinds.items()
+        for number in range(kind["count"])
+    ]
+
+
+def tiers(fleet: Fleet) -> list[str]:
+    """The tiers that the fleet has hosts of."""
+    return [tier for tier in TIERS if any(tier in kind["tiers"] for kind in fleet.kinds.values())]
+
+
+def group_name(fleet: Fleet, tier: str) -> str:
+    """The security group of a tier, or of the hosts of a cluster."""
+    return f"{fleet.base}-{tier}"
+
+
+def security_groups(fleet: Fleet) -> list[dict[str, Any]]:
+    """The security groups with their rules, each after those that it admits. A tier admits only the one in front of it."""
+    rules: dict[str, list[dict[str, Any]]] = {
+        "nginx": [_rule(port, port, cidr=cidr) for port in (80, 443) for cidr in fleet.settings["web_from"]],
+        "proxy": [_rule(*fleet.ports.proxy, group=group_name(fleet, "nginx"))],
+        "vllm": [_rule(port, port, group=group_name(fleet, "proxy")) for port in sorted(set(fleet.ports.engines))],
+    }
+    if fleet.ports.store:
+        rules["proxy"].append(_rule(fleet.ports.store, fleet.ports.store, group=group_name(fleet, "proxy")))
+    ssh = [_rule(22, 22, cidr=cidr) for cidr in fleet.settings["ssh_from"]]
+    # A group that another one admits has to be there, even if no host is in it.
+    found = [{"name": group_name(fleet, tier), "rules": [*rules[tier], *ssh]} for tier in TIERS]
+    if any(kind["cluster"] for kind in fleet.kinds.values()):
+        name = group_name(fleet, "cluster")
+        found.append({"name": name, "rules": [{"proto": "all", "group": name}]})
+    return found
+
+
+def _rule(first: int, last: int, cidr: str = "", group: str = "") -> dict[str, Any]:
+    return {"proto": "tcp", "first": first, "last": last} | ({"cidr": cidr} if cidr else {"group": group})
+
+
+def groups_of(fleet: Fleet, host: Host) -> list[str]:
+    """The security groups of an instance."""
+    return [group_name(fleet, tier) for tier in [*host.tiers, *(["cluster"] if host.cluster else [])]]
+
+
+def roles(fleet: Fleet) -> list[dict[str, Any]]:
+    """The role of each kind of hosts, with no more rights than it needs."""
+    found = []
+    for name, kind in fleet.kinds.items():
+        statements = bucket_statements(fleet.models) if "vllm" in kind["tiers"] else []
+        policy = {"Version": "2012-10-17", "Statement": statements} if statements else None
+        found.append({"name": role_name(fleet, name), "policy": policy})
+    return found
+
+
+def role_name(fleet: Fleet, kind: str) -> str:
+    """The role and the instance profile of a kind of hosts. Roles are the account's, so the region is in the name."""
+    return f"{fleet.base}-{fleet.region}-{kind}"
+
+
+def bucket_statements(models: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What reading models from S3 needs."""
+    found: list[dict[str, Any]] = []
+    for model in sorted({model for model in models if model.startswith("s3://")}):
+        bucket, _, prefix = model.removeprefix("s3://").rstrip("/").partition("/")
+        below = f"{prefix}/*" if prefix else "*"
+        found += [
+            {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{bucket}/{below}"},
+            {
+                "Effect": "Allow",
+                "Action": "s3:ListBucket",
+                "Resource": f"arn:aws:s3:::{bucket}",
+                "Condition": {"StringLike": {"s3:prefix": [below, prefix] if prefix else ["*"]}},
+            },
+        ]
+    return found
+
+
+def canonical(document: Any) -> str:
+    """A policy for comparison."""
+    return json.dumps(document, sort_keys=True)
