@@ -96,3 +96,15 @@ def test_what_killed_rolls_left_is_taken_back_and_what_operators_wrote_stays(dra
     assert "changed=2 " in said
     assert [(drained / f"operator{number}").read_text() for number in range(len(OPERATORS))] == OPERATORS
     assert len(list(drained.iterdir())) == len(OPERATORS)
+
+
+def test_a_person_s_drain_is_put_back_for_its_reason_or_for_any(drained: Path) -> None:
+    roll(drained, ["engine_drain"], ["gpu1:a", "gpu1:b"], proxy_drain_reason="new disk (sda)")
+    assert all(marker.read_text().startswith("new disk (sda); by ") for marker in drained.iterdir())
+    roll(drained, ["engine_undrain"], ["gpu1:a"])
+    assert len(list(drained.iterdir())) == 2, "a roll must not put back what a person took out"
+    roll(drained, ["engine_undrain"], ["gpu1:a"], proxy_drain_reason="new disk (sda)")
+    assert [marker.name for marker in drained.iterdir()] == ["gpu1:b"]
+    said = roll(drained, ["engine_undrain"], ["gpu1:b"], proxy_drain_reason="")
+    assert "engine gpu1:b is put back, after 0 h 0 min: new disk (sda); by" in said
+    assert not list(drained.iterdir())

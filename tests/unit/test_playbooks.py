@@ -163,6 +163,42 @@ def test_an_image_is_not_made_of_what_cannot_be_one(inventory: Path, options: li
     assert "changed=1" not in output
 
 
+@pytest.mark.parametrize(
+    ("playbook", "options", "said"),
+    [
+        ("drain", [], "the hosts are not named: add --limit"),
+        ("drain", ["--limit", "engine1"], "the reason is missing: add -e drain_reason="),
+        ("drain", ["--limit", "engine1", "-e", "drain_reason=a;b"], "without a semicolon"),
+        ("drain", ["--limit", "engine1", "-e", '{"drain_reason": "rolling update"}'], "the reason belongs to rolls"),
+        ("drain", ["--limit", "engine1", "-e", "drain_reason=disk"], "engine1 has no engine that a proxy knows"),
+        ("drain", ["--limit", "enigne1", "-e", "drain_reason=disk"], "Could not match supplied host pattern"),
+        ("drain", ["--limit", "web1", "-e", "drain_reason=disk"], "leaves no host of the group vllm or proxy"),
+        ("drain", ["--limit", "engine1", "--start-at-task", "Drain the engine"], "The checks were skipped"),
+        ("drain", ["--limit", "api1", "--start-at-task", "Drain the workers"], "The checks were skipped"),
+        ("undrain", [], "the hosts are not named: add --limit"),
+        ("undrain", ["--limit", "engine1", "--start-at-task", "Undrain the engine"], "The checks were skipped"),
+        ("restart", ["--limit", "engine1", "--start-at-task", "Forget what they run"], "The checks were skipped"),
+        ("undrain", ["--limit", "api1"], "api1 has no engine that a proxy knows and no proxy worker that nginx knows"),
+    ],
+)
+def test_nothing_is_drained_by_a_slip(inventory: Path, playbook: str, options: list[str], said: str) -> None:
+    status, output = run(inventory, f"playbooks/{playbook}.yml", *options)
+    assert status != 0, output
+    assert said in output
+    assert "changed=1" not in output
+
+
+@pytest.mark.parametrize(
+    ("options", "hosts"), [([], {"api1", "engine1", "engine2", "web1"}), (["--limit", "api1"], {"api1"})]
+)
+def test_the_status_of_hosts_that_run_nothing_yet(inventory: Path, options: list[str], hosts: set[str]) -> None:
+    status_file = inventory.parent / "status.json"
+    status, output = run(inventory, "playbooks/status.yml", "-e", f"status_file={status_file}", *options)
+    assert status == 0, output
+    assert set(json.loads(status_file.read_text())) == hosts
+    assert ("engine engine2:one is in vllm_engines and not on the host" in output) == ("engine2" in hosts)
+
+
 def test_an_image_has_no_other_tier_s_secrets(inventory: Path) -> None:
     whole = yaml.safe_load(inventory.read_text())
     whole["all"]["children"]["proxy"]["hosts"]["engine1"] = {}

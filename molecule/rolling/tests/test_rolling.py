@@ -115,6 +115,53 @@ def test_a_second_proxy_release_rolls_through_the_proxies(load: Load, tmp_path: 
     assert {host: main_pids(host, "vllm@*") for host in ENGINES} == engines
 
 
+def test_an_operator_drains_hosts_and_puts_them_back(load: Load) -> None:
+    engines = {host: main_pids(host, "vllm@*") for host in ENGINES}
+    done = playbook("drain", "--limit", "engine1,api2", "-e", '{"drain_reason": "new disk"}')
+    marker = ssh("api1", "cat /etc/proxy/drained/engine1:tiny").strip()
+    assert re.fullmatch(r"new disk; by \S+@\S+ \(Take the engines out of every proxy\); since \S+Z", marker), (
+        done.stdout[-6000:]
+    )
+    for host in PROXIES:
+        assert {engine["id"]: engine["state"] for engine in ready(host, 9000)["engines"]}["engine1:tiny"] == "drained"
+    assert all(upstream("api2").values())
+
+    refused = " ".join(
+        playbook("drain", "--limit", "engine2", "-e", '{"drain_reason": "new disk"}', check=False).stdout.split()
+    )
+    assert (
+        "no other engine serves tiny-qwen3, as api1, api2 sees it: to drain nevertheless, add -e drain_last=true"
+        in refused
+    )
+    shown = " ".join(playbook("status").stdout.split())
+    assert re.search(r"engine1:tiny is drained on api1, api2 for \d+ min: new disk; by \S+@\S+", shown), shown[-6000:]
+
+    # A roll does its work on drained hosts, and leaves them drained.
+    playbook("proxy", "-e", '{"proxy_timeouts": {"connect_s": 6}}')
+    assert ssh("api1", "cat /etc/proxy/drained/engine1:tiny").strip() == marker
+    assert all(upstream("api2").values())
+
+    playbook("undrain", "--limit", "engine1,api2")
+    for host in PROXIES:
+        assert {engine["state"] for engine in ready(host, 9000)["engines"]} == {"serving"}
+        assert not any(upstream(host).values())
+    assert "nothing needs attention" in playbook("status").stdout
+    assert {host: main_pids(host, "vllm@*") for host in ENGINES} == engines
+
+
+def test_one_worker_is_restarted_as_a_roll_does_it(load: Load) -> None:
+    engines = {host: main_pids(host, "vllm@*") for host in ENGINES}
+    before = main_pids("api1", "proxy@*")
+    restarted, *others = sorted(before)
+    port = restarted.removeprefix("proxy@").removesuffix(".service")
+    playbook("restart", "--limit", "api1", "-e", f"restart_instances=api1:{port}")
+    after = main_pids("api1", "proxy@*")
+    assert after[restarted] != before[restarted]
+    assert [after[other] for other in others] == [before[other] for other in others]
+    assert not any(upstream("api1").values())
+    assert {host: main_pids(host, "vllm@*") for host in ENGINES} == engines
+
+
 def test_a_bad_release_is_rolled_back_and_goes_no_further(load: Load, tmp_path: Path) -> None:
     untouched = main_pids("api2", "proxy@*")
     version = ready("api1", 9000)["version"]
