@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import engine_probe
 import pytest
@@ -199,6 +201,13 @@ def test_unhealthy_is_told_when_the_time_is_over(fake) -> None:
         engine_probe.prove(engine(fake, start_timeout_s=0))
 
 
+@pytest.fixture
+def still_clock(monkeypatch) -> None:
+    """A clock that stands still, so that a start takes 0 s on a busy machine, too."""
+    monkeypatch.setattr(engine_probe, "time", SimpleNamespace(monotonic=lambda: 5.0, sleep=time.sleep))
+
+
+@pytest.mark.usefixtures("still_clock")
 def test_command_reads_the_release(fake, tmp_path, capsys) -> None:
     engines = tmp_path / "engines"
     engines.mkdir()
@@ -246,6 +255,7 @@ def test_a_start_that_logs_no_kv_cache_is_compared_with_nothing() -> None:
     assert engine_probe.told_plan(planned_engine, "INFO 11-26 17:40:41 [x.py:1] all is well") == []
 
 
+@pytest.mark.usefixtures("still_clock")
 def test_the_report_of_a_start_has_a_line_more_if_the_plan_was_wrong(fake, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(engine_probe, "read_journal", lambda unit: KV)
     (tmp_path / "engines").mkdir()
