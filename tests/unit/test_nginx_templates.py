@@ -51,7 +51,7 @@ NO_ORIGINS = [
     "",
 ]
 # As if they had been added to the tables of headers and endpoints.
-HEADER = {"name": "Permissions-Policy", "value": "camera=()"}
+HEADER = {"name": "X-Permitted-Cross-Domain-Policies", "value": "none"}
 ROUTE = {"path": "/images/generations", "class": "generation"}
 
 
@@ -76,17 +76,46 @@ CASES: dict[str, dict[str, Any]] = {
     "anybody": {"nginx_certbot_cors_origins": ["*"]},
     "wrong": {"nginx_certbot_cors_origins": [ORIGINS[0], *NO_ORIGINS]},
     "all and one": {"nginx_certbot_cors_origins": ["*", ORIGINS[0]]},
+    "everything": {
+        "nginx_certbot_key_requests_per_second": 5,
+        "nginx_certbot_connections_per_key": 7,
+        "nginx_certbot_allow_files": ["/etc/nginx/lists/own.conf"],
+        "nginx_certbot_deny_files": ["/etc/nginx/lists/far.conf"],
+        "nginx_certbot_path_cidrs": [
+            {"path": "/v1", "cidrs": ["10.0.0.0/8"]},
+            {"path": "/v1/models", "cidrs": ["192.0.2.0/24", "2001:db8::/32"]},
+        ],
+        "nginx_certbot_maintenance_s": 90,
+        "nginx_certbot_real_ip_from": ["10.1.0.0/16"],
+        "nginx_certbot_real_ip_header": "proxy_protocol",
+        "nginx_certbot_hsts_preload": True,
+        "nginx_certbot_tls_profile": "modern",
+        "nginx_certbot_client_certificates": "required",
+        "nginx_certbot_client_ca_file": "/etc/nginx/lists/ca.pem",
+        "nginx_certbot_log_level": "info",
+    },
+    "http3": {"nginx_certbot_http3": True},
+    "contradictions": {
+        "nginx_certbot_client_certificates": "optional",
+        "nginx_certbot_real_ip_header": "proxy_protocol",
+        "nginx_certbot_hsts_preload": True,
+        "nginx_certbot_hsts_max_age_s": 60,
+        "nginx_certbot_http3": True,
+        "__nginx_certbot_named_files": {"results": [{"item": "/etc/x.conf", "stat": {"exists": False}}]},
+    },
+    "a CA that nobody asks for": {"nginx_certbot_client_ca_file": "/etc/ca.pem"},
     "twice": {"nginx_certbot_cors_origins": [ORIGINS[0], ORIGINS[0]]},
     "text": {"nginx_certbot_cors_origins": ORIGINS[0]},
 }
 Rendered = dict[str, tuple[str, list[str]]]
+LIMITS: dict[str, str] = {}
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
     """For each case, nginx.conf and the problems that preflight finds."""
     directory = tmp_path_factory.mktemp("rendered")
-    templates = [str(ROLE / f"templates/{name}.j2") for name in ("nginx.conf", "problems.yml")]
+    templates = [str(ROLE / f"templates/{name}.j2") for name in ("nginx.conf", "problems.yml", "limits.conf")]
     play = {
         "hosts": "web1",
         "gather_facts": False,
@@ -110,7 +139,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
     run = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     cases = json.loads((directory / "rendered.json").read_text())
-    return {case: (conf, yaml.safe_load(problems or "") or []) for case, (conf, problems) in cases.items()}
+    LIMITS.update({case: limits for case, (_, _, limits) in cases.items()})
+    return {case: (conf, yaml.safe_load(problems or "") or []) for case, (conf, problems, _) in cases.items()}
 
 
 def entries(conf: str) -> str:
@@ -199,9 +229,9 @@ def test_a_header_is_one_row_and_is_on_every_response(rendered: Rendered) -> Non
     for path, lines in everywhere.items():
         assert lines == [f"add_header {row['name']} {row['value']} always" for row in rows], path
     proxied = next(lines for path, lines in blocks(conf).items() if "proxy_http_version 1.1" in lines)
-    assert "proxy_hide_header Permissions-Policy" in proxied, "a proxy's own would be a second one"
+    assert "proxy_hide_header X-Permitted-Cross-Domain-Policies" in proxied, "a proxy's own would be a second one"
     assert "proxy_hide_header Retry-After" not in proxied, "a proxy's own passes"
-    assert "Permissions-Policy" not in rendered["plain"][0]
+    assert HEADER["name"] not in rendered["plain"][0]
 
 
 def test_an_endpoint_is_one_row(rendered: Rendered) -> None:
@@ -288,3 +318,81 @@ def test_what_is_no_origin_is_refused_before_anything_changes(rendered: Rendered
 def test_a_list_that_says_two_things_is_refused(rendered: Rendered, case: str, words: str) -> None:
     _, (problem,) = rendered[case]
     assert words in problem
+
+
+def test_what_an_operator_switches_on_is_rendered(rendered: Rendered) -> None:
+    conf, problems = rendered["everything"]
+    assert problems == []
+    of = blocks(conf)
+    http = of["http"]
+    assert "error_log /var/log/nginx/error.log info" in of[""]
+    assert {"ssl_protocols TLSv1.3", "ssl_verify_client optional"} <= set(http)
+    assert not [line for line in http if line.startswith("ssl_ciphers")], "TLS 1.3 has its own"
+    assert 'on "max-age=63072000; includeSubDomains; preload";' in conf
+    assert '"client_subject":"$client_subject"' in conf
+    assert "503 90" in of["http / map $status $own_retry_after"]
+    listens = [line for lines in of.values() for line in lines if line.startswith("listen ")]
+    for line in listens:
+        assert ("proxy_protocol" in line) == (":443" in line or line.startswith("listen 443")), line
+    assert "include /etc/nginx/lists/far.conf" in of["http / geo $denied_network"]
+    assert {"default 0", "include /etc/nginx/lists/own.conf"} <= set(of["http / geo $allowed_network"])
+    paths = of["http / map $uri $allowed_on_path"]
+    assert paths.index('"~^/v1/models(/|$)" $network_of_path_2') < paths.index('"~^/v1(/|$)" $network_of_path_1')
+    (chat,) = (path for path in of if path.endswith(" / location = /v1/chat/completions"))
+    assert of[chat][0] == "rewrite ^ /__refuse/maintenance last"
+    assert f"{chat} / if ($certificate_missing)" in of
+    (live,) = (path for path in of if path.endswith(" / location = /health/live"))
+    assert "rewrite ^ /__refuse/maintenance last" not in of[live], "load balancers ask it"
+
+
+def test_by_default_none_of_it_is_there(rendered: Rendered) -> None:
+    conf, _ = rendered["plain"]
+    for absent in (
+        "proxy_protocol",
+        "ssl_verify_client",
+        "quic",
+        "__refuse/maintenance last",
+        "preload",
+        "refused_client",
+    ):
+        assert absent not in conf
+
+
+def test_no_key_comes_into_shared_memory(rendered: Rendered) -> None:
+    assert rendered
+    limits = LIMITS["everything"]
+    zones = re.findall(r"limit_(?:req|conn)_zone (\S+) zone=(\w+):", limits)
+    assert {zone: key for key, zone in zones} == {
+        "connections_1": "$limit_key",
+        "key_requests": "$key_limit_key",
+        "key_connections_1": "$key_limit_key",
+    }
+    assert re.search(
+        r'map "\$limited_client\$presented_key" \$key_limit_key \{\s+default "";\s+"~\^1." "(\$key_hash_\d){5}";',
+        limits,
+    )
+    shares = [float(share) for share in re.findall(r"^ +([0-9.]+)% ", limits, re.MULTILINE)]
+    assert (len(shares), sum(shares)) == (5 * 49, 5 * 98)
+    assert "key" not in LIMITS["plain"].replace("per key", "").replace("limit_key", "")
+
+
+def test_http3_is_on_each_address_and_is_told_to_browsers(rendered: Rendered) -> None:
+    conf, problems = rendered["http3"]
+    assert problems == []
+    assert conf.count(" quic reuseport;") == 2
+    assert """on 'h3=":443"; ma=86400';""" in conf
+
+
+def test_settings_that_contradict_each_other_are_refused(rendered: Rendered) -> None:
+    _, problems = rendered["contradictions"]
+    for words in (
+        "/etc/x.conf is not on the host",
+        "no CA is named",
+        "names no load balancer",
+        "below a year",
+        "does not exist for UDP",
+    ):
+        assert len([problem for problem in problems if words in problem]) == 1, words
+    assert len(problems) == 5
+    (problem,) = rendered["a CA that nobody asks for"][1]
+    assert "no certificates are asked for" in problem

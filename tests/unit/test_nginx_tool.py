@@ -315,3 +315,25 @@ def test_what_is_not_due_asks_no_ca(tool: ModuleType, monkeypatch: pytest.Monkey
     assert asked == []
     tool.renew(force=True)
     assert asked == ["renew --no-random-sleep-on-renew --force-renewal"]
+
+
+def test_a_reload_that_began_after_it_was_asked_for_does_for_it(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reloads: list[str] = []
+    monkeypatch.setattr(tool, "tls_text", lambda: "")
+    monkeypatch.setattr(tool, "stale", lambda: bool(tool.MAIN.exists()))
+
+    def reload() -> str:
+        reloads.append("reload")
+        return "reloaded"
+
+    monkeypatch.setattr(tool, "reload", reload)
+    tool.save_workers(7, {8}, reloaded_ns=1000)
+    assert tool.reload_command(if_changed=False, asked_ns=500) == "reloaded"
+    assert reloads == [], "it waited while this reload began"
+    tool.reload_command(if_changed=False, asked_ns=2000)
+    assert len(reloads) == 1, "that reload was before it"
+    tool.MAIN.write_text("changed since")
+    tool.reload_command(if_changed=False, asked_ns=500)
+    assert len(reloads) == 2, "what is on disk was changed since"

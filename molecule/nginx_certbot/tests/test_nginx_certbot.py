@@ -734,3 +734,77 @@ def test_limits_and_refused_networks() -> None:
     url = f"--resolve {DOMAIN}:443:{ADDRESS['web2']} https://{DOMAIN}/v1/models"
     denied = json.loads(ssh("web1", f"curl -sk {url}"))
     assert denied["error"]["code"] == "forbidden"
+
+
+def through_balancer(client: str, path: str, context: ssl.SSLContext, key: str = "any") -> Answer:
+    """GET from web1 as a load balancer sends it for `client`: after a line of the PROXY protocol."""
+    plain = socket.create_connection((ADDRESS["web1"], 443), timeout=30)
+    plain.sendall(f"PROXY TCP4 {client} 192.0.2.250 50000 443\r\n".encode())
+    connection = http.client.HTTPConnection(DOMAIN, timeout=30)
+    connection.sock = context.wrap_socket(plain, server_hostname=DOMAIN)
+    try:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {key}", "X-Request-Id": client})
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
+    finally:
+        connection.close()
+
+
+def test_what_an_operator_switches_on_is_served(tmp_path: Path) -> None:
+    lists = "/etc/nginx/lists"
+    openssl = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    ssh(
+        "web1",
+        f"mkdir -p {lists} && cd {lists} && echo '198.51.100.0/24 1;' > refused.conf"
+        f" && {openssl} -subj /CN=lab-ca -keyout ca.key -out ca.pem 2>/dev/null"
+        f" && {openssl} -subj /CN=batch-7 -CA ca.pem -CAkey ca.key -addext basicConstraints=critical,CA:FALSE"
+        " -keyout client.key -out client.pem 2>/dev/null",
+    )
+    pair = tmp_path / "client.pem"
+    pair.write_text(ssh("web1", f"cat {lists}/client.key {lists}/client.pem"))
+    known, unknown = trust(), trust()
+    known.load_cert_chain(pair)
+    variables = {
+        "nginx_certbot_real_ip_from": ["10.0.0.0/8"],
+        "nginx_certbot_real_ip_header": "proxy_protocol",
+        "nginx_certbot_client_certificates": "required",
+        "nginx_certbot_client_ca_file": f"{lists}/ca.pem",
+        "nginx_certbot_deny_files": [f"{lists}/refused.conf"],
+        "nginx_certbot_path_cidrs": [{"path": "/v1/models", "cidrs": ["203.0.113.0/24"]}],
+        "nginx_certbot_key_requests_per_second": 1,
+        "nginx_certbot_connections_per_key": 50,
+        "nginx_certbot_requests_burst": 1,
+        "nginx_certbot_maintenance_s": 90,
+        "nginx_certbot_hsts_preload": True,
+        "nginx_certbot_tls_profile": "modern",
+    }
+    pid = master("web1")
+    converge("--limit", "web1", variables=variables)
+    try:
+        assert master("web1") == pid
+        maintained = through_balancer("203.0.113.5", "/v1/models", known, "one")
+        assert (maintained.status, maintained.json()["error"]["code"]) == (503, "maintenance")
+        assert maintained.headers["Retry-After"] == "90"
+        assert maintained.headers["Strict-Transport-Security"] == "max-age=63072000; includeSubDomains; preload"
+        assert "camera=()" in maintained.headers["Permissions-Policy"]
+        refusals = {
+            "client_certificate_required": through_balancer("203.0.113.6", "/v1/models", unknown, "two"),
+            "forbidden": through_balancer("198.51.100.7", "/robots", known, "three"),
+        }
+        for code, answer in refusals.items():
+            assert (answer.status, answer.json()["error"]["code"]) == (403, code)
+        assert through_balancer("192.0.2.9", "/v1/models", known, "four").json()["error"]["code"] == "forbidden"
+        assert through_balancer("192.0.2.9", "/health/live", known, "five").status in (200, 502), "not maintained"
+        assert b"Disallow: /" in through_balancer("192.0.2.9", "/robots.txt", known, "six").body
+        # The same key from many addresses, and another key from one of them.
+        limited = [through_balancer(f"203.0.113.{number}", "/v1/models", known, "same") for number in range(20, 30)]
+        assert {answer.status for answer in limited} == {429, 503}
+        assert through_balancer("203.0.113.29", "/v1/models", known, "another").status == 503
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            through_balancer("203.0.113.5", "/v1/models", trust(ssl.TLSVersion.TLSv1_2))
+        log = [json.loads(line) for line in ssh("web1", "tail -n 40 /var/log/nginx/access.log").splitlines()]
+        entry = next(entry for entry in log if entry["request_id"] == "203.0.113.5")
+        assert (entry["client"], entry["client_subject"]) == ("203.0.113.5", "CN=batch-7")
+        assert "Active connections" in ssh("web1", "curl -s http://127.0.0.1:8404/stub_status")
+    finally:
+        converge("--limit", "web1")

@@ -35,6 +35,11 @@ _STORE_DIRECTORY = {
     "x-words": "be empty, or a directory of its own without a / at its end, such as /mnt/instance-store, and none of the system's",
 }
 _FILE = {"pattern": r"^(|/[^\x00-\x1f\x7f]*[^/\x00-\x1f\x7f])$", "x-words": "be the whole path of a file"}
+# nginx's configuration has it without quotes.
+_LISTED_FILE = {
+    "pattern": r"^(/[A-Za-z0-9._-]+)+$",
+    "x-words": "be the whole path of a file, in letters, digits and . _ -",
+}
 _SERVED_NAME = {"pattern": r"^[^\x00-\x1f\x7f]*$", "minLength": 1, "maxLength": 256, "format": "quoted"}
 # What systemd's EnvironmentFile can hold. Values may be secrets.
 _ENVIRONMENT = {
@@ -64,23 +69,38 @@ RULES: dict[str, dict[str, Any]] = {
     "nginx_certbot_acme_ca_bundle": _FILE,
     "nginx_certbot_acme_directory": _URL,
     "nginx_certbot_allow_cidrs[]": _NETWORK,
+    "nginx_certbot_allow_files[]": _LISTED_FILE,
     "nginx_certbot_body_limit_mb": _MEGABYTES,
+    "nginx_certbot_client_ca_file": {**_LISTED_FILE, "pattern": r"^(|(/[A-Za-z0-9._-]+)+)$"},
     "nginx_certbot_connections_per_ip": _COUNT_OR_NONE,
+    "nginx_certbot_connections_per_key": _COUNT_OR_NONE,
     "nginx_certbot_deny_cidrs[]": _NETWORK,
+    "nginx_certbot_deny_files[]": _LISTED_FILE,
     "nginx_certbot_domains[]": _HOST_NAME,
     "nginx_certbot_email": _EMAIL,
     "nginx_certbot_embeddings_timeout_s": _SECONDS,
     "nginx_certbot_generation_timeout_s": _SECONDS,
     "nginx_certbot_hsts_max_age_s": _COUNT_OR_NONE,
+    "nginx_certbot_key_requests_per_second": _COUNT_OR_NONE,
     "nginx_certbot_log_days": _COUNT,
     "nginx_certbot_log_size_mb": _COUNT,
+    "nginx_certbot_maintenance_s": {"minimum": 0, "maximum": 604_800},
+    "nginx_certbot_path_cidrs[].cidrs[]": _NETWORK,
+    "nginx_certbot_path_cidrs[].path": {
+        "pattern": r"^(/[A-Za-z0-9._~-]+)+$",
+        "x-words": "be a path such as /v1/embeddings, without a final slash",
+    },
     "nginx_certbot_public_addresses[]": {"format": "address"},
     "nginx_certbot_real_ip_from[]": {"format": "believed_network"},
-    "nginx_certbot_real_ip_header": {"pattern": r"^[A-Za-z][A-Za-z0-9-]*$", "x-words": "be the name of a header"},
+    "nginx_certbot_real_ip_header": {
+        "pattern": r"^(proxy_protocol|[A-Za-z][A-Za-z0-9-]*)$",
+        "x-words": "be the name of a header, or proxy_protocol",
+    },
     "nginx_certbot_requests_burst": _COUNT_OR_NONE,
     "nginx_certbot_requests_per_second": _COUNT_OR_NONE,
     "nginx_certbot_short_timeout_s": _SECONDS,
     "nginx_certbot_shutdown_s": _SECONDS,
+    "nginx_certbot_status_port": _PORT,
     "nginx_certbot_upstream_keepalive": _COUNT,
     "nginx_certbot_worker_connections": {"minimum": 64, "maximum": 1_000_000},
     "nginx_certbot_worker_processes": {"pattern": r"^(auto|[1-9]\d*)$", "x-words": "be auto or a number"},

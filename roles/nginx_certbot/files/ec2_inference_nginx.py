@@ -65,8 +65,12 @@ WRAPPERS = {
     TLS: "events {} http { server { listen 443 ssl; include %s; } }\n",
 }
 SERVER = re.compile(r"^(?P<server>server \S+ max_fails=0)(?: down)?;  # (?P<id>\S+)$")
-# The zone in limits.conf that counts connections; its name ends with a generation.
-ZONE = re.compile(r"\bconnections_(\d+)\b")
+# The zones in limits.conf that count connections; their names end with a generation.
+ZONE = re.compile(r"\b(?P<zone>(?:key_)?connections)_(?P<generation>\d+)\b")
+# Files of an operator that nginx.conf names: lists of networks, and the CA of clients' certificates.
+LISTED = re.compile(r"^\s*(?:include|ssl_client_certificate) (/\S+);", re.MULTILINE)
+# Connections to port 443 begin with the PROXY protocol.
+PROXY_PROTOCOL = re.compile(r"^\s*listen 443 [^;]*\bproxy_protocol\b", re.MULTILINE)
 # A drained worker's marker: "<reason>; by <who>; since <UTC>". The proxy role's markers of engines have the same format.
 MARKER = re.compile(r"(?P<reason>.+); by [^;]+; since (?P<since>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", re.DOTALL)
 MARKER_TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -228,7 +232,8 @@ def on_disk(pid: int) -> str:
     """Fingerprint of the files that the master `pid` would load."""
     digest = hashlib.sha256(str(pid).encode())
     home = CERTIFICATE if TLS.exists() and str(CERTIFICATE) in TLS.read_text() else PLACEHOLDER
-    for path in (MAIN, UPSTREAM, LIMITS, TLS, home / "fullchain.pem", home / "privkey.pem"):
+    listed = [Path(path) for path in LISTED.findall(MAIN.read_text())] if MAIN.exists() else []
+    for path in (MAIN, UPSTREAM, LIMITS, TLS, home / "fullchain.pem", home / "privkey.pem", *listed):
         digest.update(path.read_bytes() if path.exists() else b"absent")
     return digest.hexdigest()
 
@@ -251,9 +256,16 @@ def record() -> None:
         log.chmod(0o640)
 
 
-def save_workers(parent: int, workers: set[int]) -> None:
-    """Remember the workers, so that a later call can tell whether one of them has died."""
-    WORKERS.write_text(json.dumps({"master": parent, "workers": sorted(workers)}))
+def save_workers(parent: int, workers: set[int], reloaded_ns: int = 0) -> None:
+    """Remember the workers, so that a later call can tell whether one of them has died, and when their reload began."""
+    WORKERS.write_text(json.dumps({"master": parent, "workers": sorted(workers), "reloaded_ns": reloaded_ns}))
+
+
+def reloaded_since(asked_ns: int) -> bool:
+    """Has nginx loaded what is on disk by a reload that began after this time of the monotonic clock?"""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return bool(json.loads(WORKERS.read_text())["reloaded_ns"] > asked_ns) and not stale()
+    return False
 
 
 def saved_workers(parent: int) -> set[int]:
@@ -274,13 +286,14 @@ def reload() -> str:
         return "nginx is not running: nothing to load"
     before = serving(pid)
     loading = on_disk(pid)
+    began_ns = time.monotonic_ns()
     os.kill(pid, signal.SIGHUP)
     deadline = time.monotonic() + RELOAD_S
     while time.monotonic() < deadline:
         now = serving(pid)
         if now and not now & before:
             LOADED.write_text(loading)
-            save_workers(pid, now)
+            save_workers(pid, now, began_ns)
             return "reloaded"
         time.sleep(0.02)
     raise Failed(
@@ -300,8 +313,13 @@ def alone() -> Iterator[None]:
 # --- commands: each returns the word or line to print, which the role's changed_when reads ---------------------------------------
 
 
-def reload_command(if_changed: bool) -> str:
-    """Reload; with `if_changed` only if nginx runs with something else than what is on disk."""
+def reload_command(if_changed: bool, asked_ns: int = 0) -> str:
+    """Reload; with `if_changed` only if nginx runs with something else than what is on disk.
+
+    Of several that were asked for at once, the first does for those that waited: each reload leaves workers that finish their streams.
+    """
+    if asked_ns and reloaded_since(asked_ns):
+        return "reloaded"
     changed = install({TLS: tls_text()})
     return reload() if changed or stale() or not if_changed else "unchanged"
 
@@ -309,7 +327,7 @@ def reload_command(if_changed: bool) -> str:
 def generation() -> int:
     """The generation in the name of the zone that counts connections."""
     zone = ZONE.search(LIMITS.read_text()) if LIMITS.exists() else None
-    return int(zone[1]) if zone else 1
+    return int(zone["generation"]) if zone else 1
 
 
 def mend() -> str:
@@ -326,7 +344,7 @@ def mend() -> str:
         save_workers(pid, workers)
         return "unchanged"
     if LIMITS.exists():
-        install({LIMITS: ZONE.sub(f"connections_{generation() + 1}", LIMITS.read_text())})
+        install({LIMITS: ZONE.sub(rf"\g<zone>_{generation() + 1}", LIMITS.read_text())})
     reload()
     print(
         f"worker {', '.join(map(str, sorted(died)))} of nginx had died: connections are counted anew", file=sys.stderr
@@ -414,6 +432,7 @@ def describe() -> str:
             "ipv6": Path("/proc/net/if_inet6").exists(),
             "drained": sorted(drained_now()),
             "generation": generation(),
+            "http3": "--with-http_v3_module" in told,
         }
     )
 
@@ -469,6 +488,9 @@ def ask(domain: str, path: str) -> tuple[int, str, http.client.HTTPMessage, byte
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     plain = socket.create_connection(("127.0.0.1", 443), timeout=10)
+    if PROXY_PROTOCOL.search(MAIN.read_text()):
+        # "UNKNOWN": nginx keeps this host's own address as the client's.
+        plain.sendall(b"PROXY UNKNOWN\r\n")
     with context.wrap_socket(plain, server_hostname=domain) as secure:
         leaf = secure.getpeercert(binary_form=True) or b""
         connection = http.client.HTTPConnection(domain, timeout=10)
@@ -705,7 +727,7 @@ COMMANDS = {
     "undrain": Command("put proxy workers back", undrain_named, (INSTANCES, argument("--reason")), locked=True),
     "reload": Command(
         "test the configuration, load it, wait until it is in effect",
-        lambda options: reload_command(options.if_changed),
+        lambda options: reload_command(options.if_changed, options.asked_ns),
         (argument("--if-changed", action="store_true", help="only if nginx runs with another one"),),
         locked=True,
     ),
@@ -768,6 +790,7 @@ def arguments() -> argparse.ArgumentParser:
 def answer_to(options: argparse.Namespace) -> str:
     """Run one command and return what it prints."""
     command = COMMANDS[options.command]
+    options.asked_ns = time.monotonic_ns()
     with alone() if command.locked else contextlib.nullcontext():
         return command.run(options)
 

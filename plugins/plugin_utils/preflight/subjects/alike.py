@@ -26,8 +26,15 @@ _ALIKE = {
         "nginx_certbot_acme_directory",
         "nginx_certbot_acme_staging",
         "nginx_certbot_allow_cidrs",
+        "nginx_certbot_allow_files",
+        "nginx_certbot_client_ca_file",
+        "nginx_certbot_client_certificates",
         "nginx_certbot_cors_origins",
         "nginx_certbot_deny_cidrs",
+        "nginx_certbot_deny_files",
+        "nginx_certbot_maintenance_s",
+        "nginx_certbot_path_cidrs",
+        "nginx_certbot_tls_profile",
     ),
 }
 

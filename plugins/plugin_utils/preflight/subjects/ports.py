@@ -27,7 +27,7 @@ def check_ports(inventory: Inventory) -> Iterator[str]:
             if names:
                 yield (
                     f"host {host}: port {port} is used by {' and '.join(names)}; give each a port of its own "
-                    "(vllm_engines[].port, proxy_port, proxy_admin_port, proxy_store_port)"
+                    "(vllm_engines[].port, proxy_port, proxy_admin_port, proxy_store_port, nginx_certbot_status_port)"
                 )
 
 
@@ -36,6 +36,8 @@ def _listeners(inventory: Inventory, host: str) -> Iterator[tuple[int, str, str]
     private = as_address(inventory.get(host, "stack_address"))
     if host in inventory.group("nginx"):
         yield from ((port, "", "nginx") for port in (80, 443))
+        if isinstance(status_port := inventory.get(host, "nginx_certbot_status_port"), int):
+            yield status_port, "127.0.0.1", "the counts of nginx"
     if host in inventory.group("proxy"):
         admin_address = as_address(inventory.get(host, "proxy_admin_address"))
         for number in range(_workers(inventory, host)):
