@@ -42,6 +42,7 @@ class Host:
         (directory / "vllm-x" / "probe.json").write_text(json.dumps(probe))
         (directory / "vllm-half-started").mkdir()
         monkeypatch.setattr(engine_watchdog, "RUN", directory)
+        monkeypatch.setattr(engine_probe, "RUN", directory)
         monkeypatch.setattr(engine_watchdog, "running", lambda name: self.run)
         monkeypatch.setattr(engine_watchdog, "listens", lambda engine: self.listens)
         monkeypatch.setattr(engine_watchdog, "kill", lambda name: self.killed.append(self.now_s))
@@ -135,6 +136,17 @@ def test_an_engine_that_compiles_has_the_time_of_a_start(host: Host) -> None:
     host.processes = ["vllm", "VLLM::EngineCor"]
     host.watch(10)
     assert len(host.killed) == 1
+
+
+def test_an_engine_whose_features_a_roll_tries_has_the_time_of_a_start(host: Host) -> None:
+    """Seen: torch's own preparation for the first log probabilities took a minute on a busy machine, before any compiler ran."""
+    host.watch(30)
+    host.answers = False
+    with engine_probe.trying_features("x"):
+        host.watch(TIMEOUT_S * 3)
+        assert host.killed == []
+    host.watch(20)
+    assert len(host.killed) == 1, "the time is over with the trial"
 
 
 def test_a_compiler_that_never_ends_keeps_no_engine(host: Host) -> None:

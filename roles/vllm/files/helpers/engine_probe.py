@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import io
 import json
 import re
@@ -26,7 +27,7 @@ import urllib.request
 import wave
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import engine_journal
 
@@ -228,6 +229,31 @@ def prove(engine: Engine, crashes_before: int = 0) -> None:
     generate(engine)
 
 
+@contextlib.contextmanager
+def trying_features(name: str) -> Iterator[None]:
+    """Hold the lock by which the watchdog knows that features are tried. It is released however this process ends."""
+    with feature_lock(name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def features_are_tried(name: str) -> bool:
+    """Whether a process holds that lock."""
+    try:
+        with feature_lock(name).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # nothing was ever tried
+    return False
+
+
+def feature_lock(name: str) -> Path:
+    # Not in the engine's own directory, whose owner could make it a link.
+    return RUN / f"engine-features-{name}.lock"
+
+
 def sample(engine: Engine) -> None:
     """Try the sampling features that clients can use. A refusal (4xx) is fine too: not every model supports them all."""
     if engine.probe != "completions":
@@ -342,7 +368,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
             check_current(engine)
         else:
             prove(engine)
-            sample(engine)
+            with trying_features(engine.name):
+                sample(engine)
             start_s, words = time.monotonic() - begin, read_journal(engine.unit)
             print("\n".join([told_start(engine, start_s, words), *told_plan(engine, words)]))
             return 0

@@ -8,8 +8,8 @@ Before it kills an engine it has each of its processes write its stacks (engine_
 An engine hangs if for ``--timeout`` seconds it has neither answered a request for one token nor increased its counter of tokens.
 A busy engine increases that counter, however long its requests wait. An engine whose gauges say that nothing runs is asked for a token
 like any other, so requests that it lost track of hide no hang. An engine that starts has its own ``start_timeout_s`` until it listens,
-and a little more than ``--timeout`` for its first token. An engine for
-which a compiler runs has as much time as a start. Engines that are stopped, stopping or waiting after a crash are left alone.
+and a little more than ``--timeout`` for its first token. An engine for which a compiler runs, or whose features a roll tries for the first
+time, has as much time as a start. Engines that are stopped, stopping or waiting after a crash are left alone.
 The running engines are found by ``/run/vllm-NAME/probe.json``, which the unit writes at each start.
 Standard library only (Python 3.9 or newer).
 """
@@ -87,9 +87,15 @@ def listens(engine: Engine) -> bool:
         return False
 
 
-def compiles(unit: str) -> bool:
-    """Whether a compiler runs for the engine: some of what clients may ask for is compiled at the first such request."""
-    return any(name in COMPILERS for name in engine_stacks.names(unit))
+def compiles(engine: Engine) -> bool:
+    """Whether the engine may be compiling what the first request with a feature needs.
+
+    A compiler runs for it, or the proof of a roll tries features. torch prepares what it compiles in the engine's own process, which took
+    a minute on a busy machine.
+    """
+    return any(name in COMPILERS for name in engine_stacks.names(engine.unit)) or engine_probe.features_are_tried(
+        engine.name
+    )
 
 
 def kill(name: str) -> None:
@@ -136,7 +142,7 @@ class Watchdog:
                 watch.alive_s, watch.served = time.monotonic(), True
             quiet_s = time.monotonic() - watch.alive_s
         # An engine that compiles counts as loading, for at most as long as a start may take.
-        if quiet_s > self.limit_s(engine, watch) and not (quiet_s <= engine.start_timeout_s and compiles(engine.unit)):
+        if quiet_s > self.limit_s(engine, watch) and not (quiet_s <= engine.start_timeout_s and compiles(engine)):
             self.end(engine, watch, quiet_s)
         elif not moved and now_s - watch.asked_s >= ASK_EVERY_S and not (watch.question and watch.question.is_alive()):
             watch.asked_s = now_s
