@@ -78,7 +78,7 @@ CASES: dict[str, dict[str, Any]] = {
     "all and one": {"nginx_certbot_cors_origins": ["*", ORIGINS[0]]},
     "everything": {
         "nginx_certbot_key_requests_per_second": 5,
-        "nginx_certbot_connections_per_key": 7,
+        "nginx_certbot_key_connections": 7,
         "nginx_certbot_allow_files": ["/etc/nginx/lists/own.conf"],
         "nginx_certbot_deny_files": ["/etc/nginx/lists/far.conf"],
         "nginx_certbot_path_cidrs": [

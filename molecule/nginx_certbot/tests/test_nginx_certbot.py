@@ -772,7 +772,7 @@ def test_what_an_operator_switches_on_is_served(tmp_path: Path) -> None:
         "nginx_certbot_deny_files": [f"{lists}/refused.conf"],
         "nginx_certbot_path_cidrs": [{"path": "/v1/models", "cidrs": ["203.0.113.0/24"]}],
         "nginx_certbot_key_requests_per_second": 1,
-        "nginx_certbot_connections_per_key": 50,
+        "nginx_certbot_key_connections": 50,
         "nginx_certbot_requests_burst": 1,
         "nginx_certbot_maintenance_s": 90,
         "nginx_certbot_hsts_preload": True,

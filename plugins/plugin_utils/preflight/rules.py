@@ -73,7 +73,7 @@ RULES: dict[str, dict[str, Any]] = {
     "nginx_certbot_body_limit_mb": _MEGABYTES,
     "nginx_certbot_client_ca_file": {**_LISTED_FILE, "pattern": r"^(|(/[A-Za-z0-9._-]+)+)$"},
     "nginx_certbot_connections_per_ip": _COUNT_OR_NONE,
-    "nginx_certbot_connections_per_key": _COUNT_OR_NONE,
+    "nginx_certbot_key_connections": _COUNT_OR_NONE,
     "nginx_certbot_deny_cidrs[]": _NETWORK,
     "nginx_certbot_deny_files[]": _LISTED_FILE,
     "nginx_certbot_domains[]": _HOST_NAME,
