@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import re
 import time
@@ -42,7 +43,12 @@ MEMORY_USED_SHARE = 0.95
 CERTIFICATE_DAYS = 7
 CLOCK_OFF_S = 30
 DAY_S = 86_400
-MARKER = re.compile(r"(?P<reason>.+?); by (?P<who>[^;]+)(?:; a start takes \d+ s)?; since (?P<since>\S+)", re.DOTALL)
+MARKER = re.compile(
+    r"(?P<reason>.+?); by (?P<who>[^;]+)(?:; a start takes \d+ s)?; since (?P<since>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)",
+    re.DOTALL,
+)
+
+MARKER_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 Report = Mapping[str, Any]
 
@@ -288,18 +294,18 @@ def _of_host(host: str, report: Report, now_s: float) -> Iterator[str]:
 
 def _of_markers(there: Mapping[str, Report], now_s: float) -> Iterator[str]:
     """Drained instances, each with the hosts where it is drained, the reason and for how long."""
-    places: dict[tuple[str, str], list[str]] = {}
+    places: dict[tuple[str, str], list[tuple[str, float | None]]] = {}
     for host, report in there.items():
         for marker in report["drained"]:
-            places.setdefault((marker["instance"], marker["text"]), []).append(host)
-    for (instance, text), hosts in sorted(places.items()):
-        parts = MARKER.fullmatch(text)
-        age = ""
-        if parts:
-            since_s = time.mktime(time.strptime(parts["since"], "%Y-%m-%dT%H:%M:%SZ")) - time.timezone
-            age = f" for {_duration(max(0.0, now_s - since_s))}"
-        because = f"{parts['reason']}; by {parts['who']}" if parts else text or "its marker is empty"
-        yield f"{instance} is drained on {', '.join(hosts)}{age}: {because}"
+            parts = MARKER.fullmatch(marker["text"])
+            because = f"{parts['reason']}; by {parts['who']}" if parts else marker["text"] or "its marker is empty"
+            since_s = calendar.timegm(time.strptime(parts["since"], MARKER_TIME)) if parts else None
+            places.setdefault((marker["instance"], because), []).append((host, since_s))
+    for (instance, because), found in sorted(places.items()):
+        # The hosts are drained one after the other.
+        begins_s = [since_s for _, since_s in found if since_s is not None]
+        age = f" for {_duration(max(0.0, now_s - min(begins_s)))}" if begins_s else ""
+        yield f"{instance} is drained on {', '.join(host for host, _ in found)}{age}: {because}"
 
 
 def _of_views(there: Mapping[str, Report]) -> Iterator[str]:

@@ -199,3 +199,22 @@ def test_a_host_that_gives_no_report() -> None:
 def test_a_host_whose_report_failed() -> None:
     results = fleet() | {"api1": {"rc": 1, "stderr": "Traceback\nOSError: broken", "stdout": ""}}
     assert attention(results) == ["api1 gives no report: OSError: broken"]
+
+
+def test_an_engine_that_is_drained_on_several_hosts_is_one_line() -> None:
+    text = "new disk; by alice@ops1 (drain); a start takes 84 s; since 2026-11-26T10:00:0{}Z"
+    markers = [[{"tier": "proxy", "instance": "engine1:qwen", "text": text.format(second)}] for second in (0, 7)]
+    fleet_of_two = fleet(
+        api1=report(workers=[worker(state="drained")], drained=markers[0]),
+        api2=report(workers=[worker(state="drained")], drained=markers[1]),
+    )
+    assert attention(fleet_of_two) == [
+        "engine1:qwen is drained on api1, api2 for 12 h 0 min: new disk; by alice@ops1 (drain)"
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "by hand", "disk; by alice; since yesterday"])
+def test_a_marker_in_another_form_is_shown_as_it_is(text: str) -> None:
+    marker = {"tier": "proxy", "instance": "engine1:qwen", "text": text}
+    said = attention(fleet(api1=report(workers=[worker(state="drained")], drained=[marker])))
+    assert said == [f"engine1:qwen is drained on api1: {text or 'its marker is empty'}"]
