@@ -51,7 +51,7 @@ FAST = [
     Step(
         "changelog", "antsibull-changelog lint && antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml", 30
     ),
-    Step("unit", "python -m pytest", 600),
+    Step("unit", "python -m pytest", 1200),
     Step("proxy", "cd proxy_app && python -m pytest", 600),
 ]
 PACKAGING = [
