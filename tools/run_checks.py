@@ -60,15 +60,15 @@ PACKAGING = [
 ]
 # The longest first, so that both of two parallel runs end at about the same time.
 SCENARIOS = [
-    Step("vllm", "lab/scenario vllm", 1800),
-    Step("rolling", "lab/scenario rolling", 1800),
-    Step("nvidia_drivers", "lab/scenario nvidia_drivers", 1800),
-    Step("proxy-role", "lab/scenario proxy", 1800),
-    Step("site", "lab/scenario site", 1800),
-    Step("single", "lab/scenario single", 1800),
-    Step("bake", "lab/scenario bake", 1800),
-    Step("nginx_certbot", "lab/scenario nginx_certbot", 1800),
-    Step("fleet", "python -m pytest tests/fleet", 1800),
+    Step("vllm", "lab/scenario vllm", 2700),
+    Step("rolling", "lab/scenario rolling", 2700),
+    Step("nvidia_drivers", "lab/scenario nvidia_drivers", 2700),
+    Step("proxy-role", "lab/scenario proxy", 2700),
+    Step("site", "lab/scenario site", 2700),
+    Step("single", "lab/scenario single", 2700),
+    Step("bake", "lab/scenario bake", 2700),
+    Step("nginx_certbot", "lab/scenario nginx_certbot", 2700),
+    Step("fleet", "python -m pytest tests/fleet", 2700),
     Step("matrix", "tools/matrix", 900),
 ]
 SETS = {"fast": FAST, "all": [*FAST, *PACKAGING, *SCENARIOS]}
