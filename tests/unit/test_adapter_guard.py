@@ -22,8 +22,8 @@ def status(path: str, client: tuple[str, int] | None, server: tuple[str, int] | 
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": path, "client": client, "server": server, "headers": []}
-    asyncio.run(AdapterGuard(app)(scope, None, send))  # type: ignore[arg-type]
-    return sent[0]["status"]  # type: ignore[no-any-return]
+    asyncio.run(AdapterGuard(app)(scope, None, send))
+    return sent[0]["status"]
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def run(*command: str | Path, **options: object) -> None:
-    subprocess.run([str(part) for part in command], check=True, **options)  # type: ignore[call-overload]  # any options
+    subprocess.run([str(part) for part in command], check=True, **options)
 
 
 def build(work: Path, repository: Path, fakes: Path, package: str, version: str, needs: list[str]) -> None:

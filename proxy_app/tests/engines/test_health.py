@@ -185,6 +185,7 @@ def test_who_was_ejected_for_failures_comes_back_on_probation_and_stays_out_long
         fleet.failed(engine, "alice")
         assert engine.state == "ejected"
         waits_s.append(next(s for s in range(1000) if breaker.has_cooled(fleet.now() + s, 10)))
+        breaker.phase = Phase.HALF_OPEN
         fleet.passed(engine)
         assert (engine.state, breaker.failures) == ("serving", 2)
         assert engine in fleet.failing
@@ -241,8 +242,22 @@ def test_a_breaker_cools_down_first() -> None:
     fleet.eject(fleet.engines[0], "hung")
     assert not breaker.has_cooled(fleet.now() + 9, 10)
     assert breaker.has_cooled(fleet.now() + 10, 10)
+    breaker.phase = Phase.HALF_OPEN
     fleet.passed(fleet.engines[0])
     assert (breaker.phase, breaker.failures, breaker.reason) == (Phase.CLOSED, 0, "")
+
+
+def test_a_probe_that_began_before_the_ejection_takes_no_engine_back() -> None:
+    """Each failure has the engine probed, and a probe may go well though clients' answers break."""
+    fleet = failing(2)
+    engine, other = fleet.engines
+    fleet.succeeded(other, "alice")
+    for key in ("alice", "bob", "alice"):
+        fleet.failed(engine, key)
+    assert (engine.state, engine.suspected) == ("ejected", True)
+    fleet.passed(engine)
+    assert (engine.state, engine.suspected, engine.breaker.phase) == ("ejected", False, Phase.OPEN)
+    assert engine.breaker.has_cooled(fleet.now() + 10, 10), "after which it is probed"
 
 
 # Retries.

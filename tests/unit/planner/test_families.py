@@ -77,7 +77,7 @@ MOE = MODELS["Qwen3-30B-A3B"]
 
 def bytes_of(**quantization: Any) -> tuple[float, float]:
     shape = shapes.read_shape({**MOE, "quantization_config": {**QUANTIZED, **quantization}})
-    return shapes.bytes_per_parameter(shape)  # type: ignore[no-any-return]
+    return shapes.bytes_per_parameter(shape)
 
 
 ATTENTION_AND_ROUTER = [f"model.layers.{layer}.{name}" for layer in range(48) for name in ("self_attn", "mlp.gate")]

@@ -26,7 +26,7 @@ def some_engines(chance: random.Random, number: int) -> list[dict[str, Any]]:
 
 
 def placed(engines: list[dict[str, Any]], number: int) -> tuple[dict[str, list[int]], list[str]]:
-    return placement.place(engines, number, lambda engine, left: engine["takes"])  # type: ignore[no-any-return]
+    return placement.place(engines, number, lambda engine, left: engine["takes"])
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -45,7 +45,7 @@ def test_no_gpu_is_given_twice_and_an_engine_more_at_the_end_moves_none(seed: in
     shares: Counter[int] = Counter()
     for engine in engines:
         for gpu in found.get(engine["name"], ()):
-            shares[gpu] += placement.share(engine)  # type: ignore[assignment]
+            shares[gpu] += placement.share(engine)
     for engine in derived:
         assert all(shares[gpu] <= 1.000001 for gpu in found.get(engine["name"], ())), (engines, found)
     assert placed(engines, number) == (found, problems)

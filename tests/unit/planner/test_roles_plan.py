@@ -77,7 +77,7 @@ def of_engines(smi: str, *engines: dict[str, Any], complete: bool = True) -> dic
     """The plan of several engines, each with the name of its model in the tests' data, or without one that can be read."""
     entries = [{"name": f"e{number}", "model": "/no/such", **engine} for number, engine in enumerate(engines)]
     configs = {entry["name"]: MODELS.get(str(entry["model"])) for entry in entries}
-    return reports.plan_of_host(entries, reports.host_of(smi, None), configs, (0, 33), complete)  # type: ignore[no-any-return]
+    return reports.plan_of_host(entries, reports.host_of(smi, None), configs, (0, 33), complete)
 
 
 LARGE, SMALL = {"model": "Qwen3-32B", "context_tokens": 16384, "concurrency": 4}, {"model": "Qwen3-8B"}

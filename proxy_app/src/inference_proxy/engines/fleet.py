@@ -365,14 +365,19 @@ class Fleet:
                 guard.interrupt(Reason.ENGINE_HUNG)
 
     def passed(self, engine: Engine) -> None:
-        """The engine has answered a probe."""
+        """The engine has answered a probe.
+
+        An engine that was ejected while the probe ran stays out until it has cooled down.
+        """
         breaker, now = engine.breaker, self.now()
         engine.suspected = False
-        if breaker.phase is not Phase.CLOSED:
+        if breaker.phase is Phase.HALF_OPEN:
             log.info("engine %s at %s is taken back", engine.id, engine.url)
             breaker.close(self.health.failures - 1)
             engine.progress = Progress(now)
-        elif now - engine.progress.generated_at >= self.health.probe_after_s:
+        elif (
+            breaker.phase is Phase.CLOSED and now - engine.progress.generated_at >= self.health.probe_after_s
+        ):
             # There were no requests. With requests, their answers would be better evidence than one token.
             breaker.succeeded()
         engine.progress.generated_at = now

@@ -10,11 +10,12 @@ that they know the secret ``cluster_token`` in systemd's ``$CREDENTIALS_DIRECTOR
 The head waits for the others, then all start their engines. Each side says every few seconds that it is alive. When an engine ends, or a rank
 is lost or silent, every rank kills its own engine and exits with status 1; systemd starts them again, and they wait for each other. A worker
 that is told to stop (SIGTERM) has the head finish its requests first.
-Standard library only (Python 3.9 or newer).
+No unit runs it yet: it is the first part of engines over several hosts. Standard library only (Python 3.9 or newer).
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import hmac
 import json
@@ -110,7 +111,7 @@ class Peer:
         return time.monotonic() - self.heard_s
 
 
-class Member:
+class Member(abc.ABC):
     def __init__(self, place: Place, token: bytes, command: List[str]) -> None:
         self.place, self.token, self.command = place, token, command
         self.engine: Optional["subprocess.Popen[bytes]"] = None
@@ -183,8 +184,9 @@ class Member:
 
         self.guarded(peer, each)
 
+    @abc.abstractmethod
     def on_message(self, peer: Peer, message: Dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Take one message of a rank."""
 
     def add(self, peer: Peer) -> None:
         peer.connection.settimeout(CONNECT_S)
@@ -231,8 +233,9 @@ class Member:
         elif time.monotonic() - self.engine_stop_s > self.place.grace_s + LOST_AFTER_S:
             raise EndError("the engine did not end in time")
 
+    @abc.abstractmethod
     def stop(self) -> None:
-        raise NotImplementedError
+        """Go on with an orderly stop; called in each turn since this program was told to."""
 
     def kill(self) -> None:
         """Kill the engine with all its processes."""
