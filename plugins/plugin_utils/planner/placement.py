@@ -46,14 +46,16 @@ def place(
 
 
 def share(engine: Mapping[str, Any]) -> float:
-    """The share of a GPU's memory that an engine takes: all of it, unless its args say otherwise. Bytes count as nothing."""
+    """The share of a GPU's memory that an engine takes: all of it, unless its args say a part. Bytes count as nothing."""
     args = by_name(engine.get("args") or {}, [])
     if args.get(BYTES) is not None:
         return 0.0
     try:
-        return float(args.get(SHARE) or 1)
+        part = float(args.get(SHARE) or 1)
     except (TypeError, ValueError):
         return 1.0
+    # What is no part of a whole (-1, NaN) makes no room for another engine; vLLM refuses it later.
+    return part if 0 < part <= 1 else 1.0
 
 
 def _too_few(name: str, count: int, left: list[int], number: int, found: Mapping[str, list[int]]) -> str:

@@ -69,3 +69,11 @@ def test_gpus_over_which_an_engine_spreads_by_its_own_options(args: dict[str, An
 def test_a_size_that_is_no_number_is_a_problem() -> None:
     with pytest.raises(load("flags").PlanError, match="tensor-parallel-size is 'four'"):
         placement.spread({"tensor-parallel-size": "four"})
+
+
+@pytest.mark.parametrize("absurd", [-1, 0, 7, "nan", "-inf", "much", [0.5]])
+def test_a_share_that_is_no_part_of_a_gpu_makes_no_room_for_another_engine(absurd: Any) -> None:
+    engines = [{"name": name, "takes": 1, "args": {"gpu-memory-utilization": absurd}} for name in ("one", "two")]
+    found, problems = placed(engines, 1)
+    assert found == {"one": [0]}
+    assert len(problems) == 1
