@@ -72,10 +72,11 @@ def engine_plan(
     concurrency: int | None = None,
 ) -> dict[str, Any]:
     """The plan of a model, given its config.json, on an instance type."""
-    plans, hosts, reports = load("plans"), load("hosts"), load("reports")
+    hosts, reports = load("hosts"), load("reports")
     try:
-        wanted = plans.Wanted(context_tokens, concurrency)
-        found: dict[str, Any] = plans.plan(config, hosts.host_of_type(instance_type, reports.INSTANCES), args, wanted)
+        wanted = load("plans").Wanted(context_tokens, concurrency)
+        host = hosts.host_of_type(instance_type, reports.INSTANCES)
+        found: dict[str, Any] = reports.plan_with_types(config, host, args or {}, wanted)
         return found
     except load("flags").PlanError as error:
         raise AnsibleFilterError("; ".join(error.problems)) from error

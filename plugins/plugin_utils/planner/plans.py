@@ -13,7 +13,7 @@ from .shapes import OF_CHECKPOINTS, Shape, bytes_per_parameter, read_shape
 
 # vLLM's own default since 0.30.
 UTILIZATION = 0.92
-_VERSION = (0, 33)
+VERSION = (0, 33)
 # GPUs that vLLM's wheels have code for; those below the second have no bfloat16.
 _LEAST_CAPABILITY, _BFLOAT16_CAPABILITY = 7.5, 8.0
 # Tokens of KV cache that an engine should have if the operator does not say, and the smallest useful number.
@@ -53,7 +53,7 @@ def plan(
     wanted: Wanted = Wanted(),
     weights_bytes: int | None = None,
     gpus: int | None = None,
-    version: tuple[int, int] = _VERSION,
+    version: tuple[int, int] = VERSION,
 ) -> dict[str, Any]:
     """The plan of one engine as a dictionary, as docs/planner.md describes it. Raises PlanError for input that makes no sense.
 
@@ -76,6 +76,7 @@ def plan(
             "flags": {},
             "estimated": False,
             "why": [text],
+            "changes": [],
         }
     chosen = _choose(shape, host, flags, wanted, weights_bytes, min(gpus or host.gpus, host.gpus), version)
     return _told(chosen, flags, wanted, weights_bytes, args or {})
@@ -97,18 +98,16 @@ def fitting_hosts(
     args: Mapping[str, Any] | None = None,
     wanted: Wanted = Wanted(),
     weights_bytes: int | None = None,
-    version: tuple[int, int] = _VERSION,
-) -> list[dict[str, Any]]:
+    version: tuple[int, int] = VERSION,
+) -> Iterator[dict[str, Any]]:
     """The plans on those hosts that the engine fits on, in their order."""
-    found = []
     for host in hosts:
         try:
             told = plan(config, host, args, wanted, weights_bytes, version=version)
         except LayoutError:
             continue  # this host has too few GPUs for the parallel sizes that were given
         if told["fits"] is not False:
-            found.append({"instance_type": host.name, "usd_per_hour": host.usd_per_hour, **told})
-    return found
+            yield {"instance_type": host.name, "usd_per_hour": host.usd_per_hour, **told}
 
 
 class LayoutError(PlanError):
@@ -332,4 +331,3 @@ def _changes(chosen: Plan, flags: Flags, wanted: Wanted, weights_bytes: int | No
         and fits(changed=replace(flags, quantization="fp8"))
     ):
         yield "half the weights: a checkpoint in fp8, or quantization fp8"
-    yield "a larger instance type: plan without an instance type lists those that fit, the cheapest first"

@@ -47,12 +47,37 @@ def plan_of_model(
     files = read_model(model, revision)
     if instance_type:
         host = hosts.host_of_type(instance_type, INSTANCES)
-        told = plans.plan(files.config, host, args, wanted, files.weights_bytes, version=version)
+        told = plan_with_types(files.config, host, args, wanted, files.weights_bytes, version=version)
         return {"model": model, "instance_type": instance_type, "usd_per_hour": host.usd_per_hour, **told}
     every = hosts.all_hosts(INSTANCES)
-    found = plans.fitting_hosts(files.config, every, args, wanted, files.weights_bytes, version=version)
+    found = list(plans.fitting_hosts(files.config, every, args, wanted, files.weights_bytes, version))
     sure = any(row["fits"] for row in found)
     return {"model": model, "fits": sure or (None if found else False), "instance_types": found}
+
+
+def plan_with_types(
+    config: Mapping[str, Any],
+    host: hosts.Host,
+    args: Mapping[str, Any],
+    wanted: plans.Wanted,
+    weights_bytes: int | None = None,
+    gpus: int | None = None,
+    version: tuple[int, int] = plans.VERSION,
+) -> dict[str, Any]:
+    """The plan of one engine (plans.plan). If it does not fit, the changes end with more GPUs of the host and the cheapest type that would do."""
+    told = plans.plan(config, host, args, wanted, weights_bytes, gpus, version)
+    if told["fits"] is False:
+        whole = plans.plan(config, host, args, wanted, weights_bytes, None, version)
+        if whole["fits"]:
+            told["changes"].append(f"more GPUs: {whole['gpus']} of the host's {host.gpus} instead of {gpus}")
+        every = hosts.all_hosts(INSTANCES)
+        larger = next(plans.fitting_hosts(config, every, args, wanted, weights_bytes, version), None)
+        told["changes"].append(
+            f"another instance type: {larger['instance_type']} is the cheapest that fits ({_dollars(larger['usd_per_hour'])} USD/hour)"
+            if larger
+            else "more than one host: no single instance type fits it"
+        )
+    return told
 
 
 def plan_of_fleet(fleet: list[dict[str, Any]], version: tuple[int, int]) -> list[dict[str, Any]]:
@@ -79,7 +104,7 @@ def _plan_of_fleet_host(engines: list[dict[str, Any]], version: tuple[int, int])
             files = read_model(engine["model"], engine.get("revision") or "")
             wanted = plans.Wanted(engine.get("context_tokens"), engine.get("concurrency"))
             args = engine.get("args") or {}
-            row.update(plans.plan(files.config, host, args, wanted, files.weights_bytes, left or None, version))
+            row.update(plan_with_types(files.config, host, args, wanted, files.weights_bytes, left or None, version))
             return row.get("gpus") or 1
         except PlanError as error:
             row.update(fits=None, problems=error.problems)
@@ -167,7 +192,7 @@ def plan_of_host(
             and not few
             and (not found["weights_gib"] or found["kv_gib"] < 0 or not found["estimated"])
         ):
-            changes = "; ".join(found.get("changes") or ["another instance type"])
+            changes = "; ".join(found["changes"])
             lines = "; ".join(found["why"])
             told["problems"].append(
                 f"engine {name}: {engine['model']} does not fit on {host.name}: {lines}. It would fit with: {changes}"
@@ -191,7 +216,7 @@ def _plan_in(
     except PlanError:
         return None  # vLLM itself decides
     wanted = plans.Wanted(engine.get("context_tokens"), engine.get("concurrency"))
-    return plans.plan(config, host, engine.get("args") or {}, wanted, size, gpus, version), shape
+    return plan_with_types(config, host, engine.get("args") or {}, wanted, size, gpus, version), shape
 
 
 def _differing(found: Mapping[str, Any], host: hosts.Host, context: int, engine: Mapping[str, Any]) -> dict[str, Any]:

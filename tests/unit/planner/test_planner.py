@@ -208,11 +208,28 @@ def test_adapters_need_room() -> None:
 
 
 def test_types_that_fit_are_listed_the_cheapest_first() -> None:
-    found = plans.fitting_hosts(QWEN, hosts.all_hosts(reports.INSTANCES), {}, plans.Wanted(8192, 2))
+    found = list(plans.fitting_hosts(QWEN, hosts.all_hosts(reports.INSTANCES), {}, plans.Wanted(8192, 2)))
     prices = [row["usd_per_hour"] for row in found if row["usd_per_hour"] is not None]
     assert prices == sorted(prices)
     assert "g6.xlarge" not in [row["instance_type"] for row in found]
     assert "p5.48xlarge" in [row["instance_type"] for row in found]
+
+
+def test_the_cheapest_type_that_fits_is_named() -> None:
+    told = reports.plan_with_types(LLAMA, host("g4dn.xlarge"), {}, plans.Wanted())
+    assert told["changes"][-1] == "another instance type: g6.xlarge is the cheapest that fits (0.80 USD/hour)"
+    everywhere = reports.plan_with_types(LLAMA, host("g4dn.xlarge"), {}, plans.Wanted(40960, 10**6))
+    assert everywhere["changes"][-1] == "more than one host: no single instance type fits it"
+
+
+def test_more_gpus_of_the_host_are_named_where_they_would_do() -> None:
+    told = reports.plan_with_types(QWEN, host("g6.12xlarge"), {}, plans.Wanted(), gpus=1)
+    assert "more GPUs: 4 of the host's 4 instead of 1" in told["changes"]
+
+
+def test_a_card_that_vllm_cannot_use_has_a_type_that_it_can() -> None:
+    told = reports.plan_with_types(LLAMA, host("g4dn.12xlarge"), {"dtype": "bfloat16"}, plans.Wanted())
+    assert told["changes"] == ["another instance type: g6.xlarge is the cheapest that fits (0.80 USD/hour)"]
 
 
 TYPES = [name for name in reports.INSTANCES if not name.startswith("_")]
