@@ -192,6 +192,27 @@ def test_the_status_of_hosts_that_run_nothing_yet(inventory: Path, options: list
     assert ("engine engine2:one is in vllm_engines and not on the host" in output) == ("engine2" in hosts)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "Say which request: -e request_id="),
+        (["-e", '{"request_id": "a; reboot"}'], "Say which request: -e request_id="),
+        (["-e", "request_id=a", "-e", "trace_hours=-1"], "trace_hours is -1: write a whole number"),
+    ],
+)
+def test_a_request_that_cannot_be_traced(inventory: Path, options: list[str], said: str) -> None:
+    status, output = run(inventory, "playbooks/trace.yml", *options)
+    assert status != 0, output
+    assert said in " ".join(output.split())
+
+
+def test_the_trace_of_an_unknown_request_says_where_it_looked(inventory: Path) -> None:
+    status, output = run(inventory, "playbooks/trace.yml", "-e", "request_id=no-such-request")
+    assert status == 0, output
+    assert "No host has a line of request no-such-request in the last 24 hours. Searched:" in output
+    assert "web1: " in output
+
+
 def test_an_image_has_no_other_tier_s_secrets(inventory: Path) -> None:
     whole = yaml.safe_load(inventory.read_text())
     whole["all"]["children"]["proxy"]["hosts"]["engine1"] = {}

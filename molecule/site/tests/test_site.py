@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -129,6 +130,13 @@ def test_one_id_leads_through_all_tiers_and_no_log_has_the_clients_words() -> No
     assert {host: len(found) for host, found in lines.items()} == {"web1": 1, "api1": 1, "engine1": 2}, lines
     assert f"request {request_id}: POST /v1/chat/completions" in lines["engine1"][0]
     assert f"request {request_id}: 200 after" in lines["engine1"][1]
+    trace = playbook("trace", "-e", f"request_id={request_id}").stdout
+    way = re.findall(r" (web1|api1|engine1) +(nginx|proxy|vllm) +(.*)", trace)
+    # The clocks of all hosts are one here.
+    assert [(host, tier) for host, tier, _ in way][0] == ("web1", "nginx"), trace
+    assert [(host, tier) for host, tier, _ in way][-1] == ("web1", "nginx"), trace
+    assert {("web1", "nginx"), ("api1", "proxy"), ("engine1", "vllm")} == {(host, tier) for host, tier, _ in way}, trace
+    assert any("POST /v1/chat/completions, key" in what for _, _, what in way), trace
     for host in logs:
         # sudo logs the command: written this way, the pattern does not match itself.
         assert (
