@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path("/")
 COMMAND_S = 20
 ANSWER_S = 3.0
-GPU_FIELDS = "index,name,memory.used,memory.total,utilization.gpu,temperature.gpu"
+GPU_FIELDS = "index,name,memory.used,memory.total,utilization.gpu,temperature.gpu,driver_version,ecc.errors.uncorrected.volatile.total"
 # Gauges of vLLM by their names here, and how those of several data-parallel ranks become one.
 GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "running": ("vllm:num_requests_running", sum),
@@ -88,7 +88,9 @@ def system() -> dict[str, Any]:
     total_kb, free_kb = int(memory.get("MemTotal", 0)), int(memory.get("MemAvailable", 0))
     clock = output("timedatectl", "show", "--property=NTPSynchronized", "--value")
     failed = output("systemctl", "list-units", "--state=failed", "--plain", "--no-legend", "--full") or ""
+    release = dict(line.partition("=")[::2] for line in (text_of(ROOT / "etc/os-release") or "").splitlines())
     return {
+        "os": release.get("PRETTY_NAME", "").strip('"') or None,
         "up_s": float((text_of(Path("/proc/uptime")) or "0").split()[0]),
         "load_1min": os.getloadavg()[0],
         "cores": os.cpu_count(),
@@ -125,7 +127,16 @@ def gpus() -> list[dict[str, Any]] | None:
     printed = output("nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits")
     if printed is None:
         return None
-    names = ("index", "name", "memory_used_mib", "memory_total_mib", "used_percent", "temperature_c")
+    names = (
+        "index",
+        "name",
+        "memory_used_mib",
+        "memory_total_mib",
+        "used_percent",
+        "temperature_c",
+        "driver",
+        "uncorrected_errors",
+    )
     return [dict(zip(names, (cell.strip() for cell in line.split(",")))) for line in printed.splitlines()]
 
 
@@ -201,6 +212,7 @@ def worker(port: str) -> dict[str, Any]:
     host = f"[{address}]" if ":" in address else address
     return {
         "port": int(port),
+        "address": address or None,
         **unit(f"proxy@{port}.service"),
         "release": release_of("opt/proxy"),
         "runs_current_release": fingerprint == text_of(ROOT / "opt/proxy/current/release.env"),
@@ -213,9 +225,12 @@ def web() -> dict[str, Any] | None:
     upstream = text_of(home / "upstream.conf")
     if upstream is None:
         return None
+    # nginx prints its version on stderr.
+    version = output("sh", "-c", "nginx -v 2>&1")
     files = sorted({path for file in home.glob("*.conf") for path in CERTIFICATE.findall(text_of(file) or "")})
     return {
         **unit("nginx.service"),
+        "version": version.strip().rpartition("/")[2] if version else None,
         "upstream": [{"id": found["id"], "down": bool(found["down"])} for found in SERVER.finditer(upstream)],
         "certificates": [certificate(path) for path in files],
     }

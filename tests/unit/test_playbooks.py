@@ -192,6 +192,23 @@ def test_the_status_of_hosts_that_run_nothing_yet(inventory: Path, options: list
     assert ("engine engine2:one is in vllm_engines and not on the host" in output) == ("engine2" in hosts)
 
 
+def test_the_diagnosis_of_hosts_that_run_nothing_yet(inventory: Path) -> None:
+    told, logs = inventory.parent / "diagnosis.json", inventory.parent / "logs"
+    status, output = run(
+        inventory, "playbooks/diagnose.yml", "-e", f"diagnose_file={told}", "-e", f"diagnose_bundle={logs}"
+    )
+    assert status == 0, output
+    assert "engine engine2:one is in vllm_engines and not on the host" in output
+    assert set(json.loads(told.read_text())["reports"]) == {"api1", "engine1", "engine2", "web1"}
+    assert (told.stat().st_mode & 0o777, logs.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_a_diagnosis_of_no_hours(inventory: Path) -> None:
+    status, output = run(inventory, "playbooks/diagnose.yml", "-e", "diagnose_hours=0")
+    assert status != 0, output
+    assert "diagnose_hours is 0: write a whole number of hours" in " ".join(output.split())
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
