@@ -3,7 +3,7 @@
 
     python3 find_request.py ID HOURS [ACCESS_LOG]
 
-    events   in time order: `at_s` (seconds since 1970), `tier` (nginx, proxy or vllm) and `what`
+    events   in time order: `at_s` (seconds since 1970), `tier` (nginx, proxy or vllm), `what`, and whether it `ends` the tier's part
     looked   the logs that were searched
     more     whether there are more than EVENTS: a client may use one id for many requests
 
@@ -90,6 +90,7 @@ def of_nginx(line: str, request_id: str) -> Iterator[Event]:
         ]
         yield {
             "at_s": ended_s,
+            "ends": True,
             "tier": "nginx",
             "what": f"{told['status']} after {took_s:.3f} s{complete}, {told['sent_bytes']} bytes sent"
             + "".join(f", limit: {limit}" for limit in limits),
@@ -149,6 +150,7 @@ def of_proxy(at_s: float, unit: str, text: str, request_id: str) -> Iterator[Eve
         details.append(f"{told['prompt_tokens']} + {told.get('completion_tokens') or 0} tokens")
     yield {
         "at_s": ended_s,
+        "ends": True,
         "tier": "proxy",
         "what": f"{worker}: {told['status']}, {told.get('outcome')} after {(told.get('duration_ms') or 0) / 1000:.3f} s; {', '.join(details)}",
     }
@@ -159,7 +161,9 @@ def of_engine(at_s: float, unit: str, text: str, request_id: str) -> Iterator[Ev
     engine = re.sub(r"^vllm@(.*)\.service$", r"engine \1", unit)
     found = OF_ENGINE.search(text)
     if found and found["id"] == request_id:
-        yield {"at_s": at_s, "tier": "vllm", "what": f"{engine}: {found['what']}"}
+        # `POST /v1/…` when it arrives, `200 after …` at its end.
+        ends = " after " in found["what"]
+        yield {"at_s": at_s, "ends": ends, "tier": "vllm", "what": f"{engine}: {found['what']}"}
 
 
 # --- the report ----------------------------------------------------------------------------------------------------

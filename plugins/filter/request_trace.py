@@ -40,8 +40,6 @@ _value:
 """
 
 TIERS = ("nginx", "proxy", "vllm")
-# Events of one millisecond: a request goes down the tiers.
-_ORDER = {tier: number for number, tier in enumerate(TIERS)}
 
 
 def request_trace(results: Mapping[str, Mapping[str, Any]], request_id: str, hours: int) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def request_trace(results: Mapping[str, Mapping[str, Any]], request_id: str, hou
     reports = {host: json.loads(result["stdout"]) for host, result in results.items() if result.get("rc") == 0}
     lost = {host: _reason(result) for host, result in sorted(results.items()) if host not in reports}
     events = [{"host": host, **event} for host, report in reports.items() for event in report["events"]]
-    events.sort(key=lambda event: (round(event["at_s"], 3), _ORDER.get(event["tier"], 0)))
+    events.sort(key=_place)
     lines = _table([["time (UTC)", "host", "tier", "what"], *map(_row, events)]) if events else []
     more = sorted(host for host, report in reports.items() if report["more"])
     lines += [f"{host} has more of it: this id was used for many requests" for host in more]
@@ -59,6 +57,12 @@ def request_trace(results: Mapping[str, Mapping[str, Any]], request_id: str, hou
         lines.append("If it is older, set trace_hours. The id is in the response's header x-request-id.")
     lines += [f"{host} could not be searched: {reason}" for host, reason in lost.items()]
     return {"lines": lines, "events": events, "lost": lost}
+
+
+def _place(event: Mapping[str, Any]) -> tuple[float, bool, int]:
+    """Where an event belongs. Within a millisecond a request goes down the tiers, and its answer comes back up."""
+    ends, depth = bool(event.get("ends")), TIERS.index(event["tier"])
+    return round(event["at_s"], 3), ends, -depth if ends else depth
 
 
 def _reason(result: Mapping[str, Any]) -> str:

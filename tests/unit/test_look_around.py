@@ -54,7 +54,14 @@ def test_no_secret_is_printed(host: Path, capsys: pytest.CaptureFixture[str]) ->
     ):  # fmt: skip
         assert secret not in text
     # What helps stays.
-    for plain in ("https://hub.example.com", "level INFO", '"status":200', "10.0.0.2/0", "Authorization: ***", "api_key=***"):
+    for plain in (
+        "https://hub.example.com",
+        "level INFO",
+        '"status":200',
+        "10.0.0.2/0",
+        "Authorization: ***",
+        "api_key=***",
+    ):
         assert plain in text
 
 

@@ -9,15 +9,17 @@ from request_trace import request_trace
 
 
 def answer(*events: tuple[float, str, str], more: bool = False) -> dict[str, Any]:
-    named = [dict(zip(("at_s", "tier", "what"), event, strict=True)) for event in events]
+    named = [
+        {**dict(zip(("at_s", "tier", "what"), event, strict=True)), "ends": event[2] == "ended"} for event in events
+    ]
     return {"rc": 0, "stdout": json.dumps({"events": named, "looked": ["the journal of proxy@*"], "more": more})}
 
 
 def test_events_of_all_hosts_are_in_time_order_and_down_the_tiers() -> None:
     results = {
-        "engine1": answer((10.0, "vllm", "began"), (11.0, "vllm", "ended")),
-        "api1": answer((10.0, "proxy", "began"), (11.5, "proxy", "ended")),
         "web1": answer((10.0004, "nginx", "POST /\x1b[2J"), (12.0, "nginx", "ended")),
+        "engine1": answer((10.0, "vllm", "began"), (11.0, "vllm", "ended")),
+        "api1": answer((10.0, "proxy", "began"), (12.0, "proxy", "ended")),
     }
     assert request_trace(results, "a", 24)["lines"] == [
         "time (UTC)               host     tier   what",
@@ -25,7 +27,7 @@ def test_events_of_all_hosts_are_in_time_order_and_down_the_tiers() -> None:
         "1970-01-01 00:00:10.000  api1     proxy  began",
         "1970-01-01 00:00:10.000  engine1  vllm   began",
         "1970-01-01 00:00:11.000  engine1  vllm   ended",
-        "1970-01-01 00:00:11.500  api1     proxy  ended",
+        "1970-01-01 00:00:12.000  api1     proxy  ended",
         "1970-01-01 00:00:12.000  web1     nginx  ended",
     ]
 
@@ -44,4 +46,4 @@ def test_what_was_searched_and_what_could_not_be() -> None:
 def test_an_id_of_many_requests() -> None:
     trace = request_trace({"api1": answer((1.0, "proxy", "x"), more=True)}, "a", 24)
     assert trace["lines"][-1] == "api1 has more of it: this id was used for many requests"
-    assert trace["events"] == [{"host": "api1", "at_s": 1.0, "tier": "proxy", "what": "x"}]
+    assert trace["events"] == [{"host": "api1", "at_s": 1.0, "tier": "proxy", "what": "x", "ends": False}]

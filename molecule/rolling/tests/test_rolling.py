@@ -134,8 +134,9 @@ def test_an_operator_drains_hosts_and_puts_them_back(load: Load) -> None:
         "no other engine serves tiny-qwen3, as api1, api2 sees it: to drain nevertheless, add -e drain_last=true"
         in refused
     )
-    shown = " ".join(playbook("status").stdout.split())
+    shown = " ".join(playbook("diagnose").stdout.split())
     assert re.search(r"engine1:tiny is drained on api1, api2 for \d+ min: new disk; by \S+@\S+", shown), shown[-6000:]
+    assert re.search(r"api1 to engine2:tiny: [\d.]+ ms", shown), shown[-6000:]
 
     # A roll does its work on drained hosts, and leaves them drained.
     playbook("proxy", "-e", '{"proxy_timeouts": {"connect_s": 6}}')
