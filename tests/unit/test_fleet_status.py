@@ -62,6 +62,15 @@ def attention(results: dict[str, dict[str, Any]], **wanted: list[str]) -> list[s
     return found
 
 
+def test_a_host_that_will_end() -> None:
+    notice = {"kind": "spot", "reason": "spot interruption (terminate)", "since_s": NOW_S, "ends_s": NOW_S + 120}
+    results = fleet(engine1=report(engines=[engine()], notice=notice), api1=report(workers=[worker(state="draining")]))
+    assert attention(results) == [
+        "engine1 will end, at 2026-11-26T22:02:00Z at the latest: spot interruption (terminate); since 2026-11-26T22:00:00Z. "
+        "Other engines get the requests for its models, where there are any"
+    ]
+
+
 def test_a_healthy_fleet_on_one_screen() -> None:
     lines = fleet_status(fleet(), {"engine1": ["qwen"]}, NOW_S)["lines"]
     assert lines == [
