@@ -232,10 +232,16 @@ def _attention(
 def _of_notice(host: str, report: Report) -> Iterator[str]:
     notice = report.get("notice")
     if notice:
-        ends_s = notice.get("ends_s")
-        until = f", at {time.strftime(MARKER_TIME, time.gmtime(ends_s))} at the latest" if ends_s else ""
-        since = time.strftime(MARKER_TIME, time.gmtime(notice.get("since_s", 0)))
+        until = f", at {_utc(notice['ends_s'])} at the latest" if notice.get("ends_s") else ""
+        since = _utc(notice.get("since_s", ""))
         yield f"{host} will end{until}: {notice.get('reason')}; since {since}. Other engines get the requests for its models, where there are any"
+
+
+def _utc(seconds: Any) -> str:
+    try:
+        return time.strftime(MARKER_TIME, time.gmtime(seconds))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "an unknown time"
 
 
 def _of_units(host: str, report: Report, wanted: list[str]) -> Iterator[str]:

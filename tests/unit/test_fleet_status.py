@@ -71,6 +71,13 @@ def test_a_host_that_will_end() -> None:
     ]
 
 
+@pytest.mark.parametrize("notice", [{"a": 1}, {"reason": 7, "since_s": "x", "ends_s": "y"}, {"since_s": 1e300}])
+def test_a_notice_that_makes_no_sense_is_shown_nevertheless(notice: dict[str, Any]) -> None:
+    (line,) = attention(fleet(engine1=report(engines=[engine()], notice=notice)))
+    assert "engine1 will end" in line
+    assert "since an unknown time" in line
+
+
 def test_a_healthy_fleet_on_one_screen() -> None:
     lines = fleet_status(fleet(), {"engine1": ["qwen"]}, NOW_S)["lines"]
     assert lines == [

@@ -132,6 +132,7 @@ def test_a_spot_notice_is_announced_and_its_cancellation_too(service: Service, f
         ({EVENTS: []}, None),
         ({EVENTS: [event(DRAIN_S + 3600)]}, None),
         ({EVENTS: [event(DRAIN_S - 60, "completed"), event(DRAIN_S - 60, "canceled")]}, None),
+        ({EVENTS: [7, {"NotBefore": 7}, event(60)]}, "scheduled event system-reboot"),
         ({EVENTS: [event(DRAIN_S + 3600), event(-5, code="instance-stop")]}, "scheduled event instance-stop"),
     ],
 )
@@ -241,6 +242,7 @@ def test_silence_is_no_cancellation(service: Service, file: Path, monkeypatch: p
         (SPOT, "9" * 70_000),
         (EVENTS, "{}"),
         (EVENTS, "[7]"),
+        (EVENTS, "[null, [], {}]"),
         (EVENTS, '[{"NotBefore": "tomorrow", "State": "active"}]'),
         (REBALANCE, "\x00\x1b[31m"),
     ],

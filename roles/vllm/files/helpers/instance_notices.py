@@ -98,19 +98,20 @@ def of_rebalance(document: Document) -> Notice:
 
 
 def of_events(document: Document, lead_s: float) -> Optional[Notice]:
-    """The earliest active event that may begin within `lead_s` seconds."""
-    found = []
+    """The earliest active event that may begin within `lead_s` seconds. One that is not understood hides no other."""
+    found, odd = [], ""
     for event in _json(document, list):
-        if not isinstance(event, dict):
-            raise Garbled("an event in it is no object")
-        if str(event.get("State", "active")).lower() != "active":
-            continue
         try:
-            begins_s = calendar.timegm(time.strptime(str(event.get("NotBefore")), "%d %b %Y %H:%M:%S GMT"))
-        except ValueError as error:
-            raise Garbled(f"NotBefore of an event is {_plain(event.get('NotBefore'))!r}") from error
+            if event.get("State", "active").lower() != "active":
+                continue
+            begins_s = calendar.timegm(time.strptime(event["NotBefore"], "%d %b %Y %H:%M:%S GMT"))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            odd = f"an event in it is {_plain(event)!r}"
+            continue
         if begins_s - document.at_s <= lead_s:
             found.append((begins_s, _plain(event.get("Code"))))
+    if not found and odd:
+        raise Garbled(odd)
     if not found:
         return None
     begins_s, code = min(found)
@@ -129,7 +130,7 @@ def _json(document: Document, kind: type) -> Any:
 
 
 def _plain(value: Any) -> str:
-    return re.sub(r"[^ -~]", "?", str("" if value is None else value))[:60]
+    return re.sub(r"[^ -~]", "?", str("" if value is None else value))[:80]
 
 
 def _utc(seconds: float) -> str:
