@@ -164,6 +164,7 @@ def write_inventory(lab: Lab, topology: Topology) -> None:
         "lab_domain": lab.domain,
         "lab_acme_directory": lab.acme_directory,
         "lab_ec2_url": lab.ec2_url,
+        "lab_imds_url": lab.imds_url,
         "lab_api_key": key.read_text(),
         "lab_find_links": hosts.FIND_LINKS if machine.find_links() else "",
         "lab_index_environment": machine.package_index_environment(),

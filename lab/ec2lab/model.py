@@ -22,6 +22,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 TIERS = ("nginx", "proxy", "vllm")
 # Ports on the lab's own address (the bridge).
 EC2_PORT = 5000
+IMDS_PORT = 1338
 ACME_PORT, ACME_MANAGEMENT_PORT = 14000, 15000
 DNS_PORT, DNS_MANAGEMENT_PORT = 8053, 8055
 
@@ -105,6 +106,11 @@ class Lab:
     def ec2_url(self) -> str:
         """The EC2 API's URL, with a name, because the lab's address is not known yet."""
         return f"http://ec2.{self.domain}:{EC2_PORT}"
+
+    @property
+    def imds_url(self) -> str:
+        """The URL of the hosts' instance metadata. Hosts resolve the name, too."""
+        return f"http://ec2.{self.domain}:{IMDS_PORT}"
 
     @property
     def acme_directory(self) -> str:

@@ -1,4 +1,4 @@
-"""The lab's stand-ins for AWS and Let's Encrypt: moto's EC2/S3 API and Pebble, both on the bridge's address."""
+"""The lab's stand-ins for AWS and Let's Encrypt: moto's EC2/S3 API, instance metadata and Pebble, all on the bridge's address."""
 
 from __future__ import annotations
 
@@ -20,8 +20,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ec2lab import machine, process
-from ec2lab.model import ACME_MANAGEMENT_PORT, ACME_PORT, DNS_MANAGEMENT_PORT, DNS_PORT, EC2_PORT, Lab, Topology
+from ec2lab import imds, machine, process
+from ec2lab.model import (
+    ACME_MANAGEMENT_PORT,
+    ACME_PORT,
+    DNS_MANAGEMENT_PORT,
+    DNS_PORT,
+    EC2_PORT,
+    IMDS_PORT,
+    Lab,
+    Topology,
+)
 from ec2lab.report import LabError
 
 START_TIMEOUT_S = 60
@@ -42,6 +51,7 @@ def start(lab: Lab) -> None:
     challtestsrv += ["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv4", "", "-defaultIPv6", ""]
     commands = {
         "moto": [str(Path(sys.executable).parent / "moto_server"), "-H", address, "-p", str(EC2_PORT)],
+        "imds": [sys.executable, str(Path(imds.__file__)), "--address", address, "--port", str(IMDS_PORT)],
         "dns": challtestsrv,
         "acme": [
             "pebble",
@@ -64,6 +74,7 @@ def start(lab: Lab) -> None:
 def wait_ready(lab: Lab, topology: Topology) -> None:
     """Wait until all services answer. Gives the lab's names to Pebble's DNS server, and Pebble's root certificate to the checkout."""
     _wait(lab, "moto", f"http://{lab.address()}:{EC2_PORT}/moto-api/data.json")
+    _wait(lab, "imds", f"http://{lab.address()}:{IMDS_PORT}/lab/calls")
     _wait(lab, "dns", f"http://{lab.address()}:{DNS_MANAGEMENT_PORT}/", any_answer=True)
     by_name = {host.name: host for host in topology.hosts}
     for name, targets in topology.names.items():
@@ -118,7 +129,7 @@ def client_options(lab: Lab) -> dict[str, str]:
 
 def stop(lab: Lab) -> None:
     """End the services."""
-    for name in ("moto", "dns", "acme"):
+    for name in ("moto", "imds", "dns", "acme"):
         process.stop(lab.directory / f"{name}.pid")
 
 

@@ -10,6 +10,7 @@ Each part is there on every host, and empty where the host has no such tier:
     workers    the proxy's units, each with its own view of itself and of the engines (/health/ready)
     web        nginx's unit, the proxy workers that it sends requests to, and the certificates that it serves; None without nginx
     drained    the markers of instances that are out of rotation, with their texts
+    notice     AWS's notice that the host will end; None without one
 
 Runs as root with the host's own Python (3.9 or newer) and its standard library. What cannot be read is None.
 """
@@ -258,6 +259,12 @@ def drained() -> list[dict[str, Any]]:
     return found
 
 
+def notice() -> dict[str, Any] | None:
+    """What the watcher of AWS's notices has announced."""
+    told = json_of(text_of(ROOT / "run/vllm/draining.json"))
+    return told if isinstance(told, dict) else None
+
+
 def report() -> dict[str, Any]:
     return {
         "at_s": time.time(),
@@ -267,6 +274,7 @@ def report() -> dict[str, Any]:
         "workers": workers(),
         "web": web(),
         "drained": drained(),
+        "notice": notice(),
     }
 
 

@@ -220,12 +220,28 @@ def _attention(
         if "lost" in report:
             yield f"{host} gives no report: {report['lost']}"
     for host, report in there.items():
+        yield from _of_notice(host, report)
         yield from _of_units(host, report, wanted.get(host, []))
         yield from _of_web(host, report, now_s)
         yield from _of_host(host, report, now_s)
     yield from _of_markers(there, now_s)
     yield from _of_views(there)
     yield from _of_versions(there)
+
+
+def _of_notice(host: str, report: Report) -> Iterator[str]:
+    notice = report.get("notice")
+    if notice:
+        until = f", at {_utc(notice['ends_s'])} at the latest" if notice.get("ends_s") else ""
+        since = _utc(notice.get("since_s", ""))
+        yield f"{host} will end{until}: {notice.get('reason')}; since {since}. Other engines get the requests for its models, where there are any"
+
+
+def _utc(seconds: Any) -> str:
+    try:
+        return time.strftime(MARKER_TIME, time.gmtime(seconds))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "an unknown time"
 
 
 def _of_units(host: str, report: Report, wanted: list[str]) -> Iterator[str]:
@@ -310,7 +326,7 @@ def _of_markers(there: Mapping[str, Report], now_s: float) -> Iterator[str]:
 
 def _of_views(there: Mapping[str, Report]) -> Iterator[str]:
     for engine, states in sorted(_views(there).items()):
-        wrong = states - {"serving", "drained"}
+        wrong = states - {"serving", "drained", "draining"}
         if wrong:
             yield f"proxy workers see engine {engine} as {' and '.join(sorted(wrong))}: `reason` in /admin/engines says why"
 

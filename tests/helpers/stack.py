@@ -6,12 +6,15 @@ The environment comes from lab/scenario: LAB_CLIENT is where the lab keeps keys 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 from anthropic import Anthropic
+from ec2lab.model import IMDS_PORT
 from openai import OpenAI
 
 CLIENT = Path(os.environ["LAB_CLIENT"])
@@ -71,6 +74,25 @@ def engine_url(host: str) -> str:
     return ssh(
         host, "sed -n 's/^host: *//p; s/^port: *//p' /opt/vllm/current/engines/tiny.yml | tr -d '\"' | paste -sd: -"
     ).strip()
+
+
+def metadata(host: str, path: str, value: object = None) -> None:
+    """Set what a host reads in its instance metadata; None removes it."""
+    address = ssh(host, "hostname -I").split()[0]
+    _imds("DELETE" if value is None else "PUT", f"/lab/{address}/{path}", value)
+
+
+def scaling_calls() -> list[dict[str, str]]:
+    """The calls to Auto Scaling that hosts have made so far."""
+    calls: list[dict[str, str]] = _imds("GET", "/lab/calls").json()
+    return calls
+
+
+def _imds(method: str, path: str, value: object = None) -> httpx2.Response:
+    url = f"http://{urlsplit(os.environ['AWS_ENDPOINT_URL']).hostname}:{IMDS_PORT}{path}"
+    body = value if isinstance(value, str) else json.dumps(value)
+    with httpx2.Client(trust_env=False) as client:
+        return client.request(method, url, content="" if value is None else body).raise_for_status()
 
 
 def playbook(name: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:

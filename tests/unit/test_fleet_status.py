@@ -62,6 +62,22 @@ def attention(results: dict[str, dict[str, Any]], **wanted: list[str]) -> list[s
     return found
 
 
+def test_a_host_that_will_end() -> None:
+    notice = {"kind": "spot", "reason": "spot interruption (terminate)", "since_s": NOW_S, "ends_s": NOW_S + 120}
+    results = fleet(engine1=report(engines=[engine()], notice=notice), api1=report(workers=[worker(state="draining")]))
+    assert attention(results) == [
+        "engine1 will end, at 2026-11-26T22:02:00Z at the latest: spot interruption (terminate); since 2026-11-26T22:00:00Z. "
+        "Other engines get the requests for its models, where there are any"
+    ]
+
+
+@pytest.mark.parametrize("notice", [{"a": 1}, {"reason": 7, "since_s": "x", "ends_s": "y"}, {"since_s": 1e300}])
+def test_a_notice_that_makes_no_sense_is_shown_nevertheless(notice: dict[str, Any]) -> None:
+    (line,) = attention(fleet(engine1=report(engines=[engine()], notice=notice)))
+    assert "engine1 will end" in line
+    assert "since an unknown time" in line
+
+
 def test_a_healthy_fleet_on_one_screen() -> None:
     lines = fleet_status(fleet(), {"engine1": ["qwen"]}, NOW_S)["lines"]
     assert lines == [

@@ -36,6 +36,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "run/proxy-9000/fingerprint": "PROXY_RELEASE=1.0-a\nPROXY_ADDRESS=10.0.0.2\n",
         "opt/proxy/releases/1.1-b/release.env": "PROXY_RELEASE=1.1-b\nPROXY_ADDRESS=10.0.0.2\n",
         "etc/proxy/drained/engine1:qwen": "new disk; by alice@ops1; since 2026-11-26T10:00:00Z\n",
+        "run/vllm/draining.json": '{"reason": "spot"}',
         "etc/nginx/ec2-inference/upstream.conf": UPSTREAM,
         "etc/nginx/ec2-inference/tls.conf": f"ssl_certificate {tmp_path}/fullchain.pem;\n",
     }

@@ -160,6 +160,7 @@ def before() -> dict[str, str]:
         (first(weight=2, pool="long", max_in_flight=8), NONE),
         (first(probe="embeddings", start_timeout_s=60), NONE),
         ({"vllm_watchdog_timeout_s": 120}, NONE),
+        ({"vllm_imds_url": "http://10.0.0.1:1338", "vllm_lifecycle_hook": "x", "vllm_drain_on_rebalance": True}, NONE),
         ({"vllm_start_timeout_s": 60, "vllm_start_timeout_s_per_gb": 1}, NONE),
         ({"vllm_drain_timeout_s": 60}, NONE),
         ({"vllm_keep_releases": 5}, NONE),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from helpers.load import Load
-from helpers.stack import PROJECT, openai_client, playbook, ssh
+from helpers.stack import MODEL, PROJECT, metadata, openai_client, playbook, scaling_calls, ssh
 
 testinfra_hosts = ["ssh://web1"]
 ENGINES, PROXIES = ("engine1", "engine2"), ("api1", "api2")
@@ -36,6 +37,37 @@ def ready(host: str, port: int) -> dict:
     """What a proxy worker reports of itself."""
     address = ssh(host, f"ss -Hltn 'sport = :{port}' | awk '{{print $4}}'").strip()
     return json.loads(ssh(host, f"curl -s http://{address}/health/ready"))
+
+
+def seen(engine: str) -> dict[str, str]:
+    """The state in which each worker of each proxy host sees an engine."""
+    ask = "for a in $(ss -Hltn | awk '{print $4}' | grep -E ':900[0-9]$'); do echo $a $(curl -s http://$a/health/ready); done"
+    found = {}
+    for host in PROXIES:
+        for line in ssh(host, ask).splitlines():
+            address, _, view = line.partition(" ")
+            (found[address],) = [one["state"] for one in json.loads(view)["engines"] if one["id"] == engine]
+    assert len(found) >= len(PROXIES), found
+    return found
+
+
+def await_that(what: Callable[[], bool], say: Callable[[], object]) -> None:
+    """Wait until it is so. `say` is shown if it never is."""
+    end = time.monotonic() + 90
+    while not what():
+        assert time.monotonic() < end, say()
+
+
+def await_state(engine: str, state: str) -> None:
+    """Wait until every worker of every proxy host sees the engine in this state."""
+    journal = "journalctl -u vllm-notices --no-pager -n 20"
+    await_that(
+        lambda: set(seen(engine).values()) == {state}, lambda: (seen(engine), ssh(engine.partition(":")[0], journal))
+    )
+
+
+def in_utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
 
 
 def upstream(host: str) -> dict[str, bool]:
@@ -134,12 +166,20 @@ def test_an_operator_drains_hosts_and_puts_them_back(load: Load) -> None:
         "no other engine serves tiny-qwen3, as api1, api2 sees it: to drain nevertheless, add -e drain_last=true"
         in refused
     )
+    metadata("engine1", "spot/instance-action", {"action": "terminate", "time": in_utc(120)})
+    await_that(
+        lambda: "spot" in ssh("engine1", "cat /run/vllm/draining.json || true"),
+        lambda: ssh("engine1", "ls -l /run/vllm"),
+    )
     shown = " ".join(playbook("diagnose").stdout.split())
+    metadata("engine1", "spot/instance-action")
+    assert re.search(r"engine1 will end, at \S+Z at the latest: spot interruption \(terminate\)", shown), shown[-6000:]
     assert re.search(r"engine1:tiny is drained on api1, api2 for \d+ min: new disk; by \S+@\S+", shown), shown[-6000:]
     assert re.search(r"api1 to engine2:tiny: [\d.]+ ms", shown), shown[-6000:]
 
     # A roll does its work on drained hosts, and leaves them drained.
-    playbook("proxy", "-e", '{"proxy_timeouts": {"connect_s": 6}}')
+    rolled = " ".join(playbook("proxy", "-e", '{"proxy_timeouts": {"connect_s": 6}}').stdout.split())
+    assert re.search(r"engine1:tiny of instance i-\w+ \(engine1\) is drained: new disk", rolled), rolled[:6000]
     assert ssh("api1", "cat /etc/proxy/drained/engine1:tiny").strip() == marker
     assert all(upstream("api2").values())
 
@@ -153,6 +193,42 @@ def test_an_operator_drains_hosts_and_puts_them_back(load: Load) -> None:
         attention
     )
     assert {host: main_pids(host, "vllm@*") for host in ENGINES} == engines
+
+
+def test_a_host_that_aws_takes_away_is_drained_and_one_that_stays_comes_back(load: Load) -> None:
+    engines = main_pids("engine1", "vllm@*")
+    metadata("engine1", "spot/instance-action", {"action": "terminate", "time": in_utc(120)})
+    await_state("engine1:tiny", "draining")
+    metadata("engine1", "spot/instance-action")
+    await_state("engine1:tiny", "serving")
+
+    before = len(scaling_calls())
+    metadata("engine1", "autoscaling/target-lifecycle-state", "Terminated")
+    await_state("engine1:tiny", "draining")
+    await_that(
+        lambda: "CompleteLifecycleAction" in [call["Action"] for call in scaling_calls()[before:]],
+        lambda: ssh("engine1", "journalctl -u vllm-notices --no-pager -n 20"),
+    )
+    completed = scaling_calls()[-1]
+    assert (completed["LifecycleHookName"], completed["LifecycleActionResult"]) == ("vllm-drain", "CONTINUE")
+    metadata("engine1", "autoscaling/target-lifecycle-state", "InService")
+    await_state("engine1:tiny", "serving")
+    assert main_pids("engine1", "vllm@*") == engines
+
+
+def test_a_host_that_is_lost_without_notice_is_noticed_by_every_proxy() -> None:
+    address = ssh("engine2", "hostname -I").split()[0]
+    try:
+        for host in PROXIES:
+            # What they send to the host gets lost, as if it were gone.
+            ssh(host, f"ip neigh replace {address} lladdr 02:00:00:00:00:01 dev host0 nud permanent")
+        await_state("engine2:tiny", "down")
+        with openai_client() as client:
+            assert client.completions.create(model=MODEL, prompt="hello", max_tokens=4).choices
+    finally:
+        for host in PROXIES:
+            ssh(host, f"ip neigh del {address} dev host0")
+    await_state("engine2:tiny", "serving")
 
 
 def test_one_worker_is_restarted_as_a_roll_does_it(load: Load) -> None:

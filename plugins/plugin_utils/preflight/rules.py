@@ -152,11 +152,23 @@ RULES: dict[str, dict[str, Any]] = {
     "vllm_environment": _ENVIRONMENT,
     "vllm_fetch_environment": _ENVIRONMENT,
     "vllm_fetch_parallel_hosts": _COUNT_OR_NONE,
+    # A systemd unit has it without quotes.
+    "vllm_imds_url": {
+        "pattern": r"^https?://[A-Za-z0-9.:\[\]-]+/?$",
+        "x-words": "be an address such as http://169.254.169.254, without a path",
+        "x-address": True,
+    },
     "vllm_install_disk_gb": _COUNT_OR_NONE,
     "vllm_install_environment": _ENVIRONMENT,
     "vllm_instance_store": _STORE_DIRECTORY,
     "vllm_keep_releases": _COUNT_OR_NONE,
+    # Auto Scaling's own rule, without what would need quotes.
+    "vllm_lifecycle_hook": {
+        "pattern": r"^[A-Za-z0-9_/-]{0,255}$",
+        "x-words": "be the name of a lifecycle hook, in letters, digits and - _ /",
+    },
     "vllm_models_dir": _MODELS_DIRECTORY,
+    "vllm_notices_environment": _ENVIRONMENT,
     "vllm_shutdown_timeout_s": _SECONDS,
     "vllm_start_timeout_s": _SECONDS,
     "vllm_start_timeout_s_per_gb": _COUNT_OR_NONE,

@@ -73,4 +73,5 @@ class State:
     def ready(self) -> bool:
         if self.stopping or self.faults.reason is not None:
             return False
-        return any(engine.serves for engine in self.fleet.engines)
+        now = self.fleet.now()
+        return any(engine.serves or engine.is_last_resort(now) for engine in self.fleet.engines)

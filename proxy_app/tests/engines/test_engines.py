@@ -11,7 +11,7 @@ from engine import WAIT_S, Call, Engine, complete
 from expect import expect_error
 from harness import SMALL_KEY, Files, Log, Proxy, running_engine, running_proxy
 from inference_proxy.engines import poller
-from inference_proxy.http.client import EngineClient
+from inference_proxy.http.client import Document, EngineClient
 
 pytestmark = pytest.mark.anyio
 
@@ -268,8 +268,8 @@ async def test_the_total_clock(files: Files, engine: Engine) -> None:
 
 
 async def test_the_connect_clock(files: Files, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def always_well(*_: Any, **__: Any) -> tuple[int, bytes]:
-        return 200, b'{"data": []}'
+    async def always_well(*_: Any, **__: Any) -> Document:
+        return Document(200, b'{"data": []}', {})
 
     # A listener with a full backlog answers no SYN, so connecting to it hangs. The poller must not notice.
     monkeypatch.setattr(EngineClient, "get", always_well)

@@ -622,11 +622,13 @@ async def test_an_engine_by_https(
 
 
 async def test_a_document(client: EngineClient, engine: Engine) -> None:
-    assert await client.get(f"{engine.url}/v1/models", timeout_s=WAIT_S) == (
-        200,
+    status, body, headers = await client.get(f"{engine.url}/v1/models", timeout_s=WAIT_S)
+    assert status == 200
+    assert headers[b"content-type"] == b"application/json"
+    assert body == (
         b'{"object":"list","data":[{"id":"big","object":"model","created":7,"owned_by":"vllm",'
         b'"root":"/srv/secret"},{"id":"small","object":"model","created":7,"owned_by":"vllm",'
-        b'"root":"/srv/secret"}]}',
+        b'"root":"/srv/secret"}]}'
     )
     assert not client._idle
 

@@ -13,6 +13,7 @@ from inference_proxy.api.numbers import MOST_CONTEXT_TOKENS, whole
 from inference_proxy.config import EngineConfig
 from inference_proxy.engines.breaker import CLOSED, Breaker, Phase
 from inference_proxy.engines.gauges import Gauges
+from inference_proxy.engines.notice import Notice
 from inference_proxy.engines.progress import Progress
 from inference_proxy.engines.rendezvous import seed_of
 from inference_proxy.request.guard import Guard, Reason
@@ -37,7 +38,7 @@ class EngineView(msgspec.Struct, frozen=True):
     `in_flight` and `outstanding_tokens` are this worker's; `others` is how many requests of other workers it
     had at the last scrape; `running` to `kv_cache_usage` are the engine's own numbers (None: it reports
     none). `failures` are broken answers that complete ones have not cancelled; `reason` says why the breaker
-    is not closed.
+    is not closed, or why the engine's host will end.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Engine:
         self.url = config.url
         self.seed = seed_of(config.id)
         self.drained = False
+        self.notice: Notice | None = None  # what it announces of its host's end
         self.start_s: int | None = None  # how long its last start took, while a roll restarts it
         self.met = False  # it has been reachable before; until then it is starting, which is not a failure
         self.reachable = False
@@ -95,7 +97,22 @@ class Engine:
 
     @property
     def serves(self) -> bool:
-        return self.reachable and not self.drained and self.breaker.phase is Phase.CLOSED
+        return self.reachable and not self.is_out and self.breaker.phase is Phase.CLOSED
+
+    @property
+    def is_out(self) -> bool:
+        """Whether it is to finish its requests and get no others."""
+        return self.drained or self.notice is not None
+
+    def is_last_resort(self, now: float) -> bool:
+        """Whether it may have requests for which there is no other engine, although its host will end."""
+        return (
+            self.notice is not None
+            and self.notice.leaves_time(now)
+            and self.reachable
+            and not self.drained
+            and self.breaker.phase is Phase.CLOSED
+        )
 
     @property
     def state(self) -> str:
@@ -103,7 +120,9 @@ class Engine:
             return "drained"
         if not self.reachable:
             return "down" if self.met else "starting"
-        return "serving" if self.breaker.phase is Phase.CLOSED else "ejected"
+        if self.breaker.phase is not Phase.CLOSED:
+            return "ejected"
+        return "serving" if self.notice is None else "draining"
 
     def alive_at(self, now: float) -> float:
         """When the engine last showed a sign of work.
@@ -152,7 +171,7 @@ class Engine:
             kv_cache_usage=None if gauges is None else gauges.kv_cache_usage,
             breaker=self.breaker.phase.value,
             failures=math.ceil(self.breaker.failures),
-            reason=self.breaker.reason,
+            reason=self.breaker.reason or (self.notice.reason if self.notice else ""),
         )
 
 
@@ -213,6 +232,15 @@ class Fleet:
             engine.drained = engine.id in self._drained
         self.freed()
 
+    def take_notice(self, engine: Engine, notice: Notice | None) -> None:
+        """Note what an engine announces of its host's end; None: nothing, or nothing any more."""
+        before, engine.notice = engine.notice, notice
+        if notice is not None and before is None:
+            log.warning("the host of engine %s at %s will end: %s", engine.id, engine.url, notice.reason)
+        elif notice is None and before is not None:
+            log.info("the host of engine %s at %s stays: it gets requests again", engine.id, engine.url)
+            self.freed()
+
     def update_cards(self, engine: Engine, cards: dict[str, dict[str, Any]]) -> None:
         """Store the model cards that an engine reports."""
         if cards != engine.cards:
@@ -246,6 +274,7 @@ class Fleet:
         """Engines in service for a model, with or without room. Raises Unavailable if there are none.
 
         They are those of the pool (None: of no pool), or all of them if the pool has none for this model.
+        Engines whose hosts will end are used only if there are no others.
         """
         # The same as Engine.serves, written out because it runs for each request, and the property would
         # double its cost.
@@ -255,8 +284,12 @@ class Fleet:
             if model in engine.offered
             and engine.reachable
             and not engine.drained
+            and engine.notice is None
             and engine.breaker.phase is CLOSED
         ]
+        if not engines:
+            now = self.now()
+            engines = [e for e in self.engines if model in e.offered and e.is_last_resort(now)]
         if not engines:
             raise Unavailable(
                 "model_unavailable",
@@ -402,7 +435,7 @@ class Fleet:
             pool = [
                 other
                 for other in self.engines
-                if model in other.models and other.reachable and not other.drained
+                if model in other.models and other.reachable and not other.is_out
             ]
             out = sum(other.breaker.phase is not Phase.CLOSED for other in pool)
             if out + 1 > self.health.max_ejected_share * len(pool):

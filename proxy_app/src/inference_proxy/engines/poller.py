@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from inference_proxy.engines import gauges
+from inference_proxy.engines import gauges, notice
 from inference_proxy.engines.breaker import Phase
 from inference_proxy.engines.fleet import Engine, Fleet
 from inference_proxy.engines.probe import probe
@@ -101,9 +101,10 @@ class _EnginePoller:
     async def _meet(self) -> None:
         engine, before, why = self._engine, self._engine.reachable, ""
         try:
-            status, body = await self._client.get(f"{engine.url}/v1/models", timeout_s=_TIMEOUT_S)
+            status, body, headers = await self._client.get(f"{engine.url}/v1/models", timeout_s=_TIMEOUT_S)
             if status != 200:
                 raise ValueError(f"GET /v1/models answered {status}")
+            self._fleet.take_notice(engine, notice.read(headers.get(notice.HEADER), self._fleet.now()))
             cards = msgspec.json.decode(body, type=_Models).data
             self._fleet.update_cards(engine, {str(card.get("id")): card for card in cards})
             engine.reachable, self._silences = True, 0
@@ -131,7 +132,7 @@ class _EnginePoller:
         """Gauges are optional: an engine that provides none is judged by its answers alone."""
         engine = self._engine
         try:
-            status, page = await self._client.get(f"{engine.url}/metrics", timeout_s=_TIMEOUT_S)
+            status, page, _ = await self._client.get(f"{engine.url}/metrics", timeout_s=_TIMEOUT_S)
         except (TimeoutError, EngineLost):
             return
         engine.update_gauges(gauges.parse(page) if status == 200 else None, self._fleet.now())
@@ -162,7 +163,7 @@ class _EnginePoller:
         if not engine.reachable:
             return False
         quiet_s = now - engine.alive_at(now)
-        return engine.suspected or (quiet_s >= health.probe_after_s and not engine.drained)
+        return engine.suspected or (quiet_s >= health.probe_after_s and not engine.is_out)
 
     def _owes(self, now: float) -> bool:
         """Whether our requests are there without a token for `stall_s`.

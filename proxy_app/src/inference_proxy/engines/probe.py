@@ -137,7 +137,7 @@ async def probe(client: EngineClient, engine: Engine, timeout_s: float) -> Flaw 
     content_type, body = question.ask(min(engine.models))
     headers = {"content-type": content_type}
     try:
-        status, document = await client.ask(
+        status, document, _ = await client.ask(
             "POST", f"{engine.url}{question.path}", headers, body, timeout_s=timeout_s
         )
     except TimeoutError:

@@ -31,6 +31,14 @@ class ConnectTimeout(EngineUnreachable):
     """The connection was neither made nor refused in time: the engine's host is silent."""
 
 
+class Document(NamedTuple):
+    """A small answer that has been read whole. Names of headers are in lower case."""
+
+    status: int
+    body: bytes
+    headers: Mapping[bytes, bytes]
+
+
 class EngineClient:
     """Connections to any number of engines, each named by its origin: scheme, host and port of a URL.
 
@@ -92,14 +100,14 @@ class EngineClient:
             raise
         return await fresh.ask(method, head, body, begin).head()
 
-    async def get(self, url: str, *, timeout_s: float) -> tuple[int, bytes]:
-        """Status and body of a small document, as from ask()."""
+    async def get(self, url: str, *, timeout_s: float) -> Document:
+        """A small document, as from ask()."""
         return await self.ask("GET", url, {}, b"", timeout_s=timeout_s)
 
     async def ask(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes, *, timeout_s: float
-    ) -> tuple[int, bytes]:
-        """Status and body of a small answer, fetched over a new connection.
+    ) -> Document:
+        """A small answer, fetched over a new connection.
 
         So it also tests whether the engine accepts new connections. Raises TimeoutError and EngineLost (also
         when the answer is larger than 4 MiB).
@@ -116,7 +124,7 @@ class EngineClient:
                     document += piece
                     if len(document) > _DOCUMENT_LIMIT:
                         raise EngineLost(f"{parts.path} is larger than {_DOCUMENT_LIMIT} bytes")
-                return answer.status, bytes(document)
+                return Document(answer.status, bytes(document), dict(answer.headers))
             finally:
                 answer.close()
 
