@@ -161,7 +161,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             "vpc": ours[0]["VpcId"] if ours else None,
             "subnets": wanted.subnets(fleet),
             "subnet_of_zone": {row["AvailabilityZone"]: row["SubnetId"] for row in ours},
-            "groups": [{"name": g["name"], "rules": plans.module_rules(g)} for g in wanted.security_groups(fleet)],
+            "groups": [
+                {"name": g["name"], "rules": plans.module_rules(g), "rules_out": plans.module_rules(g, out=True)}
+                for g in wanted.security_groups(fleet)
+            ],
             "instances": {present_of.name_of(row): row["InstanceId"] for row in present["instances"]},
             "web": [host.name for host in wanted.hosts(fleet) if "nginx" in host.tiers],
             "public_key": public_key,
@@ -227,15 +230,23 @@ def _planned(fleet: Any, kind: Any, where: str, images: Any, clients: Any, varia
     version = reports.version_of(example.get("vllm_version") or "0.33.0")
     told = reports.plan_of_model(model, str(engine.get("revision") or ""), None, args, plans.Wanted(), version)
     fitting = [row["instance_type"] for row in told["instance_types"] if row["usd_per_hour"] is not None]
-    wanted = [name for name in fitting if not kind["types"] or name in kind["types"]]
+    suited = [name for name in fitting if not kind["efa"] or _has_adapters(fleet, name)]
+    wanted = [name for name in suited if not kind["types"] or name in kind["types"]]
     if not wanted:
         among = f"none of {', '.join(kind['types'])}" if kind["types"] else "no type with a known price"
-        hint = f"; {', '.join(fitting[:3])} would" if fitting else ""
+        hint = f"; {', '.join(suited[:3])} would" if suited else ""
+        adapters = (
+            f" with Elastic Fabric Adapters{' in a network of its own' if fleet.own_network else ''}"
+            if kind["efa"]
+            else ""
+        )
         raise present_of.FleetError(
-            [f"{where}.types: {among} runs {model}{hint}: name others, or see playbooks/plan.yml -e plan_model={model}"]
+            [
+                f"{where}.types: {among} runs {model}{adapters}{hint}: name others, or see playbooks/plan.yml -e plan_model={model}"
+            ]
         )
     offers, image = present_of.offers(clients("ec2"), wanted), images.get(kind["image"])
-    zones = set(fleet.settings["zones"][: kind["count"]])
+    zones = set(load("fleet", "wanted").zones_of(fleet, kind)[: kind["count"]])
     for name in wanted:
         offer = offers.get(name)
         if offer and zones <= offer["zones"] and (not image or image["Architecture"] in offer["architectures"]):
@@ -245,6 +256,12 @@ def _planned(fleet: Any, kind: Any, where: str, images: Any, clients: Any, varia
             f"{where}: {', '.join(wanted[:5])} run {model}, but none is offered in all of {', '.join(sorted(zones))} for this image: name other zones or types"
         ]
     )
+
+
+def _has_adapters(fleet: Any, instance_type: str) -> bool:
+    """Whether a type has Elastic Fabric Adapters, and a way out with them: with several interfaces it gets no public address."""
+    count = len(load("fleet", "adapters").interfaces(instance_type))
+    return count == 1 or (count > 1 and not fleet.own_network)
 
 
 class _Variables:

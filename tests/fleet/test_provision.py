@@ -28,6 +28,23 @@ def rules(account: Account) -> dict[str, set[str]]:
     return found
 
 
+def groups_of_instances(account: Account) -> dict[str, set[str]]:
+    """The security groups of each of the fleet's instances in the fleet's own VPC, by the group's last word."""
+    ec2 = account.client("ec2")
+    vpcs = {vpc["VpcId"] for vpc in ec2.describe_vpcs(Filters=[{"Name": "tag:Name", "Values": [BASE]}])["Vpcs"]}
+    filters = [
+        {"Name": "tag:Environment", "Values": ["production"]},
+        {"Name": "tag:Stack", "Values": ["ec2-inference"]},
+    ]
+    found = {}
+    for reservation in ec2.describe_instances(Filters=filters)["Reservations"]:
+        for instance in reservation["Instances"]:
+            name = next(tag["Value"] for tag in instance["Tags"] if tag["Key"] == "Name")
+            groups = instance["SecurityGroups"] if instance.get("VpcId") in vpcs else []
+            found[name] = {group["GroupName"].removeprefix(f"{BASE}-") for group in groups}
+    return found
+
+
 def record(account: Account) -> dict[str, Any] | None:
     route53 = account.client("route53")
     (zone,) = route53.list_hosted_zones()["HostedZones"]
@@ -81,6 +98,13 @@ def test_a_fleet_from_nothing_and_back(account: Account) -> None:
         "proxy": {"9000 from nginx", ssh},
         "vllm": {"8000 from proxy", ssh},
         "cluster": {"all from cluster"},
+    }
+    # Spot instances, too, are where they are wanted, and not in the account's default network.
+    assert groups_of_instances(account) == {
+        "web-1": {"nginx"},
+        "api-1": {"proxy"},
+        "engine-1": {"vllm", "cluster"},
+        "engine-2": {"vllm", "cluster"},
     }
     engine = inventory["_meta"]["hostvars"]["engine-1"]
     (reservation,) = ec2.describe_instances(InstanceIds=[engine["aws_instance_id"]])["Reservations"]
@@ -145,6 +169,59 @@ def small(account: Account, subnet: str) -> dict[str, Any]:
     fleet = {"zones": ["us-east-1a"], "subnet_ids": [subnet], "entry": "nlb", "dns_zone": "example.com"}
     account.fleets = {"production": fleet | {"hosts": {"all-in-one": host}}}
     return host
+
+
+def test_hosts_with_adapters_from_nothing_and_back(account: Account) -> None:
+    """Up to moto's edge: it knows no placement groups (conftest.py has some), and takes no interfaces from a template."""
+    ec2, subnet = account.client("ec2"), given_network(account, "10.77.4.0/24")
+    host = {"tiers": ["vllm"], "count": 2, "type": "p4d.24xlarge", "image": IMAGE, "efa": True}
+    fleet = {"zones": ["us-east-1a"], "subnet_ids": [subnet], "entry": "none", "hosts": {"giant": host}}
+    account.fleets = {"production": fleet}
+
+    looked = account.play("provision.yml", "--check").good()
+    for words in (
+        f"+ placement group {BASE}-giant, whose hosts are close to each other",
+        f"+ launch template {BASE}-giant, for 4 Elastic Fabric Adapters",
+        "+ instance giant-2 (vllm): p4d.24xlarge (4 Elastic Fabric Adapters) in us-east-1a",
+        "+ all ports from ec2-inference-production-cluster",
+        "+ all ports to ec2-inference-production-cluster",
+    ):
+        assert words in looked.words, looked.output
+    assert ec2.describe_placement_groups()["PlacementGroups"] == []
+    account.provision().good()
+
+    (placement_group,) = ec2.describe_placement_groups()["PlacementGroups"]
+    assert (placement_group["GroupName"], placement_group["Strategy"]) == (f"{BASE}-giant", "cluster")
+    (version,) = ec2.describe_launch_template_versions(LaunchTemplateName=f"{BASE}-giant")["LaunchTemplateVersions"]
+    template = version["LaunchTemplateData"]
+    groups = {g["GroupName"]: g["GroupId"] for g in ec2.describe_security_groups()["SecurityGroups"]}
+    ids = {groups[f"{BASE}-vllm"], groups[f"{BASE}-cluster"]}
+    assert template["Placement"]["GroupName"] == f"{BASE}-giant"
+    assert "InstanceMarketOptions" not in template
+    interfaces = template["NetworkInterfaces"]
+    assert [(i["NetworkCardIndex"], i["DeviceIndex"], i["InterfaceType"]) for i in interfaces] == [
+        (0, 0, "efa"),
+        *((card, 1, "efa-only") for card in (1, 2, 3)),
+    ]
+    assert all((i["SubnetId"], set(i["Groups"])) == (subnet, ids) for i in interfaces)
+    (cluster,) = ec2.describe_security_groups(GroupIds=[groups[f"{BASE}-cluster"]])["SecurityGroups"]
+    goes_out = [rule for rule in cluster["IpPermissionsEgress"] if rule["IpProtocol"] == "-1"]
+    assert {pair["GroupId"] for rule in goes_out for pair in rule["UserIdGroupPairs"]} == {cluster["GroupId"]}
+    assert any(row["CidrIp"] == "0.0.0.0/0" for rule in goes_out for row in rule["IpRanges"])
+    assert account.provision().good().changed == 0
+
+    # A host that is made later has a new version of the template: its security groups may be others by then.
+    host["count"], host["spot"] = 3, True
+    account.provision().good()
+    versions = ec2.describe_launch_template_versions(LaunchTemplateName=f"{BASE}-giant", Versions=["$Default"])
+    (version,) = versions["LaunchTemplateVersions"]
+    assert version["VersionNumber"] == 2
+    assert version["LaunchTemplateData"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert version["LaunchTemplateData"]["NetworkInterfaces"] == interfaces
+    assert account.provision().good().changed == 0
+
+    account.play("deprovision.yml", "-e", "deprovision_confirmed=production").good()
+    assert account.tagged("production") == ec2.describe_placement_groups()["PlacementGroups"] == []
 
 
 def test_what_a_quota_stopped_is_finished_by_the_next_run(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:

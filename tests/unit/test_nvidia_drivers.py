@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Host:
             "__nvidia_drivers_smi": {"rc": 2, "msg": "No such file"},
             "__nvidia_drivers_engines": {"stdout_lines": []},
             "__nvidia_drivers_epel": {"stat": {"exists": True}},
+            "__nvidia_drivers_efa_look": {"stdout_lines": []},
         }
         self.variables |= variables
         for path in (ROLE / "tasks/preflight/decide.yml", ROLE / "tasks/preflight.yml"):
@@ -329,6 +331,94 @@ def test_the_sites_preflight_says_that_a_driver_does_not_work(variables: dict[st
     (line,) = Host("Fedora", "42", T4, __stack_preflight_collect=True, **variables).problems
     assert line.startswith("host engine1: has a GPU, and its driver does not work (")
     assert line.endswith(said)
+
+
+def efa(*lines: str) -> dict[str, Any]:
+    """What is seen of Elastic Fabric Adapters."""
+    return {"__nvidia_drivers_efa_look": {"stdout_lines": list(lines)}}
+
+
+GOOD = loaded("580.95.05") | WORKS
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variables", "missing"),
+    [
+        ([H100], efa(), False),
+        ([H100], efa("device", "device"), True),
+        ([], efa("device"), False),
+        ([H100], efa("device", "version 1.43.2", "plugin", "plugin", "works"), False),
+        ([H100], efa("device", "version 1.43.2", "plugin"), True),
+        ([H100], efa("device", "works"), True),  # Debian's own libfabric, without NCCL's plugin
+        ([H100], efa("device", "version 1.50.0", "plugin"), False),  # installed, and waits for a reboot
+        ([H100], efa("device") | {"nvidia_drivers_efa": "never"}, False),
+        ([], efa() | {"nvidia_drivers_efa": "always"}, True),
+        ([], efa("version 1.43.2", "plugin") | {"nvidia_drivers_efa": "always"}, False),
+        ([H100], efa("device", "version 1.50.0", "plugin") | {"nvidia_drivers_efa_version": "1.51.0"}, True),
+    ],
+)
+def test_when_the_software_of_adapters_is_installed(gpus: list[str], variables: dict[str, Any], missing: bool) -> None:
+    host = Host("Ubuntu", "24.04", *gpus, **GOOD, **variables)
+    assert host.problems == []
+    assert host.variables["__nvidia_drivers_efa_missing"] is missing
+
+
+@pytest.mark.parametrize(
+    ("system", "variables", "said"),
+    [
+        (("AlmaLinux", "9.6"), {}, ["supports Amazon 2023,", "not AlmaLinux 9", "set nvidia_drivers_efa to never"]),
+        (("Rocky", "9.6"), RUNNING, ["vllm@a.service, vllm@b.service run: stop engines first (systemctl stop"]),
+        (
+            ("Rocky", "9.6"),
+            {"nvidia_drivers_reboot": True, "ansible_connection": "local"},
+            ["this is the controller itself"],
+        ),
+    ],
+)
+def test_a_problem_with_adapters_is_said_with_its_fix(
+    system: tuple[str, str], variables: dict[str, Any], said: list[str]
+) -> None:
+    (line,) = Host(*system, H100, **GOOD, **efa("device"), **variables).problems
+    assert [words for words in said if words not in line] == [], line
+    assert Host(*system, H100, **GOOD, **efa("device"), **variables, __stack_preflight_collect=True).problems == [
+        problem for problem in [line] if "controller" in problem
+    ]
+
+
+def test_the_installer_checks_a_device_only_where_there_is_one() -> None:
+    def options(*lines: str) -> Any:
+        host = Host("Ubuntu", "24.04", nvidia_drivers_efa="always", **efa(*lines))
+        return host.value("{{ __nvidia_drivers_efa_options }}")
+
+    assert options("device") == ["--yes", "--skip-mpi"]
+    assert options() == ["--yes", "--skip-mpi", "--no-verify"]
+
+
+def seen_of_efa(tmp_path: Path, *devices: tuple[str, str]) -> list[str]:
+    """What the preflight's own command prints on a host with such PCI devices: (vendor, device)."""
+    for number, (vendor, device) in enumerate(devices):
+        directory = tmp_path / f"0000:00:{number:02x}.0"
+        directory.mkdir()
+        (directory / "vendor").write_text(f"{vendor}\n")
+        (directory / "device").write_text(f"{device}\n")
+    host = Host("Ubuntu", "24.04", __nvidia_drivers_pci=str(tmp_path))
+    (look,) = [
+        task["ansible.builtin.shell"]["cmd"]
+        for task in load(ROLE / "tasks/preflight/look.yml")
+        if task.get("register") == "__nvidia_drivers_efa_look"  # type: ignore[attr-defined]
+    ]
+    done = subprocess.run(["/bin/sh", "-c", host.value(look)], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_adapters_are_known_by_their_pci_ids(tmp_path: Path) -> None:
+    ena, others, empty = ("0x1d0f", "0xec20"), ("0x8086", "0xefa1"), ("", "")
+    found = seen_of_efa(tmp_path, ena, ("0x1d0f", "0xefa0"), ("0x1d0f", "0xefa3"), others, empty)
+    assert found == ["device", "device"]
+
+
+def test_no_pci_devices_are_no_adapters(tmp_path: Path) -> None:
+    assert seen_of_efa(tmp_path) == []
 
 
 class FakeCuda:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from stack_fleet import load
 
-wanted, plans, present, problems, prices = (
-    load("fleet", name) for name in ("wanted", "plans", "present", "problems", "prices")
+wanted, plans, present, problems, prices, adapters = (
+    load("fleet", name) for name in ("wanted", "plans", "present", "problems", "prices", "adapters")
 )
 LISTS = [
     "vpcs",
@@ -22,7 +22,7 @@ LISTS = [
     "addresses",
     "keys",
 ]
-LISTS += ["images", "given_subnets", "roles", "balancers", "target_groups", "taken"]
+LISTS += ["placement_groups", "images", "given_subnets", "roles", "balancers", "target_groups", "taken"]
 EMPTY: dict[str, Any] = {name: [] for name in LISTS} | {"zone": "Z1", "record": None}
 
 
@@ -144,3 +144,80 @@ def test_two_instances_with_a_hosts_name_are_refused() -> None:
 def test_a_refusal_says_what_to_do(text: str, told: str) -> None:
     assert told in present.refusal(text, "eu-central-1")
     assert present.refusal("parameters are mutually exclusive", "eu-central-1") == "parameters are mutually exclusive"
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "first", "others"),
+    [
+        ("g6e.8xlarge", (0, 0, "efa"), []),
+        ("g6e.24xlarge", (0, 0, "efa"), [(1, 1, "efa-only")]),
+        ("p5.48xlarge", (0, 0, "efa"), [(card, 1, "efa-only") for card in range(1, 32)]),
+        # Its first network card has no adapter.
+        ("p6-b300.48xlarge", (0, 0, "interface"), [(card, 0, "efa-only") for card in range(1, 17)]),
+    ],
+)
+def test_each_network_card_has_one_adapter(instance_type: str, first: Any, others: list[Any]) -> None:
+    found = [tuple(row.values()) for row in adapters.interfaces(instance_type)]
+    assert found == [first, *others]
+
+
+@pytest.mark.parametrize("instance_type", ["g6e.xlarge", "t3.small", "p6e-gb200.36xlarge", "_read_me", "planner", ""])
+def test_other_types_have_no_adapter(instance_type: str) -> None:
+    assert adapters.interfaces(instance_type) == []
+    assert instance_type not in adapters.TYPES
+
+
+def with_adapters(**settings: Any) -> dict[str, Any]:
+    return engines(2, efa=True, **({"type": "g6e.8xlarge"} | settings))
+
+
+def test_hosts_with_adapters_are_in_one_zone_and_reach_each_other_both_ways() -> None:
+    its = fleet(with_adapters() | {"web": {"tiers": ["nginx"], "count": 2, "type": "t3.small"}})
+    assert [(host.name, host.zone[-1]) for host in wanted.hosts(its)] == [
+        ("engine-1", "a"),
+        ("engine-2", "a"),
+        ("web-1", "a"),
+        ("web-2", "b"),
+    ]
+    name = "ec2-inference-staging-cluster"
+    cluster = next(group for group in wanted.security_groups(its) if group["name"] == name)
+    assert (
+        plans.module_rules(cluster) == plans.module_rules(cluster, out=True) == [{"proto": "all", "group_name": name}]
+    )
+    assert wanted.groups_of(its, wanted.hosts(its)[0]) == ["ec2-inference-staging-vllm", name]
+    assert wanted.groups_of(its, wanted.hosts(its)[2]) == ["ec2-inference-staging-nginx"]
+
+
+def test_a_template_for_adapters_is_made_for_hosts_that_are_missing_only() -> None:
+    its = fleet(with_adapters(spot=True))
+    (template,) = [step for step in plans.to_make(its, EMPTY, {}, "") if step["kind"] == "template"]
+    assert template["text"].endswith(", for spot instances with 1 Elastic Fabric Adapter")
+    efa = [{"InterfaceType": "efa"}]
+    there = EMPTY | {
+        "instances": [instance(f"engine-{n}", InstanceType="g6e.8xlarge", NetworkInterfaces=efa) for n in (1, 2)]
+    }
+    assert [step for step in plans.to_make(its, there, {}, "") if step["kind"] == "template"] == []
+    assert plans.surplus(its, there) == []
+
+
+def test_a_host_that_was_made_without_adapters_is_reported() -> None:
+    plain = instance("engine-1", InstanceType="g6e.8xlarge", NetworkInterfaces=[{"InterfaceType": "interface"}])
+    (notice,) = plans.surplus(fleet(with_adapters()), EMPTY | {"instances": [plain]})
+    assert notice.startswith("instance i-engine-1 (engine-1) has no Elastic Fabric Adapter")
+
+
+@pytest.mark.parametrize(
+    ("settings", "network", "told"),
+    [
+        ({"type": "g6e.xlarge"}, {}, "g6e.xlarge has no Elastic Fabric Adapter: take one of g4dn.8xlarge, "),
+        ({"type": "p5.48xlarge"}, {}, "p5.48xlarge has 32 network interfaces then, so AWS gives it no public address"),
+        ({"tiers": ["proxy", "vllm"]}, {}, "tiers is proxy, vllm: only engines use Elastic Fabric Adapters"),
+        ({"type": "p5.48xlarge"}, {"subnet_ids": ["subnet-1", "subnet-2"]}, None),
+        ({"type": "planner"}, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_adapters_where_there_can_be_none_are_refused(settings: Any, network: Any, told: str | None) -> None:
+    found = list(problems.of_variables(fleet(with_adapters(**settings), **network)))
+    assert len(found) == (told is not None), found
+    assert told is None or told in found[0]

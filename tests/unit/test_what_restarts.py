@@ -132,6 +132,34 @@ def test_an_engine_s_next_start_has_its_adapters_and_a_running_one_is_given_them
         assert "LORA_UPDATING" not in evaluated("__vllm_env", engine, given)
 
 
+SPANS = first(cluster={"rank": 0, "hosts": ["a", "b"], "master_port": 29500})
+EFA = {"__vllm_efa_look": {"stdout_lines": ["0xefa1", "/opt/amazon/ofi-nccl/lib/libnccl-net-ofi.so"]}}
+EFA["__vllm_efa_look"]["stdout"] = "\n".join(EFA["__vllm_efa_look"]["stdout_lines"])  # type: ignore[assignment]
+
+
+def test_an_engine_that_spans_hosts_uses_their_adapters() -> None:
+    written = evaluated("__vllm_env", "one", SPANS | EFA).splitlines()
+    assert 'NCCL_NET_PLUGIN="/opt/amazon/ofi-nccl/lib/libnccl-net-ofi.so"' in written
+    assert 'FI_PROVIDER="efa"' in written
+    own = first(cluster={}, environment={"FI_PROVIDER": "tcp"})
+    assert 'FI_PROVIDER="tcp"' in evaluated("__vllm_env", "one", own | EFA).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("engine", "variables"),
+    [
+        ("two", SPANS | EFA),  # on this host alone
+        ("one", SPANS),  # no adapter was looked for or found
+        ("one", SPANS | {"__vllm_efa_look": {"stdout": "0xefa1", "stdout_lines": ["0xefa1"]}}),
+        ("one", SPANS | {"__vllm_efa_look": {"stdout": "/opt/x.so", "stdout_lines": ["/opt/x.so"]}}),
+    ],
+)
+def test_other_engines_know_nothing_of_adapters(engine: str, variables: dict[str, Any]) -> None:
+    written = evaluated("__vllm_env", engine, variables)
+    assert "FI_" not in written
+    assert "NCCL_NET" not in written
+
+
 @pytest.fixture(scope="module")
 def before() -> dict[str, str]:
     return fingerprints()

@@ -1,4 +1,4 @@
-"""Make a repository that looks like NVIDIA's for Debian 13, whose packages have a few lines each, and fakes of what a GPU shows.
+"""Make a repository that looks like NVIDIA's for Debian 13, whose packages have a few lines each, fakes of what a GPU shows, and an installer like AWS's.
 
 Packages depend on each other, build their module with DKMS and bring units as NVIDIA's do. Version 590.44.01 has a mistake that real drivers
 had on newer kernels, so it does not build.
@@ -6,6 +6,7 @@ had on newer kernels, so it does not build.
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,21 @@ int cuMemsetD8_v2(uint64_t memory, unsigned char byte, size_t size) { memset((vo
 int cuMemcpyDtoH_v2(void *copy, uint64_t memory, size_t size) { memcpy(copy, (void *)memory, size); return 0; }
 int cuMemFree_v2(uint64_t memory) { free((void *)memory); return 0; }
 int cuGetErrorName(int code, const char **name) { *name = "CUDA_ERROR_OF_A_FAKE"; return code == 0; }
+"""
+
+# What AWS's installer leaves, as far as the role sees it. libfabric finds no adapter while the file `efa-asleep` is there.
+EFA_VERSION = "1.50.0"
+EFA_INSTALLER = """#!/bin/sh -e
+echo "$PWD $*" >> {fakes}/efa-installed
+mkdir -p /opt/amazon/efa/bin /opt/amazon/ofi-nccl/lib
+touch /opt/amazon/ofi-nccl/lib/libnccl-net-ofi.so
+cat > /opt/amazon/efa/bin/fi_info <<'END'
+#!/bin/sh
+[ ! -e {fakes}/efa-asleep ] || {{ echo "fi_getinfo: -61 (No data available)" >&2; exit 1; }}
+printf 'provider: efa\\n    fabric: efa\\n    domain: rdmap0s31-rdm\\n    type: FI_EP_RDM\\n'
+END
+chmod 755 /opt/amazon/efa/bin/fi_info
+echo "# EFA installer version: {version}" > /opt/amazon/efa_installed_packages
 """
 
 
@@ -135,6 +151,21 @@ def publish(repository: Path, home: Path) -> str:
     return next(line.split(":")[9] for line in listed.stdout.splitlines() if line.startswith("fpr:"))
 
 
+def make_efa_installer(directory: Path, fakes: Path, work: Path) -> str:
+    """Pack and sign an installer, with the key that `publish` made; return the archive's SHA-256."""
+    root, name = work / "aws-efa-installer", f"aws-efa-installer-{EFA_VERSION}.tar.gz"
+    write(root / "efa_installer.sh", EFA_INSTALLER.format(fakes=fakes, version=EFA_VERSION), 0o755)
+    directory.mkdir()
+    run("tar", "--create", "--gzip", "--file", directory / name, "--directory", work, root.name)
+    gpg = ["gpg", "--batch", "--homedir", work / "gpg"]
+    run(*gpg, "--detach-sign", "--output", directory / f"{name}.sig", directory / name)
+    run(*gpg, "--armor", "--export", "--output", directory / "aws-efa-installer.key")
+    # An adapter, as the kernel shows it.
+    for part, value in {"vendor": "0x1d0f", "class": "0x020000", "device": "0xefa1"}.items():
+        write(fakes / "pci/0000:00:1f.0" / part, f"{value}\n")
+    return hashlib.sha256((directory / name).read_bytes()).hexdigest()
+
+
 def main(repository: Path, fakes: Path, work: Path) -> None:
     repository.mkdir(parents=True)
     for version in VERSIONS:
@@ -146,6 +177,7 @@ def main(repository: Path, fakes: Path, work: Path) -> None:
     for name, value in {"vendor": "0x10de", "class": "0x030200", "device": "0x1eb8"}.items():
         write(fakes / "pci/0000:00:1e.0" / name, f"{value}\n")
     write(fakes / "fingerprint", publish(repository, work / "gpg"))
+    write(fakes / "efa-sha256", make_efa_installer(repository.parents[1] / "efa", fakes, work))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,19 @@ def test_host_without_a_gpu_is_left_alone(cpu):
     assert not cpu.file("/etc/modprobe.d/nvidia-drivers.conf").exists
     assert not cpu.file("/etc/systemd/system/nvidia-drivers-metrics.timer").exists
     assert not cpu.run("dpkg-query --show 'nvidia*' 'linux-headers-*'").stdout
+    assert not cpu.file("/opt/amazon").exists
+
+
+def test_host_without_an_adapter_has_no_software_for_it(gpu):
+    assert not gpu.file("/opt/amazon").exists
+
+
+def test_software_of_adapters_is_installed_once_and_again_only_when_it_does_not_work(other):
+    """By the first run, and after an older version had stopped working; a working older one was left alone."""
+    runs = other.file("/srv/fakes/efa-installed").content_string.splitlines()
+    assert runs == ["/var/cache/nvidia_drivers_efa/aws-efa-installer --yes --skip-mpi"] * 2
+    assert other.file("/opt/amazon/efa_installed_packages").content_string == "# EFA installer version: 1.50.0\n"
+    assert not other.file("/var/cache/nvidia_drivers_efa").exists
 
 
 def test_branch_is_the_one_that_was_chosen_last(other):

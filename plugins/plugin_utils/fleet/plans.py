@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import prices
+from . import adapters, prices
 from .present import Row, name_of
 from .wanted import (
     SSM_POLICY,
@@ -15,6 +15,7 @@ from .wanted import (
     group_name,
     groups_of,
     hosts,
+    placement_group_name,
     role_name,
     roles,
     security_groups,
@@ -32,6 +33,7 @@ def to_make(fleet: Fleet, present: Row, images: Mapping[str, Row], public_key: s
         *_key(fleet, present, public_key),
         *_groups(fleet, present),
         *_roles(fleet, present),
+        *_placement_groups(fleet, present),
         *_templates(fleet, present),
         *_instances(fleet, present, images),
         *_entry(fleet, present),
@@ -59,6 +61,10 @@ def surplus(fleet: Fleet, present: Row) -> list[str]:
         elif host.instance_type not in (row["InstanceType"], "planner"):
             found.append(
                 f"instance {identity} ({name}) is {row['InstanceType']}, and {host.instance_type} is wanted: drain and terminate it, and run this again"
+            )
+        elif host.efa and not any("efa" in i.get("InterfaceType", "") for i in row.get("NetworkInterfaces", [])):
+            found.append(
+                f"instance {identity} ({name}) has no Elastic Fabric Adapter, and gets none while it exists: drain and terminate it, and run this again"
             )
     return found
 
@@ -104,7 +110,9 @@ def _groups(fleet: Fleet, present: Row) -> Iterator[Step]:
         wanted = {_rule_in_words(rule) for rule in group["rules"]}
         row = there.get(group["name"])
         now = _rules_of(row, names) if row else set()
-        words = [f"+ {rule}" for rule in sorted(wanted - now)] + [f"- {rule}" for rule in sorted(now - wanted)]
+        # Rules for what goes out are added, and never removed.
+        surplus_rules = {rule for rule in now - wanted if " from " in rule}
+        words = [f"+ {rule}" for rule in sorted(wanted - now)] + [f"- {rule}" for rule in sorted(surplus_rules)]
         if row is None or words:
             text = f"security group {group['name']}" + ("" if words else ", which admits nobody")
             yield _step("group", group["name"], text, details=words)
@@ -112,7 +120,7 @@ def _groups(fleet: Fleet, present: Row) -> Iterator[Step]:
 
 def _rule_in_words(rule: Mapping[str, Any]) -> str:
     ports = "all ports" if rule["proto"] == "all" else _ports_in_words(rule["first"], rule["last"])
-    return f"{ports} from {rule.get('cidr') or rule['group']}"
+    return f"{ports} {'to' if rule.get('out') else 'from'} {rule.get('cidr') or rule['group']}"
 
 
 def _ports_in_words(first: int, last: int) -> str:
@@ -122,20 +130,20 @@ def _ports_in_words(first: int, last: int) -> str:
 def _rules_of(row: Row, names: Mapping[str, str]) -> set[str]:
     """The rules that a security group has."""
     found = set()
-    for rule in row["IpPermissions"]:
+    for rule, way in [*((r, "from") for r in row["IpPermissions"]), *((r, "to") for r in row["IpPermissionsEgress"])]:
         ports = "all ports" if rule["IpProtocol"] == "-1" else _ports_in_words(rule["FromPort"], rule["ToPort"])
         if rule["IpProtocol"] not in ("tcp", "-1"):
             ports = f"{rule['IpProtocol']} {rule.get('FromPort')}-{rule.get('ToPort')}"
         sources = [r["CidrIp"] for r in rule.get("IpRanges", [])] + [r["CidrIpv6"] for r in rule.get("Ipv6Ranges", [])]
         sources += [names.get(pair["GroupId"], pair["GroupId"]) for pair in rule.get("UserIdGroupPairs", [])]
-        found |= {f"{ports} from {source}" for source in sources}
+        found |= {f"{ports} {way} {source}" for source in sources}
     return found
 
 
-def module_rules(group: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A group's rules as amazon.aws.ec2_security_group takes them."""
+def module_rules(group: Mapping[str, Any], out: bool = False) -> list[dict[str, Any]]:
+    """A group's rules for what comes in, or goes out, as amazon.aws.ec2_security_group takes them."""
     found = []
-    for rule in group["rules"]:
+    for rule in (rule for rule in group["rules"] if rule.get("out", False) == out):
         source = (
             {"group_name": rule["group"]}
             if "group" in rule
@@ -161,11 +169,36 @@ def _roles(fleet: Fleet, present: Row) -> Iterator[Step]:
             )
 
 
+def _placement_groups(fleet: Fleet, present: Row) -> Iterator[Step]:
+    there = {row["GroupName"] for row in present["placement_groups"]}
+    for kind in fleet.kinds:
+        name = placement_group_name(fleet, kind)
+        if fleet.kinds[kind]["efa"] and fleet.kinds[kind]["count"] and name not in there:
+            yield _step("placement_group", name, f"placement group {name}, whose hosts are close to each other")
+
+
 def _templates(fleet: Fleet, present: Row) -> Iterator[Step]:
     there = {row["LaunchTemplateName"] for row in present["templates"]}
+    missing = {host.kind: host for host in missing_hosts(fleet, present)}
     for name, kind in fleet.kinds.items():
-        if kind["spot"] and f"{fleet.base}-{name}" not in there:
-            yield _step("template", f"{fleet.base}-{name}", f"launch template {fleet.base}-{name}, for spot instances")
+        template = f"{fleet.base}-{name}"
+        settings = {"spot": kind["spot"], "interfaces": [], "groups": [], "zone": "", "placement_group": ""}
+        what = ["spot instances"] if kind["spot"] else []
+        if kind["efa"] and name in missing:
+            # It names subnet and security groups, so each new host gets what they are now.
+            host = missing[name]
+            settings["interfaces"] = adapters.interfaces(host.instance_type)
+            settings |= {"groups": groups_of(fleet, host), "zone": host.zone}
+            settings["placement_group"] = placement_group_name(fleet, name)
+            what.append(_adapters_in_words(host.instance_type))
+        elif kind["efa"] or not kind["spot"] or template in there:
+            continue
+        yield _step("template", template, f"launch template {template}, for {' with '.join(what)}", **settings)
+
+
+def _adapters_in_words(instance_type: str) -> str:
+    count = sum(row["InterfaceType"] != "interface" for row in adapters.interfaces(instance_type))
+    return f"{count} Elastic Fabric Adapter{'s' if count > 1 else ''}"
 
 
 def _instances(fleet: Fleet, present: Row, images: Mapping[str, Row]) -> Iterator[Step]:
@@ -180,7 +213,12 @@ def _instances(fleet: Fleet, present: Row, images: Mapping[str, Row]) -> Iterato
             )
     for host in missing_hosts(fleet, present):
         image = images.get(host.image, {})
-        what = f"{host.instance_type}{' (spot)' if host.spot else ''} in {host.zone}, {host.disk_gb} GiB, image {image.get('Name') or host.image}"
+        extras = [*(["spot"] if host.spot else []), *([_adapters_in_words(host.instance_type)] if host.efa else [])]
+        in_words = f" ({', '.join(extras)})" if extras else ""
+        what = (
+            f"{host.instance_type}{in_words} in {host.zone}, "
+            f"{host.disk_gb} GiB, image {image.get('Name') or host.image}"
+        )
         yield _step(
             "instance",
             host.name,
@@ -194,7 +232,8 @@ def _instances(fleet: Fleet, present: Row, images: Mapping[str, Row]) -> Iterato
             tiers=",".join(host.tiers),
             groups=groups_of(fleet, host),
             profile=role_name(fleet, host.kind),
-            template=f"{fleet.base}-{host.kind}" if host.spot else None,
+            template=f"{fleet.base}-{host.kind}" if host.spot or host.efa else None,
+            efa=host.efa,
         )
 
 
@@ -286,6 +325,7 @@ REMOVED = (
     "address",
     "volume",
     "template",
+    "placement_group",
     "group",
     "role",
     "key",
@@ -326,7 +366,9 @@ def to_remove(fleet: Fleet, present: Row) -> list[Step]:
         if row["VolumeId"] not in roots:
             add("volume", f"volume with {row['Size']} GiB", row["VolumeId"])
     for row in present["templates"]:
-        add("template", "launch template", row["LaunchTemplateName"], id=row["LaunchTemplateId"])
+        add("template", "launch template", row["LaunchTemplateName"])
+    for row in present["placement_groups"]:
+        add("placement_group", "placement group", row["GroupName"])
     order = [group_name(fleet, tier) for tier in ("cluster", "vllm", "proxy", "nginx")]
     for row in sorted(present["groups"], key=lambda g: order.index(g["GroupName"]) if g["GroupName"] in order else -1):
         add("group", "security group", row["GroupName"], id=row["GroupId"])

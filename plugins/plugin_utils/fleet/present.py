@@ -53,11 +53,13 @@ def read(clients: Clients, fleet: Fleet) -> Row:
         "keys": ec2.describe_key_pairs(Filters=ours, IncludePublicKey=True)["KeyPairs"],
         "images": ec2.describe_images(Owners=["self"], Filters=ours)["Images"],
     }
+    placement_groups = ec2.describe_placement_groups()["PlacementGroups"]
+    found["placement_groups"] = [row for row in placement_groups if is_ours(row.get("Tags"), fleet)]
     found["given_subnets"] = _given_subnets(ec2, fleet)
     found["roles"] = _roles(clients("iam"), fleet)
     found["balancers"], found["target_groups"] = _balancers(clients("elbv2"), fleet)
     found["zone"], found["record"] = _record(clients("route53"), fleet)
-    found["taken"] = _taken(ec2, fleet, found)
+    found["taken"] = _taken(ec2, fleet, found, placement_groups)
     return found
 
 
@@ -178,7 +180,7 @@ def _record(route53: Any, fleet: Fleet) -> tuple[str | None, Row | None]:
     return zone, next((row for row in rows if row["Name"] == f"{fleet.domain}." and row["Type"] == "A"), None)
 
 
-def _taken(ec2: Any, fleet: Fleet, found: Mapping[str, Any]) -> list[str]:
+def _taken(ec2: Any, fleet: Fleet, found: Mapping[str, Any], placement_groups: list[Row]) -> list[str]:
     """What has a name that the fleet needs, but not its tags."""
     taken = [f"role {row['name']}" for row in found["roles"] if not row["ours"]]
     taken += [f"load balancer {row['name']}" for row in found["balancers"] if not row["ours"]]
@@ -190,6 +192,11 @@ def _taken(ec2: Any, fleet: Fleet, found: Mapping[str, Any]) -> list[str]:
         if row["KeyName"] == fleet.base and not is_ours(row.get("Tags"), fleet)
     ]
     names = {f"{fleet.base}-{kind}" for kind in fleet.kinds}
+    taken += [
+        f"placement group {row['GroupName']}"
+        for row in placement_groups
+        if row["GroupName"] in names and not is_ours(row.get("Tags"), fleet)
+    ]
     rows = _pages(ec2, "describe_launch_templates", "LaunchTemplates")
     taken += [
         f"launch template {row['LaunchTemplateName']}"

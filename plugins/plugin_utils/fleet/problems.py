@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from . import adapters
 from .present import Row, name_of
 from .wanted import SUBNET_BITS, TIERS, Fleet, Host, hosts
 
@@ -25,6 +26,8 @@ def of_variables(fleet: Fleet) -> Iterator[str]:
     yield from _of_networks(where, fleet)
     for name, kind in fleet.kinds.items():
         yield from _of_kind(f"{where}.hosts.{name}", name, kind)
+        if kind["efa"]:
+            yield from _of_adapters(f"{where}.hosts.{name}", fleet, kind)
     if fleet.settings["dns_zone"] and not f".{fleet.domain}".endswith(f".{fleet.settings['dns_zone'].rstrip('.')}"):
         yield f"{where}.dns_zone is {fleet.settings['dns_zone']}, but stack_domain is {fleet.domain or 'empty'}: the domain has to be in the zone"
     if fleet.settings["entry"] != "none" and not any("nginx" in kind["tiers"] for kind in fleet.kinds.values()):
@@ -75,6 +78,25 @@ def _of_kind(where: str, name: str, kind: Mapping[str, Any]) -> Iterator[str]:
         yield f"{where}.type is planner, but these hosts run no engine: name a type"
     if not re.fullmatch(r"ami-[0-9a-f]{8,17}|/\S+|baked", kind["image"]):
         yield f"{where}.image is {kind['image']!r}: write ami-…, the path of an SSM parameter (/aws/service/…), or baked"
+
+
+def _of_adapters(where: str, fleet: Fleet, kind: Mapping[str, Any]) -> Iterator[str]:
+    """What stands against Elastic Fabric Adapters. The planner takes only types that have them, and its choice is checked, too."""
+    if kind["tiers"] != ["vllm"]:
+        yield (
+            f"{where}.efa is true, but tiers is {', '.join(kind['tiers'])}: only engines use Elastic Fabric Adapters, "
+            "so give them hosts of their own (tiers: [vllm])"
+        )
+    if kind["type"] == "planner":
+        return
+    count = len(adapters.interfaces(kind["type"]))
+    if not count:
+        yield f"{where}.efa is true, but {kind['type']} has no Elastic Fabric Adapter: take one of {', '.join(adapters.TYPES)}, or leave efa out"
+    if count > 1 and fleet.own_network:
+        yield (
+            f"{where}.efa is true, and {kind['type']} has {count} network interfaces then, so AWS gives it no public address: "
+            "name private subnets with a NAT gateway in subnet_ids"
+        )
 
 
 def of_account(

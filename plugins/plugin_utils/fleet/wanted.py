@@ -34,6 +34,7 @@ class Host:
     disk_gb: int
     spot: bool
     cluster: bool
+    efa: bool
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,6 @@ def subnets(fleet: Fleet) -> list[dict[str, str]]:
 
 def hosts(fleet: Fleet) -> list[Host]:
     """The instances, spread over the zones kind by kind."""
-    zones = fleet.settings["zones"]
     return [
         Host(
             name=f"{name}-{number + 1}",
@@ -100,14 +100,21 @@ def hosts(fleet: Fleet) -> list[Host]:
             tiers=tuple(tier for tier in TIERS if tier in kind["tiers"]),
             instance_type=kind["type"],
             image=kind["image"],
-            zone=zones[number % len(zones)],
+            zone=zones_of(fleet, kind)[number % len(zones_of(fleet, kind))],
             disk_gb=kind["disk_gb"],
             spot=kind["spot"],
-            cluster=kind["cluster"],
+            cluster=kind["cluster"] or kind["efa"],
+            efa=kind["efa"],
         )
         for name, kind in fleet.kinds.items()
         for number in range(kind["count"])
     ]
+
+
+def zones_of(fleet: Fleet, kind: Mapping[str, Any]) -> list[str]:
+    """The zones of a kind's hosts. Adapters reach no other zone."""
+    zones: list[str] = fleet.settings["zones"]
+    return zones[:1] if kind["efa"] else zones
 
 
 def tiers(fleet: Fleet) -> list[str]:
@@ -132,9 +139,10 @@ def security_groups(fleet: Fleet) -> list[dict[str, Any]]:
     ssh = [_rule(22, 22, cidr=cidr) for cidr in fleet.settings["ssh_from"]]
     # A group that another one admits has to be there, even if no host is in it.
     found = [{"name": group_name(fleet, tier), "rules": [*rules[tier], *ssh]} for tier in TIERS]
-    if any(kind["cluster"] for kind in fleet.kinds.values()):
+    if any(kind["cluster"] or kind["efa"] for kind in fleet.kinds.values()):
         name = group_name(fleet, "cluster")
-        found.append({"name": name, "rules": [{"proto": "all", "group": name}]})
+        # Adapters need a rule for what goes out, too: that all addresses are allowed is not enough for them.
+        found.append({"name": name, "rules": [{"proto": "all", "group": name, "out": out} for out in (False, True)]})
     return found
 
 
@@ -145,6 +153,11 @@ def _rule(first: int, last: int, cidr: str = "", group: str = "") -> dict[str, A
 def groups_of(fleet: Fleet, host: Host) -> list[str]:
     """The security groups of an instance."""
     return [group_name(fleet, tier) for tier in [*host.tiers, *(["cluster"] if host.cluster else [])]]
+
+
+def placement_group_name(fleet: Fleet, kind: str) -> str:
+    """The placement group of a kind of hosts with Elastic Fabric Adapters."""
+    return f"{fleet.base}-{kind}"
 
 
 def roles(fleet: Fleet) -> list[dict[str, Any]]:

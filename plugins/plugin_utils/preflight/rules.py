@@ -108,6 +108,19 @@ RULES: dict[str, dict[str, Any]] = {
         "pattern": r"^\d{3}(\.\d+){0,2}$",
         "x-words": "be a branch, such as 580, or a version, such as 580.126.09",
     },
+    "nvidia_drivers_efa_sha256": {
+        "pattern": r"^[0-9a-f]{64}$",
+        "x-words": "be 64 hexadecimal digits",
+    },
+    "nvidia_drivers_efa_url": {
+        "pattern": r"^(https?|file)://\S*[^\s/]$",
+        "x-words": "be an address that begins with https://, http:// or file:// and does not end with /",
+        "x-address": True,
+    },
+    "nvidia_drivers_efa_version": {
+        "pattern": r"^\d+\.\d+\.\d+$",
+        "x-words": "be a version, such as 1.50.0",
+    },
     "nvidia_drivers_key.fingerprint": {
         "pattern": r"^[0-9A-F]{40}$",
         "x-words": "be 40 hexadecimal digits without spaces, in capitals",

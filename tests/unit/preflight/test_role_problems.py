@@ -66,6 +66,18 @@ def problems_of_vllm(**variables: Any) -> list[str]:
     return collected("vllm", ROLES / "vllm", known)
 
 
+def test_an_engine_that_spans_hosts_would_use_tcp_beside_an_adapter() -> None:
+    spans = [ENGINE | {"cluster": {"rank": 0, "hosts": ["engine1", "engine2"]}}]
+    bare = {"__vllm_efa_device": True, "__vllm_efa_plugin": ""}
+    (line,) = problems_of_vllm(vllm_engines=spans, **bare)
+    assert line.startswith("host engine1, engine one: it spans hosts, and the software of this host's Elastic Fabric")
+    assert line.endswith("run playbooks/drivers.yml, or set nvidia_drivers_efa to never")
+    assert problems_of_vllm(**bare) == []
+    assert problems_of_vllm(vllm_engines=spans, **bare, nvidia_drivers_efa="never") == []
+    assert problems_of_vllm(vllm_engines=spans, **bare | {"__vllm_efa_plugin": "/opt/amazon/x.so"}) == []
+    assert problems_of_vllm(vllm_engines=spans, **bare | {"__vllm_efa_device": False}) == []
+
+
 def test_a_good_engine_host_has_no_problem() -> None:
     assert problems_of_vllm() == []
 
