@@ -30,7 +30,16 @@ def status(path: str, client: tuple[str, int] | None, server: tuple[str, int] | 
 
 @pytest.mark.parametrize(
     "path",
-    [LOAD, "/v1/unload_lora_adapter", "/stack/rename_lora_adapter/", "/adapters", "/adapters/sql", f"/base{LOAD}", f"{LOAD}/", "/adapters/a\nb"],
+    [
+        LOAD,
+        "/v1/unload_lora_adapter",
+        "/stack/rename_lora_adapter/",
+        "/adapters",
+        "/adapters/sql",
+        f"/base{LOAD}",
+        f"{LOAD}/",
+        "/adapters/a\nb",
+    ],
 )
 def test_only_the_engine_s_own_host_changes_adapters(path: str) -> None:
     assert status(path, ("10.0.0.3", 50000)) == 200
@@ -71,7 +80,10 @@ def rename(adapters: dict[str, Any], name: str, new_name: str) -> int:
 
 def test_a_loaded_adapter_takes_over_the_name_of_another() -> None:
     running = SimpleNamespace(lora_name="sql", lora_int_id=1, lora_path="/srv/sql@1")
-    adapters = {"sql": running, "sql@next": SimpleNamespace(lora_name="sql@next", lora_int_id=2, lora_path="/srv/sql@2")}
+    adapters = {
+        "sql": running,
+        "sql@next": SimpleNamespace(lora_name="sql@next", lora_int_id=2, lora_path="/srv/sql@2"),
+    }
     assert rename(adapters, "sql@next", "sql") == 200
     assert adapters == {"sql": SimpleNamespace(lora_name="sql", lora_int_id=2, lora_path="/srv/sql@2")}
     assert running == SimpleNamespace(lora_name="sql", lora_int_id=1, lora_path="/srv/sql@1")

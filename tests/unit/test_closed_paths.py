@@ -39,7 +39,11 @@ def model(place: Path, name: str = "m") -> Path:
 def closed(directory: Path) -> list[str]:
     """What the helper says of the directory. Its program comes by standard input, as the role passes it."""
     done = subprocess.run(
-        [sys.executable, "-", USER, str(directory)], input=HELPER.read_text(), capture_output=True, text=True, check=True
+        [sys.executable, "-", USER, str(directory)],
+        input=HELPER.read_text(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     sentences: list[str] = json.loads(done.stdout)[str(directory)]
     return sentences

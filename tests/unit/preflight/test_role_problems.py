@@ -78,7 +78,11 @@ def test_an_adapter_that_is_not_on_the_host() -> None:
 
 
 def test_models_and_adapters_that_the_engines_user_may_not_read() -> None:
-    closed = {"/srv/m": ["user vllm may not search /srv: run chmod a+x /srv"], "/srv/sql": ["A", "B"], "/srv/unused": ["C"]}
+    closed = {
+        "/srv/m": ["user vllm may not search /srv: run chmod a+x /srv"],
+        "/srv/sql": ["A", "B"],
+        "/srv/unused": ["C"],
+    }
     engines = [ENGINE | {"adapters": [{"name": "sql", "model": "/srv/sql"}]}]
     assert problems_of_vllm(vllm_engines=engines, __vllm_closed_paths=closed) == [
         "host engine1, engine one: model /srv/m: user vllm may not search /srv: run chmod a+x /srv",

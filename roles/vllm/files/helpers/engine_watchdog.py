@@ -10,7 +10,8 @@ A busy engine increases that counter, however long its requests wait. An engine 
 like any other, so requests that it lost track of hide no hang. An engine that starts has its own ``start_timeout_s`` until it listens,
 and a little more than ``--timeout`` for its first token. An engine for which a compiler runs, or whose features a roll tries for the first
 time, has as much time as a start. Engines that are stopped, stopping or waiting after a crash are left alone.
-systemd restarts the watchdog itself if it is frozen (WatchdogSec= of its unit). The running engines are found by ``/run/vllm-NAME/probe.json``, which the unit writes at each start.
+The running engines are found by ``/run/vllm-NAME/probe.json``, which the unit writes at each start.
+systemd restarts the watchdog itself if it is frozen (WatchdogSec= of its unit).
 Standard library only (Python 3.9 or newer).
 """
 
