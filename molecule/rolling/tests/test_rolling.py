@@ -75,23 +75,10 @@ def release(tmp_path: Path, version: str, *, broken: bool = False) -> Path:
     return target
 
 
-@pytest.fixture(scope="module")
-def adapters() -> None:
-    """Two revisions of a LoRA adapter on each engine host."""
-    script = (PROJECT / "lab" / "engine" / "make_adapter.py").read_text()
-    for host in ENGINES:
-        ssh(host, f"cat > /root/make_adapter.py <<'END'\n{script}\nEND")
-        ssh(
-            host,
-            "for name in sql sql-2; do /opt/vllm/current/venv/bin/python /root/make_adapter.py /srv/models/tiny-qwen3 /srv/adapters/$name; done",
-        )
-
-
 def roll_engines(*, check: bool = True, **variables: object) -> subprocess.CompletedProcess[str]:
     return playbook("vllm", "-e", json.dumps(variables), check=check)
 
 
-@pytest.mark.usefixtures("adapters")
 def test_an_engine_setting_rolls_through_the_engines(load: Load) -> None:
     before = {host: main_pids(host, "vllm@*") for host in ENGINES}
     proxies = {host: main_pids(host, "proxy@*") for host in PROXIES}
