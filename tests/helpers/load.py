@@ -32,7 +32,8 @@ class Tally:
 class Load:
     """Streams and JSON calls over HTTPS for as long as the `with` block runs."""
 
-    def __init__(self, *, streams: int = 2, calls: int = 1) -> None:
+    def __init__(self, *, streams: int = 2, calls: int = 1, model: str = MODEL) -> None:
+        self._model = model
         self.tally = Tally()
         self._began = time.monotonic()
         self._stop = threading.Event()
@@ -78,7 +79,7 @@ class Load:
     def _stream(self, client: OpenAI) -> None:
         tokens, reason = 0, None
         for chunk in client.chat.completions.create(
-            model=MODEL,
+            model=self._model,
             messages=MESSAGES,
             stream=True,
             max_tokens=STREAM_TOKENS,
@@ -93,7 +94,7 @@ class Load:
 
     def _call(self, client: OpenAI) -> None:
         answer = client.chat.completions.create(
-            model=MODEL, messages=MESSAGES, max_tokens=JSON_TOKENS, extra_body={"ignore_eos": True}
+            model=self._model, messages=MESSAGES, max_tokens=JSON_TOKENS, extra_body={"ignore_eos": True}
         )
         assert answer.usage.completion_tokens == JSON_TOKENS, f"answer cut: {answer.usage}"
         self.tally.answers += 1

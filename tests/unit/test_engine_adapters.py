@@ -14,10 +14,13 @@ import pytest
 
 
 class Vllm:
-    """Adapters by their names. `broken` are directories that it refuses, `forgets` makes it accept an adapter and not have it."""
+    """Adapters by their names.
+
+    `broken` are directories that it refuses, `forgets` makes it accept an adapter and not have it, `old` is one that renames none.
+    """
 
     def __init__(self, **adapters: str) -> None:
-        self.adapters, self.broken, self.forgets = adapters, set[str](), False
+        self.adapters, self.broken, self.forgets, self.old = adapters, set[str](), False, False
         self.calls: list[str] = []
         engine = self
 
@@ -44,8 +47,13 @@ class Vllm:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def change(self, path: str, lora_name: str, lora_path: str = "") -> tuple[int, Any]:
-        self.calls.append(f"{path.split('_')[0].removeprefix('/v1/')} {lora_name} {lora_path}".rstrip())
+    def change(self, path: str, lora_name: str, lora_path: str = "", new_name: str = "") -> tuple[int, Any]:
+        self.calls.append(f"{path.split('_')[0].rpartition('/')[2]} {lora_name} {lora_path}{new_name}".rstrip())
+        if path == "/stack/rename_lora_adapter":
+            if self.old:
+                return 404, {"detail": "Not Found"}
+            self.adapters[new_name] = self.adapters.pop(lora_name)
+            return 200, ""
         if path == "/v1/unload_lora_adapter":
             return (200, "") if self.adapters.pop(lora_name, None) else (404, {"error": {"message": "cannot be found"}})
         if lora_name in self.adapters or lora_path in self.broken:
@@ -82,7 +90,12 @@ def test_a_running_engine_gets_what_it_should_have(vllm: Vllm, tmp_path: Path, c
     assert run(vllm, tmp_path, WANTED) == 0
     assert json.loads(capsys.readouterr().out) == STEPS
     assert vllm.adapters == WANTED
-    assert vllm.calls == ["unload sql", "unload law", "load law /srv/law@2", "load new /srv/new@1"]
+    assert vllm.calls == [
+        "unload sql",
+        "load law@next /srv/law@2",
+        "rename law@next law",
+        "load new /srv/new@1",
+    ]
 
 
 def test_a_second_run_changes_nothing(vllm: Vllm, tmp_path: Path, capsys: Any) -> None:
@@ -110,10 +123,20 @@ def test_an_adapter_that_cannot_be_loaded_is_reported_in_vllm_s_words(vllm: Vllm
     assert "no good adapter in /srv/new@1" in said
 
 
-def test_an_adapter_that_cannot_be_replaced_stays_as_it_was(vllm: Vllm, tmp_path: Path) -> None:
+def test_an_adapter_that_cannot_be_replaced_stays_as_it_was(vllm: Vllm, tmp_path: Path, capsys: Any) -> None:
     vllm.broken = {"/srv/law@2"}
     assert run(vllm, tmp_path, {"sql": "/srv/sql@1", "law": "/srv/law@2"}) == 1
+    assert "refuses /v1/load_lora_adapter for adapter law in /srv/law@2" in capsys.readouterr().out
     assert vllm.adapters == {"sql": "/srv/sql@1", "law": "/srv/law@1"}
+    vllm.broken, vllm.old = set(), True
+    assert run(vllm, tmp_path, {"sql": "/srv/sql@1", "law": "/srv/law@2"}) == 1
+    assert vllm.adapters == {"sql": "/srv/sql@1", "law": "/srv/law@1"}
+
+
+def test_what_an_interrupted_replacement_left_is_removed(vllm: Vllm, tmp_path: Path) -> None:
+    vllm.adapters["law@next"] = "/srv/law@2"
+    assert run(vllm, tmp_path, WANTED) == 0
+    assert vllm.adapters == WANTED
 
 
 def test_an_adapter_that_was_accepted_and_is_not_there_is_reported(vllm: Vllm, tmp_path: Path, capsys: Any) -> None:

@@ -203,8 +203,9 @@ def test_unhealthy_is_told_when_the_time_is_over(fake) -> None:
 
 @pytest.fixture
 def still_clock(monkeypatch) -> None:
-    """A clock that stands still, so that a start takes 0 s on a busy machine, too."""
+    """A clock that stands still, three seconds after the engine's process began."""
     monkeypatch.setattr(engine_probe, "time", SimpleNamespace(monotonic=lambda: 5.0, sleep=time.sleep))
+    monkeypatch.setattr(engine_probe, "process_began_s", lambda unit: 2.0)
 
 
 @pytest.mark.usefixtures("still_clock")
@@ -214,8 +215,13 @@ def test_command_reads_the_release(fake, tmp_path, capsys) -> None:
     (engines / "x.probe.json").write_text(json.dumps({"url": fake.url, "model": "m", "probe": "completions"}))
     (engines / "x.fingerprint").write_text("f1\n")
     assert engine_probe.main(["prove", "x", "--release", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "generated after 0 s (weights 2.0 s)\n"
-    assert (tmp_path / "x").read_text() == "0\n"
+    assert json.loads(capsys.readouterr().out) == {
+        "told": "started in 3 s (weights 2.0 s) and was proven in 0 s",
+        "start_s": 3.0,
+        "proof_s": 0.0,
+        "remarks": [],
+    }
+    assert (tmp_path / "x").read_text() == "3\n"
     assert engine_probe.main(["idle", "unknown", "--release", str(tmp_path), "--timeout", "10"]) == 0
     assert engine_probe.main(["current", "unknown", "--release", str(tmp_path), "--timeout", "10"]) == 1
     assert "does not know engine unknown" in capsys.readouterr().out
@@ -256,13 +262,12 @@ def test_a_start_that_logs_no_kv_cache_is_compared_with_nothing() -> None:
 
 
 @pytest.mark.usefixtures("still_clock")
-def test_the_report_of_a_start_has_a_line_more_if_the_plan_was_wrong(fake, tmp_path, monkeypatch, capsys) -> None:
+def test_the_report_of_a_start_has_a_remark_if_the_plan_was_wrong(fake, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(engine_probe, "read_journal", lambda unit: KV)
     (tmp_path / "engines").mkdir()
     told = {"url": fake.url, "model": "m", "probe": "completions", "planned_kv_tokens": 100_000}
     (tmp_path / "engines" / "x.probe.json").write_text(json.dumps(told))
     (tmp_path / "engines" / "x.fingerprint").write_text("f1\n")
     assert engine_probe.main(["prove", "x", "--release", str(tmp_path)]) == 0
-    start, remark = capsys.readouterr().out.splitlines()
-    assert start == "generated after 0 s"
+    (remark,) = json.loads(capsys.readouterr().out)["remarks"]
     assert remark.startswith("its KV cache keeps 90,000 tokens")

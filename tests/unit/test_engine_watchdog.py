@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import engine_probe
@@ -178,3 +179,13 @@ def test_what_was_restarted_meanwhile_is_left_alone(host: Host, monkeypatch: pyt
     monkeypatch.setattr(engine_watchdog, "running", lambda name: next(runs))
     host.watchdog.look()
     assert host.killed == []
+
+
+def test_it_tells_systemd_that_it_is_not_frozen_itself(
+    monkeypatch: pytest.MonkeyPatch, host: Host, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        host.watchdog.look()
+        assert systemd.recv(100) == b"WATCHDOG=1"

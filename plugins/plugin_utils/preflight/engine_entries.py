@@ -10,6 +10,9 @@ from typing import Any
 from .forms import as_dict, as_dicts
 
 FIRST_PORT = 8000
+# A revision in the cache of Hugging Face's tools, whose directory is named after the commit: …/models--Qwen--Qwen3-8B/snapshots/<commit>.
+# Hub ids contain no "--".
+_HUB_CACHE = re.compile(r"/models--(?P<id>[^/]+)/snapshots/[^/]+/*$")
 
 
 def completed(engines: Any) -> list[dict[str, Any]]:
@@ -58,9 +61,15 @@ def _is_set(entry: Mapping[str, Any], key: str) -> bool:
     return entry.get(key) not in (None, "")
 
 
+def _hub_id(entry: Mapping[str, Any]) -> str:
+    """The hub id in a path of the hub's cache, or an empty text."""
+    found = _HUB_CACHE.search(str(entry.get("model") or ""))
+    return found["id"].replace("--", "/") if found else ""
+
+
 def _last_part(entry: Mapping[str, Any]) -> str:
     """The last part of a model's path, hub id or S3 address."""
-    return str(entry.get("model") or "").rstrip("/").rpartition("/")[2]
+    return (_hub_id(entry) or str(entry.get("model") or "")).rstrip("/").rpartition("/")[2]
 
 
 def _name(entry: Mapping[str, Any]) -> str:
@@ -71,7 +80,7 @@ def _name(entry: Mapping[str, Any]) -> str:
 def _served_model_name(entry: Mapping[str, Any]) -> str:
     """A hub id as it is; of a directory or an S3 address, only its last part means something to clients."""
     model = str(entry.get("model") or "")
-    return _last_part(entry) if model.startswith(("/", "s3://")) else model
+    return _hub_id(entry) or (_last_part(entry) if model.startswith(("/", "s3://")) else model)
 
 
 def _with_priorities(entry: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,11 @@ def with_engines(*engines: dict[str, Any]) -> list[str]:
         ("/srv/models/Llama_3.1-8B/", "llama-3-1-8b", "Llama_3.1-8B"),
         ("s3://models/team/tiny-qwen3/", "tiny-qwen3", "tiny-qwen3"),
         ("s3://models", "models", "models"),
+        (f"/srv/hub/models--Qwen--Qwen3-8B/snapshots/{COMMIT}", "qwen3-8b", "Qwen/Qwen3-8B"),
+        (f"/srv/hub/models--gpt2/snapshots/{COMMIT}/", "gpt2", "gpt2"),
+        (f"s3://cache/hub/models--Qwen--Qwen3-8B/snapshots/{COMMIT}/", "qwen3-8b", "Qwen/Qwen3-8B"),
+        ("/srv/models--Qwen--Qwen3-8B/snapshots", "snapshots", "snapshots"),
+        (f"/srv/hub/models--Qwen--Qwen3-8B/snapshots/{COMMIT}/onnx", "onnx", "onnx"),
     ],
 )
 def test_the_names_follow_from_the_model(model: str, name: str, served: str) -> None:

@@ -52,6 +52,7 @@ VARIABLES: dict[str, Any] = {
     "__proxy_ports": [9000, 9001],
     "__vllm_configs": {},
     "__vllm_missing_adapters": [],
+    "__vllm_closed_paths": {},
     "__vllm_local_models": {},
     "__vllm_gpus": {"matched": 0},
     "ansible_python_interpreter": sys.executable,

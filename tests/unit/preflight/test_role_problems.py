@@ -25,6 +25,7 @@ HOST: dict[str, Any] = {
     "__vllm_local_models": {"/srv/m": True},
     "__vllm_configs": {},
     "__vllm_missing_adapters": ["/srv/gone"],
+    "__vllm_closed_paths": {},
     "__vllm_gpus": {"matched": 0},
     "__vllm_listeners": {},
     "__vllm_checked": {"problems": []},
@@ -86,6 +87,20 @@ def test_an_adapter_that_is_not_on_the_host() -> None:
     adapters = [{"name": "sql", "model": "/srv/gone"}, {"name": "law", "model": "/srv/there"}]
     (line,) = problems_of_vllm(vllm_engines=[ENGINE | {"adapters": adapters}])
     assert line.startswith("host engine1, engine one: adapter sql: /srv/gone has no adapter_config.json on the host")
+
+
+def test_models_and_adapters_that_the_engines_user_may_not_read() -> None:
+    closed = {
+        "/srv/m": ["user vllm may not search /srv: run chmod a+x /srv"],
+        "/srv/sql": ["A", "B"],
+        "/srv/unused": ["C"],
+    }
+    engines = [ENGINE | {"adapters": [{"name": "sql", "model": "/srv/sql"}]}]
+    assert problems_of_vllm(vllm_engines=engines, __vllm_closed_paths=closed) == [
+        "host engine1, engine one: model /srv/m: user vllm may not search /srv: run chmod a+x /srv",
+        "host engine1, engine one: adapter sql: A",
+        "host engine1, engine one: adapter sql: B",
+    ]
 
 
 def test_an_instance_store_that_cannot_be_made_is_told_with_the_rest() -> None:

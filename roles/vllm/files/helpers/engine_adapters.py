@@ -6,9 +6,10 @@
 The wanted adapters are those of the release, or JSON: their directories by their names. vLLM calls a directory an adapter's root.
 Prints one line of JSON: the names of adapters to ``load``, to ``unload``, and to ``replace`` because they have another directory now.
 
-Requests that run with an adapter that is unloaded or replaced finish with the weights that they began with. A replaced adapter is unknown
-to the engine for as long as the new one loads, so the engine should then be out of the proxies' rotation. vLLM's way to replace one in
-place is not used: 0.32 then reads the adapter from the disk again for each step of its requests.
+Requests that run with an adapter that is unloaded or replaced finish with the weights that they began with. An adapter is replaced by one
+that was loaded under another name and then takes over its name (files/engine/stack_adapter_guard.py), so the engine knows the name all the
+time. The engine should nevertheless be out of the proxies' rotation, without requests: vLLM (0.32) takes two adapters of one name in a step
+for one, and ends if it then has too few places for adapters.
 Exit status 1 with a message if an adapter cannot be loaded. Standard library only (Python 3.9 or newer).
 """
 
@@ -25,6 +26,8 @@ from engine_probe import Engine, ProbeError, request
 
 # Reading an adapter from a slow disk, while the engine is busy.
 ANSWER_S = 300.0
+# Appended to the name of an adapter that is loaded to replace another. What an interrupted run left there is unloaded by the next.
+NEXT = "@next"
 
 
 def loaded(engine: Engine) -> Dict[str, str]:
@@ -54,7 +57,7 @@ def call(engine: Engine, path: str, **body: str) -> None:
         words = error.read().decode(errors="replace")[:500] if isinstance(error, urllib.error.HTTPError) else ""
         place = f" in {body['lora_path']}" if "lora_path" in body else ""
         raise ProbeError(
-            f"{engine.unit} refuses {path} for adapter {body['lora_name']}{place}: {error} {words}".rstrip()
+            f"{engine.unit} refuses {path} for adapter {body['lora_name'].removesuffix(NEXT)}{place}: {error} {words}".rstrip()
         ) from error
 
 
@@ -66,19 +69,23 @@ def unload(engine: Engine, name: str) -> None:
     call(engine, "/v1/unload_lora_adapter", lora_name=name)
 
 
+def replace(engine: Engine, name: str, directory: str) -> None:
+    """If the new one cannot be loaded, the old one stays."""
+    load(engine, name + NEXT, directory)
+    try:
+        call(engine, "/stack/rename_lora_adapter", lora_name=name + NEXT, new_name=name)
+    except ProbeError:
+        unload(engine, name + NEXT)
+        raise
+
+
 def change(engine: Engine, wanted: Dict[str, str]) -> Dict[str, List[str]]:
-    """Bring the engine's adapters to what is wanted, and have it confirm them. An adapter that cannot be replaced stays as it was."""
-    have = loaded(engine)
-    steps = difference(have, wanted)
+    """Bring the engine's adapters to what is wanted, and have it confirm them."""
+    steps = difference(loaded(engine), wanted)
     for name in steps["unload"]:
         unload(engine, name)
     for name in steps["replace"]:
-        unload(engine, name)
-        try:
-            load(engine, name, wanted[name])
-        except ProbeError:
-            load(engine, name, have[name])
-            raise
+        replace(engine, name, wanted[name])
     for name in steps["load"]:
         load(engine, name, wanted[name])
     left = difference(loaded(engine), wanted) if any(steps.values()) else {}

@@ -3,7 +3,7 @@
 
     engine_probe.py current NAME --release /opt/vllm/releases/X               exit 0 when it runs that release and generates
     engine_probe.py idle    NAME --release /opt/vllm/current --timeout 900    waits for its requests to end
-    engine_probe.py prove   NAME --release /opt/vllm/current                  waits until it has generated in every way
+    engine_probe.py prove   NAME --release /opt/vllm/current                  waits until it has generated in every way, and prints its times as JSON
 
 A release has ``engines/NAME.fingerprint`` and ``engines/NAME.probe.json`` (the other fields of Engine). Times are in seconds.
 Exit status 1 with a message if it does not.
@@ -210,7 +210,13 @@ def crashes(state: Dict[str, str]) -> int:
 
 
 def prove(engine: Engine, crashes_before: int = 0) -> None:
-    """Wait until the engine is healthy, then until it has generated. Loading may take minutes; a crash ends the wait."""
+    """Wait until the engine is healthy, then until it has generated."""
+    wait_healthy(engine, crashes_before)
+    generate(engine)
+
+
+def wait_healthy(engine: Engine, crashes_before: int = 0) -> None:
+    """Loading may take minutes; a crash ends the wait."""
     end = time.monotonic() + engine.start_timeout_s
     while True:
         state = unit_state(engine.unit)
@@ -226,7 +232,11 @@ def prove(engine: Engine, crashes_before: int = 0) -> None:
                     f"{engine.unit} runs, but {engine.url}/health still fails after {engine.start_timeout_s:.0f} s: {error}; {journal(engine.unit)}"
                 ) from error
         time.sleep(PAUSE_S)
-    generate(engine)
+
+
+def process_began_s(unit: str) -> float:
+    """When the unit's main process was started, by the monotonic clock."""
+    return int(unit_state(unit, "ExecMainStartTimestampMonotonic")["ExecMainStartTimestampMonotonic"]) / 1e6
 
 
 @contextlib.contextmanager
@@ -331,13 +341,19 @@ def told_plan(engine: Engine, words: str) -> List[str]:
     ]
 
 
-def told_start(engine: Engine, start_s: float, words: str) -> str:
-    """How long the start took, and its phases by the engine's journal. The time is kept for the next drain of the engine."""
+def told_start(engine: Engine, start_s: float, proof_s: float, words: str) -> Dict[str, Any]:
+    """How long the start took, its phases by the engine's journal, and its proof. The time is kept for the next drain of the engine."""
     parts = [f"{name} {seconds:.1f} s" for name, seconds in engine_journal.phases_s(words).items()]
     with contextlib.suppress(OSError):
         STARTS.mkdir(exist_ok=True)
-        (STARTS / engine.name).write_text(f"{start_s:.0f}\n")
-    return f"generated after {start_s:.0f} s" + (f" ({', '.join(parts)})" if parts else "")
+        (STARTS / engine.name).write_text(f"{start_s + proof_s:.0f}\n")
+    phases = f" ({', '.join(parts)})" if parts else ""
+    return {
+        "told": f"started in {start_s:.0f} s{phases} and was proven in {proof_s:.0f} s",
+        "start_s": round(start_s, 1),
+        "proof_s": round(proof_s, 1),
+        "remarks": told_plan(engine, words),
+    }
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -362,16 +378,20 @@ def main(arguments: Optional[List[str]] = None) -> int:
     try:
         if options.what == "idle":
             left = wait_idle(engine, options.timeout)
-            print(f"{left} requests are left after {options.timeout:.0f} s" if left else "idle")
+            waited_s = time.monotonic() - begin
+            print(f"{left} requests are left after {waited_s:.1f} s" if left else f"idle after {waited_s:.1f} s")
             return 0
         if options.what == "current":
             check_current(engine)
         else:
-            prove(engine)
+            wait_healthy(engine)
+            healthy_s = time.monotonic()
+            generate(engine)
             with trying_features(engine.name):
                 sample(engine)
-            start_s, words = time.monotonic() - begin, read_journal(engine.unit)
-            print("\n".join([told_start(engine, start_s, words), *told_plan(engine, words)]))
+            proof_s = time.monotonic() - healthy_s
+            start_s = healthy_s - process_began_s(engine.unit)
+            print(json.dumps(told_start(engine, start_s, proof_s, read_journal(engine.unit))))
             return 0
     except ProbeError as error:
         print(error)

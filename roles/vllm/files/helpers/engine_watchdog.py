@@ -11,6 +11,7 @@ like any other, so requests that it lost track of hide no hang. An engine that s
 and a little more than ``--timeout`` for its first token. An engine for which a compiler runs, or whose features a roll tries for the first
 time, has as much time as a start. Engines that are stopped, stopping or waiting after a crash are left alone.
 The running engines are found by ``/run/vllm-NAME/probe.json``, which the unit writes at each start.
+systemd restarts the watchdog itself if it is frozen (WatchdogSec= of its unit).
 Standard library only (Python 3.9 or newer).
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -112,6 +114,14 @@ def read(directory: Path) -> Optional[Engine]:
         return None  # it is just being started or stopped
 
 
+def say_alive() -> None:
+    """Notify systemd, which restarts a watchdog that does not."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(b"WATCHDOG=1", address.replace("@", "\0", 1))
+
+
 class Watchdog:
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
@@ -123,8 +133,10 @@ class Watchdog:
         engines = {engine.name: engine for engine in found.values() if engine is not None}
         for name in self.watches.keys() - engines.keys():
             del self.watches[name]
+        say_alive()
         for engine in engines.values():
             self.look_at(engine, time.monotonic())
+            say_alive()
 
     def look_at(self, engine: Engine, now_s: float) -> None:
         run = running(engine.name)

@@ -1,0 +1,118 @@
+"""How a roll waits for a proxy host's workers, against small servers that have their health page."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import engine_view
+import pytest
+
+ENGINE = "gpu1:a"
+
+
+class Worker:
+    """Tells one page after the other, and goes on with the last one. A page is the engine's state and requests; None: it does not know it."""
+
+    def __init__(self, status: int, *pages: tuple[str, int] | None) -> None:
+        self.pages = list(pages)
+        worker = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                page = worker.pages.pop(0) if len(worker.pages) > 1 else worker.pages[0]
+                engines: list[dict[str, Any]] = [{"id": "gpu2:b", "state": "down", "in_flight": 9}]
+                if page is not None:
+                    engines.append({"id": ENGINE, "state": page[0], "in_flight": page[1]})
+                content = json.dumps({"engines": engines}).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}/health/ready"
+
+    def end(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    workers: list[Worker] = []
+
+    def starter(*pages: tuple[str, int] | None, status: int = 200) -> Worker:
+        workers.append(Worker(status, *pages))
+        return workers[-1]
+
+    monkeypatch.setattr(engine_view, "workers", lambda address: [worker.url for worker in workers])
+    monkeypatch.setattr(engine_view, "PAUSE_S", 0.01)
+    yield starter
+    for worker in workers:
+        worker.end()
+
+
+def run(capsys: pytest.CaptureFixture[str], wanted: str, timeout_s: float = 60) -> dict[str, Any]:
+    assert engine_view.main([wanted, ENGINE, "127.0.0.1", str(timeout_s)]) == 0
+    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return told
+
+
+def test_the_time_that_requests_need_begins_when_the_engine_is_out(start: Any, capsys: Any, monkeypatch: Any) -> None:
+    clock = count()
+    monkeypatch.setattr(
+        engine_view, "time", SimpleNamespace(monotonic=lambda: float(next(clock)), sleep=lambda s: None)
+    )
+    worker = start(("serving", 3), ("drained", 3), ("drained", 3), ("drained", 0), status=503)
+    start(None)
+    told = run(capsys, "idle")
+    assert told["problems"] == []
+    assert told["waited_s"] > 0
+    assert worker.pages == [("drained", 0)]
+
+
+def test_what_is_left_at_the_end_is_told(start: Any, capsys: Any) -> None:
+    worker = start(("drained", 2))
+    assert run(capsys, "idle", 0)["problems"] == [f"the worker at {worker.url}: drained, 2 requests"]
+
+
+def test_a_worker_that_does_not_answer_sends_nothing_but_serves_nothing_either(
+    start: Any, capsys: Any, monkeypatch: Any
+) -> None:
+    url = "http://127.0.0.1:9/health/ready"
+    monkeypatch.setattr(engine_view, "workers", lambda address: [url])
+    assert run(capsys, "idle")["problems"] == []
+    assert run(capsys, "serving", 0)["problems"] == [f"the worker at {url}: no answer"]
+
+
+def test_an_engine_is_back_when_every_worker_that_knows_it_serves_it(start: Any, capsys: Any) -> None:
+    worker = start(("drained", 0), ("starting", 0), ("serving", 0))
+    start(None)
+    assert run(capsys, "serving")["problems"] == []
+    assert worker.pages == [("serving", 0)]
+
+
+def test_the_workers_are_those_whose_units_run(tmp_path: Any, monkeypatch: Any) -> None:
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(
+        "#!/bin/sh\necho 'proxy@9000.service loaded active running x'\necho 'proxy@9001.service loaded active running x'\n"
+    )
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert engine_view.workers("10.0.0.2") == [f"http://10.0.0.2:{port}/health/ready" for port in (9000, 9001)]
+    assert engine_view.workers("fd00::2")[0] == "http://[fd00::2]:9000/health/ready"
