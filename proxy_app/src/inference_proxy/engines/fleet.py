@@ -91,6 +91,7 @@ class Engine:
         self.weight = config.weight
         self.pool = config.pool
         self.probe = config.probe
+        self.optional = config.optional
         self.max_in_flight = config.max_in_flight or math.ceil(max_in_flight * config.weight)
 
     @property
@@ -102,6 +103,8 @@ class Engine:
         if self.drained:
             return "drained"
         if not self.reachable:
+            if self.optional:
+                return "absent"
             return "down" if self.met else "starting"
         return "serving" if self.breaker.phase is Phase.CLOSED else "ejected"
 
@@ -210,7 +213,11 @@ class Fleet:
 
     def _apply_drained(self) -> None:
         for engine in self.engines:
-            engine.drained = engine.id in self._drained
+            drained = engine.id in self._drained
+            if engine.optional and engine.drained and not drained:
+                # It may have been stopped in that time. The next poll tells.
+                engine.reachable = False
+            engine.drained = drained
         self.freed()
 
     def update_cards(self, engine: Engine, cards: dict[str, dict[str, Any]]) -> None:
@@ -267,7 +274,9 @@ class Fleet:
 
     def _retry_after_s(self, model: str) -> int:
         """The shortest last start of the model's engines, if a roll restarts all of them."""
-        starts = [engine.start_s for engine in self.engines if model in engine.models]
+        starts = [
+            engine.start_s for engine in self.engines if model in engine.models and not engine.optional
+        ]
         known = [start_s for start_s in starts if start_s]
         return min(known) if known and len(known) == len(starts) else _RETRY_AFTER_S
 
