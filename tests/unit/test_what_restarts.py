@@ -158,6 +158,7 @@ def before() -> dict[str, str]:
         ({"vllm_engines": [*ENGINES, ENGINES[0] | {"name": "three", "port": 8003, "gpus": [2]}]}, NONE),
         ({"vllm_engines": ENGINES[1:]}, NONE),
         (first(weight=2, pool="long", max_in_flight=8), NONE),
+        (first(beside_port=8100), NONE),
         (first(probe="embeddings", start_timeout_s=60), NONE),
         ({"vllm_watchdog_timeout_s": 120}, NONE),
         ({"vllm_start_timeout_s": 60, "vllm_start_timeout_s_per_gb": 1}, NONE),
