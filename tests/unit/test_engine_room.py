@@ -35,9 +35,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(
-    host: Path, capsys: pytest.CaptureFixture[str], port: int, name: str = "x", **fields: Any
-) -> list[str]:
+def said(host: Path, capsys: pytest.CaptureFixture[str], port: int, name: str = "x", **fields: Any) -> list[str]:
     engines = host / "engines"
     engines.mkdir(exist_ok=True)
     probe = {"url": f"http://127.0.0.1:{port}", "model": "m", "probe": "completions", "gpus": [], **fields}

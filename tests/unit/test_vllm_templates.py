@@ -97,9 +97,7 @@ SECOND: dict[str, Any] = {"beside_port": 8100, "gpus": [1], "args": {"gpu-memory
 def test_a_second_engine_differs_in_its_port_and_its_link_only() -> None:
     own, second = (yaml.safe_load(rendered(name, "__vllm_yml", **SECOND)) for name in ("one", "one.beside"))
     assert second == own | {"port": 8100}
-    own, second = (
-        rendered(name, "__vllm_cache_environment ~ __vllm_env", **SECOND) for name in ("one", "one.beside")
-    )
+    own, second = (rendered(name, "__vllm_cache_environment ~ __vllm_env", **SECOND) for name in ("one", "one.beside"))
     # The same cache of compiled graphs, too.
     assert second == own.replace("/opt/vllm/current/", "/opt/vllm/beside/")
     assert second != own

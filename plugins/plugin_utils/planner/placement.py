@@ -35,7 +35,7 @@ def place(
             continue
         name, own = engine["name"], held(engine)
         if engine.get("beside_port") and own > _WHOLE:
-            problems.append(_no_room_beside(name, own / 2))
+            problems.append(f"engine {name} {no_room_beside(own / 2)}")
             continue
         left = [index for index in range(number) if taken[index] + own <= _WHOLE]
         count = needed(engine, len(left))
@@ -70,10 +70,11 @@ def share(engine: Mapping[str, Any]) -> float:
     return part if 0 < part <= 1 else 1.0
 
 
-def _no_room_beside(name: str, own: float) -> str:
+def no_room_beside(own: float) -> str:
+    """What to say of an engine with `beside_port` that takes this share of a GPU's memory."""
     said = "all of a GPU's memory" if own == 1 else f"{own:g} of a GPU's memory"
     return (
-        f"engine {name} has beside_port, so two such engines run while a roll replaces it, and each takes {said} ({SHARE}), together more than 1: "
+        f"has beside_port, so two such engines run while a roll replaces it, and each takes {said} ({SHARE}), together more than 1: "
         f"set {SHARE} in its args to 0.45, or take beside_port out"
     )
 

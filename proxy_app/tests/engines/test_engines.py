@@ -513,5 +513,8 @@ async def test_an_optional_engine_comes_and_goes_without_a_warning(
         await other.stop()
         marker.unlink()
         # Never "serving": it is put back only when it has answered again.
-        assert states(await proxy.until(lambda status: states(status)[1] != "drained")) == ["serving", "absent"]
+        assert states(await proxy.until(lambda status: states(status)[1] != "drained")) == [
+            "serving",
+            "absent",
+        ]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING], caplog.text

@@ -274,9 +274,7 @@ class Fleet:
 
     def _retry_after_s(self, model: str) -> int:
         """The shortest last start of the model's engines, if a roll restarts all of them."""
-        starts = [
-            engine.start_s for engine in self.engines if model in engine.models and not engine.optional
-        ]
+        starts = [engine.start_s for engine in self.engines if model in engine.models and not engine.optional]
         known = [start_s for start_s in starts if start_s]
         return min(known) if known and len(known) == len(starts) else _RETRY_AFTER_S
 
