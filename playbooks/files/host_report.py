@@ -162,10 +162,10 @@ def units(prefix: str) -> list[str]:
     return sorted(re.findall(rf"^{prefix}@(\S+)\.service", printed or "", re.MULTILINE))
 
 
-def release_of(home: str) -> str | None:
+def release_of(home: str, link: str = "current") -> str | None:
     """The name of the release that is current."""
     try:
-        return (ROOT / home / "current").resolve(strict=True).name
+        return (ROOT / home / link).resolve(strict=True).name
     except OSError:
         return None
 
@@ -178,7 +178,9 @@ def engines() -> list[dict[str, Any]]:
 
 
 def engine(name: str) -> dict[str, Any]:
-    current, running = ROOT / "opt/vllm/current", ROOT / f"run/vllm-{name}"
+    # A second engine, which serves while a roll replaces another one, runs from a link of its own.
+    link, running = "beside" if name.endswith(".beside") else "current", ROOT / f"run/vllm-{name}"
+    current = ROOT / "opt/vllm" / link
     told = json_of(text_of(running / "probe.json")) or {}
     url = told.get("url")
     metrics = (get(f"{url}/metrics") or "") if url else ""
@@ -188,7 +190,7 @@ def engine(name: str) -> dict[str, Any]:
         **unit(f"vllm@{name}.service"),
         "url": url,
         "model": told.get("model"),
-        "release": release_of("opt/vllm"),
+        "release": release_of("opt/vllm", link),
         "environment": venv.resolve().name if venv.exists() else None,
         "runs_current_release": text_of(running / "fingerprint") == text_of(current / f"engines/{name}.fingerprint"),
         "last_start_s": json_of(text_of(ROOT / f"opt/vllm/starts/{name}")),

@@ -125,8 +125,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         first = proxy.number("proxy_port")
         store = proxy.number("proxy_store_port") if proxy.get("proxy_store_host") else None
         engines = [engine for engine in vllm.get("vllm_engines") or [] if isinstance(engine, dict)]
+        listening = [engine.get(key) for engine in engines for key in ("port", "beside_port")]
         ports = wanted.Ports(
-            (first, first + workers - 1), store, tuple(e["port"] for e in engines if isinstance(e.get("port"), int))
+            (first, first + workers - 1), store, tuple(port for port in listening if isinstance(port, int))
         )
         return ports, tuple(str(engine["model"]) for engine in engines if engine.get("model"))
 

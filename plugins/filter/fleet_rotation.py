@@ -54,7 +54,8 @@ def fleet_rotation(results: Mapping[str, Mapping[str, Any]], hosts: list[str], i
     known |= {worker["id"] for upstream in upstreams.values() for worker in upstream}
     there = sorted(instance for instance in known if _host(instance) in hosts)
     named = [name.strip() for name in instances.split(",") if name.strip()]
-    meant = [instance for instance in there if instance in named] if named else there
+    # The second engine that would serve while a roll replaces a named one, too.
+    meant = [one for one in there if {one, one.removesuffix(".beside")} & set(named)] if named else there
     workers = {worker["id"] for upstream in upstreams.values() for worker in upstream}
     return {
         "engines": _by_host(instance for instance in meant if instance not in workers),

@@ -43,6 +43,8 @@ MEMORY_USED_SHARE = 0.95
 CERTIFICATE_DAYS = 7
 CLOCK_OFF_S = 30
 DAY_S = 86_400
+# A second engine serves while a roll replaces another one, and does not run otherwise. So proxies see it.
+BESIDE, ABSENT = ".beside", "absent"
 MARKER = re.compile(
     r"(?P<reason>.+?); by (?P<who>[^;]+)(?:; a start takes \d+ s)?; since (?P<since>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)",
     re.DOTALL,
@@ -122,7 +124,7 @@ def _workers(there: Mapping[str, Report]) -> list[list[str]]:
     for host, report in there.items():
         for worker in report["workers"]:
             name, ready = f"{host}:{worker['port']}", worker["ready"] or {}
-            engines = ready.get("engines", [])
+            engines = [engine for engine in ready.get("engines", []) if engine["state"] != ABSENT]
             rows.append(
                 [
                     name,
@@ -247,6 +249,9 @@ def _utc(seconds: Any) -> str:
 def _of_units(host: str, report: Report, wanted: list[str]) -> Iterator[str]:
     for engine in report["engines"]:
         name, unit = f"engine {host}:{engine['name']}", f"vllm@{engine['name']}"
+        if engine["name"].endswith(BESIDE):
+            replaced = engine["name"].removesuffix(BESIDE)
+            yield f"{name} serves while {replaced} is replaced: if no roll runs, one was interrupted, so run playbooks/vllm.yml"
         if engine["state"] != "active":
             status = f": {engine['status']}" if engine["status"] else ""
             yield f"{name} is {_state(engine)}{status}; its log is in `journalctl -u {unit}` on {host}"
@@ -326,7 +331,7 @@ def _of_markers(there: Mapping[str, Report], now_s: float) -> Iterator[str]:
 
 def _of_views(there: Mapping[str, Report]) -> Iterator[str]:
     for engine, states in sorted(_views(there).items()):
-        wrong = states - {"serving", "drained", "draining"}
+        wrong = states - {"serving", "drained", "draining", ABSENT}
         if wrong:
             yield f"proxy workers see engine {engine} as {' and '.join(sorted(wrong))}: `reason` in /admin/engines says why"
 

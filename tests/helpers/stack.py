@@ -5,10 +5,14 @@ The environment comes from lab/scenario: LAB_CLIENT is where the lab keeps keys 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import signal
 import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -98,17 +102,7 @@ def _imds(method: str, path: str, value: object = None) -> httpx2.Response:
 def playbook(name: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run one of the operator's playbooks against the lab. A failure shows its output."""
     done = subprocess.run(
-        [
-            "ansible-playbook",
-            "-i",
-            "inventory/aws_ec2.yml",
-            "-i",
-            str(CLIENT / "inventory"),
-            f"playbooks/{name}.yml",
-            *options,
-        ],
-        cwd=PROJECT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        **_playbook(name, *options),  # type: ignore[call-overload]
         capture_output=True,
         text=True,
         timeout=900,
@@ -118,6 +112,41 @@ def playbook(name: str, *options: str, check: bool = True) -> subprocess.Complet
         f"playbooks/{name}.yml ended with {done.returncode}:\n{done.stdout[-8000:]}{done.stderr[-2000:]}"
     )
     return done
+
+
+@contextlib.contextmanager
+def interrupted_playbook(name: str, *options: str) -> Iterator[Callable[[], str]]:
+    """Run a playbook beside the `with` block, and kill it with all its processes at the end of the block.
+
+    The block gets a function that returns its output so far, and fails if it has ended.
+    """
+    with tempfile.TemporaryFile("w+") as output:
+        running = subprocess.Popen(  # type: ignore[call-overload]
+            **_playbook(name, *options), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+        def said() -> str:
+            output.seek(0)
+            text = output.read()
+            assert running.poll() is None, f"playbooks/{name}.yml has ended:\n{text[-8000:]}"
+            return text
+
+        try:
+            yield said
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+
+
+def _playbook(name: str, *options: str) -> dict[str, object]:
+    """Arguments of subprocess for a run of one of the operator's playbooks."""
+    inventories = ["-i", "inventory/aws_ec2.yml", "-i", str(CLIENT / "inventory")]
+    return {
+        "args": ["ansible-playbook", *inventories, f"playbooks/{name}.yml", *options],
+        "cwd": PROJECT,
+        "env": {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+    }
 
 
 def _quoted(text: str) -> str:

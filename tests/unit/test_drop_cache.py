@@ -54,3 +54,10 @@ def test_an_operators_own_directory_is_never_removed(cache: Path, monkeypatch: p
 def test_a_first_start_has_no_record(cache: Path) -> None:
     assert drop_cache.main(["x"]) == 0
     assert cache.is_dir()
+
+
+def test_a_second_engine_keeps_the_cache_of_the_running_one(cache: Path) -> None:
+    crashed(cache, 3)
+    (cache.parents[1] / "run" / "vllm-x").rename(cache.parents[1] / "run" / "vllm-x.beside")
+    assert drop_cache.main(["x.beside"]) == 0
+    assert cache.is_dir()

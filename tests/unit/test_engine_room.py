@@ -35,13 +35,13 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(host: Path, capsys: pytest.CaptureFixture[str], port: int, **fields: Any) -> list[str]:
+def said(host: Path, capsys: pytest.CaptureFixture[str], port: int, name: str = "x", **fields: Any) -> list[str]:
     engines = host / "engines"
     engines.mkdir(exist_ok=True)
     probe = {"url": f"http://127.0.0.1:{port}", "model": "m", "probe": "completions", "gpus": [], **fields}
-    (engines / "x.probe.json").write_text(json.dumps(probe))
-    (engines / "x.fingerprint").write_text("f\n")
-    status = engine_room.main(["x", "--release", str(host), "--state", str(host)])
+    (engines / f"{name}.probe.json").write_text(json.dumps(probe))
+    (engines / f"{name}.fingerprint").write_text("f\n")
+    status = engine_room.main([name, "--release", str(host), "--state", str(host)])
     lines = capsys.readouterr().out.splitlines()
     assert status == bool(lines)
     return lines
@@ -75,3 +75,52 @@ def test_a_full_disk(host: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setattr(engine_room, "FREE_GB", 10**9)
     (line,) = said(host, capsys, 9)
     assert line.startswith(f"engine x: the disk of {host} is full: ")
+
+
+@pytest.fixture
+def second(host: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The host with a running engine x, process 444, for which `x.beside` is to be started."""
+    monkeypatch.setattr(engine_room.engine_stacks, "processes", lambda unit: {"vllm@x.service": [444]}[unit])
+    (host / "proc" / "444").mkdir()
+    (host / "proc" / "444" / "status").write_text("Name:\tvllm\nRssAnon:\t 2000000 kB\nThreads:\t9\n")
+    (host / "proc" / "meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable: 3000000 kB\n")
+    return host
+
+
+def said_beside(host: Path, capsys: pytest.CaptureFixture[str], port: int = 9, **fields: Any) -> list[str]:
+    return said(host, capsys, port, name="x.beside", **fields)
+
+
+def test_a_second_engine_needs_a_free_port_whoever_holds_it(second: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = second / "proc" / str(os.getpid())
+    own.mkdir()
+    (own / "cgroup").write_text("0::/system.slice/vllm@y.service\n")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (line,) = said_beside(second, capsys, server.getsockname()[1])
+    assert "is held by process" in line
+    assert said_beside(second, capsys) == []
+
+
+def test_a_second_engine_needs_memory_of_the_host(second: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (second / "proc" / "meminfo").write_text("MemAvailable: 1000000 kB\n")
+    (line,) = said_beside(second, capsys)
+    assert line == (
+        "engine x.beside: the host has 1.0 GB of memory left, and a second engine takes about the 2.0 GB that the running one has: "
+        "use a host with more memory, or take beside_port out for this roll, which then has a gap"
+    )
+    assert said(second, capsys, 9) == [], "the engine itself takes the place of the old one"
+    (second / "proc" / "meminfo").unlink()
+    assert said_beside(second, capsys) == []
+
+
+def test_a_second_engine_needs_memory_of_its_gpus(
+    second: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = {"index,memory.total,memory.free": ["0, 81920, 40000", "1, 81920, 30000"]}
+    monkeypatch.setattr(
+        engine_room, "lines", lambda *command: next((found for key, found in listed.items() if key in command[1]), [])
+    )
+    assert said_beside(second, capsys, gpus=[0], gpu_share=0.45) == []
+    (line,) = said_beside(second, capsys, gpus=[0, 1], gpu_share=0.45)
+    assert "GPU 1 has 29.3 GiB free, and a second engine takes 36.0 GiB (0.45 of 80.0 GiB)" in line
+    assert said_beside(second, capsys, gpus=None, gpu_share=None) == []

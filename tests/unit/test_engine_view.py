@@ -88,7 +88,7 @@ def test_the_time_that_requests_need_begins_when_the_engine_is_out(start: Any, c
 
 def test_what_is_left_at_the_end_is_told(start: Any, capsys: Any) -> None:
     worker = start(("drained", 2))
-    assert run(capsys, "idle", 0)["problems"] == [f"the worker at {worker.url}: drained, 2 requests"]
+    assert run(capsys, "idle", 0)["problems"] == [f"the worker at {worker.url} sees it as drained, 2 requests"]
 
 
 def test_a_worker_that_does_not_answer_sends_nothing_but_serves_nothing_either(
@@ -97,14 +97,25 @@ def test_a_worker_that_does_not_answer_sends_nothing_but_serves_nothing_either(
     url = "http://127.0.0.1:9/health/ready"
     monkeypatch.setattr(engine_view, "workers", lambda address: [url])
     assert run(capsys, "idle")["problems"] == []
-    assert run(capsys, "serving", 0)["problems"] == [f"the worker at {url}: no answer"]
+    assert run(capsys, "back", 0)["problems"] == [f"the worker at {url} does not answer"]
 
 
 def test_an_engine_is_back_when_every_worker_that_knows_it_serves_it(start: Any, capsys: Any) -> None:
     worker = start(("drained", 0), ("starting", 0), ("serving", 0))
     start(None)
-    assert run(capsys, "serving")["problems"] == []
+    start(("absent", 0))
+    start(("draining", 0))
+    assert run(capsys, "back")["problems"] == []
     assert worker.pages == [("serving", 0)]
+
+
+def test_an_engine_that_has_to_serve_is_known_to_every_worker(start: Any, capsys: Any) -> None:
+    start(("serving", 0))
+    unknown, absent = start(None), start(("absent", 0))
+    assert run(capsys, "serving", 0)["problems"] == [
+        f"the worker at {unknown.url} does not know it: run playbooks/proxy.yml first",
+        f"the worker at {absent.url} sees it as absent, 0 requests",
+    ]
 
 
 def test_the_workers_are_those_whose_units_run(tmp_path: Any, monkeypatch: Any) -> None:

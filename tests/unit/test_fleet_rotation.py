@@ -69,3 +69,14 @@ def test_instances_and_hosts_that_are_not_there() -> None:
 def test_a_host_that_does_not_answer_is_left_out() -> None:
     fleet = FLEET | {"api2": {"unreachable": True, "msg": "timed out"}}
     assert fleet_rotation(fleet, ["engine2"])["engines"] == {"engine2": ["a"]}
+
+
+def test_the_second_engine_of_one_that_is_named_is_out_with_it() -> None:
+    fleet = FLEET | {
+        "api1": proxy(("engine1:a", "m", "serving"), ("engine1:a.beside", "m", "absent"), ("engine1:b", "n", "serving"))
+    }
+    assert fleet_rotation(fleet, ["engine1"], "engine1:a")["engines"] == {"engine1": ["a", "a.beside"]}
+    assert fleet_rotation(fleet, ["engine1"])["unserved"] == [
+        "no other engine serves m, as api1 sees it",
+        "no other engine serves n, as api1 sees it",
+    ]

@@ -234,3 +234,18 @@ def test_a_marker_in_another_form_is_shown_as_it_is(text: str) -> None:
     marker = {"tier": "proxy", "instance": "engine1:qwen", "text": text}
     said = attention(fleet(api1=report(workers=[worker(state="drained")], drained=[marker])))
     assert said == [f"engine1:qwen is drained on api1: {text or 'its marker is empty'}"]
+
+
+def test_the_absence_of_a_second_engine_is_normal_and_its_presence_is_told() -> None:
+    sees = [{"id": "engine1:qwen", "state": "serving"}, {"id": "engine1:qwen.beside", "state": "absent"}]
+    quiet = fleet(api1=report(workers=[worker(ready={"engines": sees})]))
+    assert attention(quiet, engine1=["qwen"]) == []
+    assert "1 of 1" in "\n".join(fleet_status(quiet, {}, NOW_S)["lines"])
+    sees[1]["state"] = "serving"
+    left = fleet(
+        engine1=report(engines=[engine(), engine(name="qwen.beside")]),
+        api1=report(workers=[worker(ready={"engines": sees})]),
+    )
+    assert attention(left, engine1=["qwen"]) == [
+        "engine engine1:qwen.beside serves while qwen is replaced: if no roll runs, one was interrupted, so run playbooks/vllm.yml"
+    ]

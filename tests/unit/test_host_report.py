@@ -124,3 +124,14 @@ def test_a_file_of_an_engine_that_is_damaged(host: Path) -> None:
     (host / "run/vllm-qwen/probe.json").write_text('{"url": "http')
     engine = host_report.report()["engines"][0]
     assert (engine["url"], engine["answers"], engine["running"]) == (None, False, None)
+
+
+def test_a_second_engine_is_compared_with_the_release_that_it_runs(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (host / "opt/vllm/releases/r2/engines").mkdir(parents=True)
+    (host / "opt/vllm/releases/r2/engines/qwen.beside.fingerprint").write_text("ENGINE=2\n")
+    (host / "opt/vllm/beside").symlink_to("releases/r2")
+    (host / "run/vllm-qwen.beside").mkdir()
+    (host / "run/vllm-qwen.beside/fingerprint").write_text("ENGINE=2\n")
+    monkeypatch.setattr(host_report, "units", lambda prefix: ["qwen.beside"] if prefix == "vllm" else [])
+    (engine,) = host_report.report()["engines"]
+    assert (engine["release"], engine["runs_current_release"]) == ("r2", True)

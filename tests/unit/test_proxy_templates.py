@@ -34,7 +34,14 @@ INVENTORY = {
                         "pool": "long",
                         "max_in_flight": 64,
                     },
-                    {"name": "b", "port": 8002, "served_model_name": "small", "probe": "completions"},
+                    {
+                        "name": "b",
+                        "port": 8002,
+                        "beside_port": 8102,
+                        "served_model_name": "small",
+                        "probe": "completions",
+                        "weight": 3,
+                    },
                 ],
             },
             "gpu2": {
@@ -139,11 +146,20 @@ def rendered(directory: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
 
 def test_with_nothing_said(tmp_path: Path) -> None:
     config, keys = rendered(tmp_path, POOL)
-    assert [engine["id"] for engine in config["engines"]] == ["gpu1:a", "gpu1:b", "gpu2:a", "gpu3:qwen3-8b"]
+    assert [engine["id"] for engine in config["engines"]] == [
+        "gpu1:a",
+        "gpu1:b",
+        "gpu1:b.beside",
+        "gpu2:a",
+        "gpu3:qwen3-8b",
+    ]
     assert config["engines"][0] | {"weight": 2, "pool": "long", "max_in_flight": 64} == config["engines"][0]
-    assert config["engines"][2]["url"] == "http://[fd00::4]:8001"
-    assert config["engines"][3]["url"] == "http://10.0.0.5:8000", "of a host on which the role vllm has not run"
-    assert config["engines"][3]["models"] == ["Qwen/Qwen3-8B", "sql"]
+    assert config["engines"][3]["url"] == "http://[fd00::4]:8001"
+    assert config["engines"][4]["url"] == "http://10.0.0.5:8000", "of a host on which the role vllm has not run"
+    assert config["engines"][4]["models"] == ["Qwen/Qwen3-8B", "sql"]
+    # The engine that serves while a roll replaces another one is like it, and need not be there.
+    own, second = config["engines"][1:3]
+    assert second == own | {"id": "gpu1:b.beside", "url": "http://10.0.0.4:8102", "optional": True}
     assert config["trusted_proxies"] == ["10.0.0.1"]
     assert config["limits"] == {"store": None}
     assert keys == []

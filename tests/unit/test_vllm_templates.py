@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
@@ -79,3 +80,49 @@ def test_what_comes_from_elsewhere_and_is_not_streamed_is_downloaded() -> None:
     known = read("vars/main.yml") | {"__vllm_completed": {"engines": engines, "adapters": []}}
     fetched = Templar(loader=DataLoader(), variables=known).template(known["__vllm_fetched_engines"])
     assert [engine["name"] for engine in fetched] == ["hub", "bucket"]
+
+
+def rendered(name: str, expression: str, **engine: Any) -> Any:
+    """An expression of the task that renders the engines' files, for the engine `one`, or the second one beside it."""
+    (rendering,) = (task for task in read("tasks/configure.yml") if "__vllm_yml" in task.get("vars", {}))
+    known = read("defaults/main.yml") | read("vars/main.yml") | rendering["vars"]
+    known |= {"name": name, "stack_address": "10.0.0.3", "ansible_search_path": [str(ROLE)], "role_path": str(ROLE)}
+    known |= found([{"name": "one", "model": "/srv/m", **engine}], {"one": "/srv/m"})
+    return Templar(loader=DataLoader(), variables=known).template(trust_as_template(f"{{{{ {expression} }}}}"))
+
+
+SECOND: dict[str, Any] = {"beside_port": 8100, "gpus": [1], "args": {"gpu-memory-utilization": 0.45}}
+
+
+def test_a_second_engine_differs_in_its_port_and_its_link_only() -> None:
+    own, second = (yaml.safe_load(rendered(name, "__vllm_yml", **SECOND)) for name in ("one", "one.beside"))
+    assert second == own | {"port": 8100}
+    own, second = (rendered(name, "__vllm_cache_environment ~ __vllm_env", **SECOND) for name in ("one", "one.beside"))
+    # The same cache of compiled graphs, too.
+    assert second == own.replace("/opt/vllm/current/", "/opt/vllm/beside/")
+    assert second != own
+    own, second = (rendered(name, "__vllm_files.probe", **SECOND) for name in ("one", "one.beside"))
+    assert second == own | {"url": "http://10.0.0.3:8100", "gpu_share": 0.45}
+
+
+def test_a_beside_port_changes_nothing_of_the_engine_itself() -> None:
+    without = {key: value for key, value in SECOND.items() if key != "beside_port"}
+    for expression in ("__vllm_yml", "__vllm_env", "__vllm_files.probe"):
+        assert rendered("one", expression, **SECOND) == rendered("one", expression, **without)
+
+
+@pytest.mark.parametrize(("port", "names"), [(8100, ["one.beside"]), (None, []), ("", [])])
+def test_only_an_engine_with_a_beside_port_has_a_second_one(port: Any, names: list[str]) -> None:
+    assert rendered("one", "__vllm_beside_names", beside_port=port) == names
+
+
+def test_the_unit_of_a_second_engine_runs_another_link() -> None:
+    known = {"vllm_instance_store": "", "vllm_shutdown_timeout_s": 120, "role_path": str(ROLE)}
+    known |= read("vars/main.yml") | {"ansible_search_path": [str(ROLE)]}
+    own, second = (
+        Templar(loader=DataLoader(), variables=known).template(trust_as_template(f"{{{{ {name} }}}}"))
+        for name in ("__vllm_unit", "__vllm_beside_unit")
+    )
+    assert "/opt/vllm/current" in own
+    assert "/opt/vllm/current" not in second
+    assert "ExecStart=/opt/vllm/beside/venv/bin/vllm serve --config /opt/vllm/beside/engines/%i.yml" in second

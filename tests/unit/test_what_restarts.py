@@ -186,6 +186,7 @@ def before() -> dict[str, str]:
         ({"vllm_engines": [*ENGINES, ENGINES[0] | {"name": "three", "port": 8003, "gpus": [2]}]}, NONE),
         ({"vllm_engines": ENGINES[1:]}, NONE),
         (first(weight=2, pool="long", max_in_flight=8), NONE),
+        (first(beside_port=8100), NONE),
         (first(probe="embeddings", start_timeout_s=60), NONE),
         ({"vllm_watchdog_timeout_s": 120}, NONE),
         ({"vllm_imds_url": "http://10.0.0.1:1338", "vllm_lifecycle_hook": "x", "vllm_drain_on_rebalance": True}, NONE),

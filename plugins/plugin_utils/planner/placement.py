@@ -29,11 +29,14 @@ def place(
         if engine.get("gpus"):
             found[engine["name"]] = list(engine["gpus"])
             for index in {gpu for gpu in engine["gpus"] if 0 <= gpu < number}:
-                taken[index] += share(engine)
+                taken[index] += held(engine)
     for engine in engines:
         if engine.get("gpus"):
             continue
-        name, own = engine["name"], share(engine)
+        name, own = engine["name"], held(engine)
+        if engine.get("beside_port") and own > _WHOLE:
+            problems.append(f"engine {name} {no_room_beside(own / 2)}")
+            continue
         left = [index for index in range(number) if taken[index] + own <= _WHOLE]
         count = needed(engine, len(left))
         if not 0 < count <= len(left):
@@ -43,6 +46,15 @@ def place(
         for index in found[name]:
             taken[index] += own
     return found, problems
+
+
+def held(engine: Mapping[str, Any]) -> float:
+    """The share of a GPU's memory that an engine takes at most: with `beside_port` it runs twice while a roll replaces it."""
+    if not engine.get("beside_port"):
+        return share(engine)
+    # Whatever the cache is given in bytes, vLLM starts only where its share is free.
+    args = {name: value for name, value in by_name(engine.get("args") or {}, []).items() if name != BYTES}
+    return 2 * share({"args": args})
 
 
 def share(engine: Mapping[str, Any]) -> float:
@@ -56,6 +68,15 @@ def share(engine: Mapping[str, Any]) -> float:
         return 1.0
     # What is no part of a whole (-1, NaN) makes no room for another engine; vLLM refuses it later.
     return part if 0 < part <= 1 else 1.0
+
+
+def no_room_beside(own: float) -> str:
+    """What to say of an engine with `beside_port` that takes this share of a GPU's memory."""
+    said = "all of a GPU's memory" if own == 1 else f"{own:g} of a GPU's memory"
+    return (
+        f"has beside_port, so two such engines run while a roll replaces it, and each takes {said} ({SHARE}), together more than 1: "
+        f"set {SHARE} in its args to 0.45, or take beside_port out"
+    )
 
 
 def _too_few(name: str, count: int, left: list[int], number: int, found: Mapping[str, list[int]]) -> str:

@@ -121,9 +121,12 @@ def _plan_of_fleet_host(engines: list[dict[str, Any]], version: tuple[int, int])
     places, _ = placement.place(engines, host.gpus, needed)
     for name, row in rows.items():
         if name not in places and "problems" not in row:
+            own = placement.held(next(engine for engine in engines if engine["name"] == name))
             row.update(
                 fits=False,
-                problems=["too few GPUs of the host are left for it: give engines gpus, or a larger instance type"],
+                problems=[placement.no_room_beside(own / 2)]
+                if own > 1
+                else ["too few GPUs of the host are left for it: give engines gpus, or a larger instance type"],
             )
     return list(rows.values())
 

@@ -24,7 +24,7 @@ def completed(engines: Any) -> list[dict[str, Any]]:
     """
     entries = as_dicts(engines)
     # As texts, because a port may come from a template.
-    ports = {str(entry["port"]) for entry in entries if _is_set(entry, "port")}
+    ports = {str(entry[key]) for entry in entries for key in ("port", "beside_port") if _is_set(entry, key)}
     found = []
     for position, entry in enumerate(entries):
         derived: dict[str, Any] = {"name": _name(entry), "served_model_name": _served_model_name(entry)}
@@ -32,6 +32,8 @@ def completed(engines: Any) -> list[dict[str, Any]]:
             derived["port"] = next(port for port in count(FIRST_PORT + position) if str(port) not in ports)
             ports.add(str(derived["port"]))
         complete = dict(entry) | {key: value for key, value in derived.items() if value and not _is_set(entry, key)}
+        if not _is_set(complete, "beside_port"):
+            complete.pop("beside_port", None)
         complete["served_models"] = [
             str(name)
             for name in (

@@ -153,6 +153,7 @@ RULES: dict[str, dict[str, Any]] = {
     "vllm_drain_timeout_s": _SECONDS,
     "vllm_engines[].adapters[].model": _MODEL,
     "vllm_engines[].adapters[].name": _SERVED_NAME,
+    "vllm_engines[].beside_port": _PORT,
     "vllm_engines[].environment": _ENVIRONMENT,
     "vllm_engines[].gpus": {"minItems": 1},
     "vllm_engines[].gpus[]": _COUNT_OR_NONE,

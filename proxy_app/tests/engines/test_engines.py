@@ -1,11 +1,13 @@
 """Choosing an engine, and engines that are late, broken or gone before the client has received anything."""
 
 import asyncio
+import logging
 import socket
 from collections import Counter
 from typing import Any
 
 import pytest
+import yaml
 
 from engine import WAIT_S, Call, Engine, complete
 from expect import expect_error
@@ -484,3 +486,35 @@ async def test_large_requests_go_to_their_pool(files: Files, engine: Engine, oth
         async with proxy.post(body={"max_tokens": 1000}) as response:
             assert response.status == 200
     assert len(engine.calls) == 6
+
+
+async def test_an_optional_engine_comes_and_goes_without_a_warning(
+    files: Files, engine: Engine, other: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    await other.stop()
+    files.configure(engine, other)
+    entries = yaml.safe_load(files.config.read_text())
+    entries["engines"][1]["optional"] = True
+    files.write(files.config, entries)
+    async with running_proxy(files) as proxy:
+        status = await proxy.ready()
+        assert (status["http"], states(status)) == (200, ["serving", "absent"])
+        marker = files.drained / "host2:e"
+        marker.write_text("rolling update\n")
+        await proxy.until(lambda status: states(status) == ["serving", "drained"])
+        await other.start()
+        marker.unlink()
+        await proxy.until(lambda status: states(status) == ["serving", "serving"])
+        while not other.calls:
+            async with proxy.post() as response:
+                assert response.status == 200
+        marker.write_text("rolling update\n")
+        await proxy.until(lambda status: states(status) == ["serving", "drained"])
+        await other.stop()
+        marker.unlink()
+        # Never "serving": it is put back only when it has answered again.
+        assert states(await proxy.until(lambda status: states(status)[1] != "drained")) == [
+            "serving",
+            "absent",
+        ]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING], caplog.text

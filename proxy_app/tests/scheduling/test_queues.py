@@ -333,12 +333,16 @@ async def test_when_the_last_engine_goes_nobody_waits_for_it() -> None:
         ([ONE, ONE], ["host1:e", "host2:e"], {"host1:e": 84, "host2:e": 60}, 60),
         ([ONE, ONE], ["host1:e", "host2:e"], {"host1:e": 84}, 5),
         ([ONE], ["host1:e"], {}, 5),
+        # An engine that runs at times only, and not now.
+        ([ONE, ONE | {"optional": True}], ["host1:e"], {"host1:e": 84}, 84),
     ],
 )
 async def test_while_all_engines_of_a_model_restart_requests_come_back_after_a_start(
     engines: list[dict[str, Any]], drained: list[str], starts_s: dict[str, int], retry_after_s: int
 ) -> None:
     desk = Desk(*engines)
+    for engine in desk.fleet.engines:
+        engine.reachable = not engine.optional
     desk.fleet.set_drained(frozenset(drained), starts_s.get)
     with pytest.raises(Unavailable) as refused:
         await desk.task()

@@ -2,7 +2,8 @@
 """Wait until every worker of this proxy host sees an engine as wanted, and print how that went, as JSON.
 
     engine_view.py idle    HOST:NAME ADDRESS SECONDS     none has a request at the engine, and none sends it new ones
-    engine_view.py serving HOST:NAME ADDRESS SECONDS     each can send it requests
+    engine_view.py back    HOST:NAME ADDRESS SECONDS     each that knows it can send it requests, unless it is one that runs at times only
+    engine_view.py serving HOST:NAME ADDRESS SECONDS     each knows it, and can send it requests
 
 Workers are asked at ADDRESS. ``waited_s`` is how long requests needed to finish after the workers had taken the engine out; ``problems``
 has a line for each worker that did not see it so in time. Standard library only (Python 3.9 or newer).
@@ -21,6 +22,8 @@ from typing import Any, Callable, Dict, List, Optional
 
 PAUSE_S = 0.25
 ANSWER_S = 5.0
+# One is `draining` if its host will end.
+SERVING = ("serving", "draining")
 
 # What a worker tells of the engine: nothing if it does not know it, None if it does not answer.
 View = Optional[List[Dict[str, Any]]]
@@ -57,9 +60,16 @@ def is_idle(seen: View) -> bool:
     return is_out(seen) and all(one["in_flight"] == 0 for one in seen or [])
 
 
+def is_back(seen: View) -> bool:
+    """A worker that does not know the engine yet learns of it with its next configuration. An `absent` one runs at times only."""
+    return seen is not None and all(one["state"] in (*SERVING, "absent") for one in seen)
+
+
 def is_serving(seen: View) -> bool:
-    """A worker that does not know the engine yet learns of it with its next configuration. One is `draining` if its host will end."""
-    return seen is not None and all(one["state"] in ("serving", "draining") for one in seen)
+    return bool(seen) and all(one["state"] in SERVING for one in seen or [])
+
+
+GOOD = {"back": is_back, "serving": is_serving}
 
 
 def wait(urls: List[str], engine: str, good: Callable[[View], bool], end_s: float) -> Dict[str, View]:
@@ -73,16 +83,22 @@ def wait(urls: List[str], engine: str, good: Callable[[View], bool], end_s: floa
 
 
 def told(url: str, seen: View) -> str:
-    states = [f"{one['state']}, {one['in_flight']} requests" for one in seen or []]
-    return f"the worker at {url}: {'; '.join(states) or 'no answer'}"
+    if seen is None:
+        return f"the worker at {url} does not answer"
+    states = "; ".join(f"{one['state']}, {one['in_flight']} requests" for one in seen)
+    return (
+        f"the worker at {url} sees it as {states}"
+        if states
+        else f"the worker at {url} does not know it: run playbooks/proxy.yml first"
+    )
 
 
 def main(arguments: List[str]) -> int:
     wanted, engine, address, timeout = arguments
     end_s = time.monotonic() + float(timeout)
     urls, waited_s = workers(address), 0.0
-    if wanted == "serving":
-        others = wait(urls, engine, is_serving, end_s)
+    if wanted in GOOD:
+        others = wait(urls, engine, GOOD[wanted], end_s)
     else:
         wait(urls, engine, is_out, end_s)
         out_s = time.monotonic()

@@ -54,6 +54,35 @@ def test_no_gpu_is_given_twice_and_an_engine_more_at_the_end_moves_none(seed: in
 
 
 @pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"gpu-memory-utilization": 0.45}, None),
+        ({"gpu_memory_utilization": "0.5"}, None),
+        ({"gpu-memory-utilization": 0.6}, "each takes 0.6 of a GPU's memory"),
+        ({}, "each takes all of a GPU's memory"),
+        # vLLM starts only where its share is free, whatever its cache takes.
+        ({"kv-cache-memory-bytes": 10**9}, "each takes all of a GPU's memory"),
+    ],
+)
+def test_two_engines_fit_where_a_second_one_serves_during_a_roll(args: dict[str, Any], said: str | None) -> None:
+    found, problems = placed([{"name": "one", "takes": 1, "args": args, "beside_port": 8100}], 4)
+    assert found == ({"one": [0]} if said is None else {})
+    assert len(problems) == (said is not None)
+    assert said is None or said in problems[0]
+
+
+def test_a_second_engine_leaves_no_room_for_a_third() -> None:
+    share = {"gpu-memory-utilization": 0.4}
+    engines = [
+        {"name": "one", "takes": 1, "args": share, "beside_port": 8100},
+        {"name": "two", "takes": 1, "args": share},
+    ]
+    assert placed(engines, 2)[0] == {"one": [0], "two": [1]}
+    engines[0]["gpus"] = [0]
+    assert placed(engines, 2)[0] == {"one": [0], "two": [1]}
+
+
+@pytest.mark.parametrize(
     ("args", "gpus"),
     [
         ({}, 1),

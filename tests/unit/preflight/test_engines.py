@@ -44,3 +44,15 @@ def test_no_option_takes_the_place_of_what_the_role_sets(name: str) -> None:
         (line,) = found(**variables)
         assert line.startswith(f"host engine1: {where} must not have {name}: take it out; the role sets what")
         assert SECRET not in line
+
+
+def test_an_engine_of_several_hosts_has_no_second_one() -> None:
+    (line,) = found(**engine(beside_port=8100, args={"nnodes": 2}))
+    assert "engine 'one' spreads over 2 hosts (nnodes), and has beside_port: take it out" in line
+
+
+def test_the_id_of_a_second_engine_is_a_file_too(inventory: dict[str, Any]) -> None:
+    change_engine(inventory, name="e" * (255 - len("engine1:.beside")), beside_port=8100)
+    assert problems(inventory) == []
+    change_engine(inventory, name="e" * (256 - len("engine1:.beside")))
+    assert "together 256 characters long" in problems(inventory)[0]

@@ -95,3 +95,27 @@ def test_engines_share_a_gpu_as_options_of_all_engines_say(every: dict[str, Any]
 def test_a_size_that_no_engine_can_have(args: dict[str, Any], said: str) -> None:
     (line,) = found(**engine(args=args))
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"gpu-memory-utilization": 0.45}, None),
+        ({"gpu-memory-utilization": 0.5, "kv-cache-memory-bytes": 10**9}, None),
+        ({"gpu-memory-utilization": 0.51}, "each takes gpu-memory-utilization 0.51 of its GPUs' memory"),
+        ({"kv-cache-memory-bytes": 10**9}, "each takes gpu-memory-utilization 0.92 (vLLM's default)"),
+        ({}, "together more than 1: set gpu-memory-utilization in its args to 0.45, or take beside_port out"),
+    ],
+)
+def test_a_second_engine_during_a_roll_needs_room(args: dict[str, Any], said: str | None) -> None:
+    lines = found(**engine(gpus=[0], beside_port=8100, args=args))
+    assert len(lines) == (said is not None), lines
+    assert said is None or said in lines[0]
+    assert found(**engine(beside_port=8100)) == [], "the planner knows whether the host has GPUs"
+
+
+def test_an_engine_that_shares_a_gpu_counts_twice_during_a_roll() -> None:
+    share = {"gpu-memory-utilization": 0.4}
+    first = ENGINE | {"gpus": [0], "beside_port": 8100, "args": share}
+    (line,) = found(vllm_engines=[first, ENGINE | {"name": "two", "port": 8001, "gpus": [0], "args": share}])
+    assert "GPU 0 is given to one and two" in line

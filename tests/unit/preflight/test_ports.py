@@ -38,3 +38,20 @@ def test_a_port_at_two_addresses(inventory: dict[str, Any], address: str, number
     inventory["hostvars"]["engine1"]["proxy_admin_address"] = address
     change_engine(inventory, port=9501)
     assert len(problems(inventory)) == number
+
+
+@pytest.mark.parametrize(
+    ("port", "said"),
+    [(8000, "port 8000 is used by engine one and the engine beside one"), (80, "beside_port"), ("x", "beside_port")],
+)
+def test_a_second_engine_has_a_port_of_its_own(inventory: dict[str, Any], port: Any, said: str) -> None:
+    change_engine(inventory, beside_port=port)
+    (line,) = problems(inventory)
+    assert said in line
+
+
+def test_no_engine_gets_the_port_of_a_second_one(inventory: dict[str, Any]) -> None:
+    engines = inventory["hostvars"]["engine1"]["vllm_engines"]
+    change_engine(inventory, beside_port=8001)
+    engines.append({"model": "/srv/models/two"})
+    assert problems(inventory) == []

@@ -35,6 +35,7 @@ CASES = {
         "*:8000": True,
         "127.0.0.1:8000": False,
         "10.0.0.3:8001": False,
+        "10.0.0.3:8100": True,
     },
 }
 VARIABLES: dict[str, Any] = {
@@ -47,7 +48,10 @@ VARIABLES: dict[str, Any] = {
         {"name": "bob", "sha256": "x"},
     ],
     "proxy_source_dir": str(ROOT / "proxy_app"),
-    "vllm_engines": [{"name": "one", "model": "s3://models/one", "served_model_name": "m", "port": 8000}],
+    "vllm_engines": [
+        {"name": "one", "model": "s3://models/one", "served_model_name": "m", "port": 8000, "beside_port": 8100},
+        {"name": "two", "model": "s3://models/two", "served_model_name": "n", "port": 8005},
+    ],
     "vllm_requirements": str(ROOT / "roles/vllm/files/requirements-cuda.txt"),
     "__proxy_ports": [9000, 9001],
     "__vllm_configs": {},

@@ -112,11 +112,24 @@ def check_engine_args(inventory: Inventory) -> Iterator[str]:
                 yield f"host {host}: engine {engine.get('name')!r} has priority_scheduling, but its args say scheduling-policy {policy}: take one out"
 
 
+def check_beside(inventory: Inventory) -> Iterator[str]:
+    """Only an engine of a single host is replaced while a second one serves beside it."""
+    for host in inventory.hosts("vllm"):
+        for engine in inventory.engines(host):
+            nodes = str(serve_args(inventory, host, engine).get("nnodes") or 1)
+            if "beside_port" in engine and nodes != "1":
+                yield (
+                    f"host {host}: engine {engine.get('name')!r} spreads over {nodes} hosts (nnodes), and has beside_port: take it out; only an engine "
+                    "of a single host can have a second one beside it"
+                )
+
+
 def check_engine_ids(inventory: Inventory) -> Iterator[str]:
     """Each engine's id can be the name of a file."""
     for host in inventory.hosts("vllm"):
         for engine in inventory.engines(host):
-            if (length := len(f"{host}:{engine.get('name')}")) > _ID_MAX:
+            suffix = ".beside" if "beside_port" in engine else ""
+            if (length := len(f"{host}:{engine.get('name')}{suffix}")) > _ID_MAX:
                 yield (
                     f"host {host}: the name of one of its engines and that of the host are together {length} characters long: "
                     f"at most {_ID_MAX} fit, so shorten it"

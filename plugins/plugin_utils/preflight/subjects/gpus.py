@@ -13,6 +13,8 @@ from ..served import serve_args
 _PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size", "data-parallel-size-local")
 # How much memory of a GPU an engine takes: as a share, or as bytes of the cache for keys and values, which win over the share.
 _SHARE, _BYTES = "gpu-memory-utilization", "kv-cache-memory-bytes"
+# The share that vLLM takes by default.
+_SHARE_DEFAULT = 0.92
 # More than any host has.
 _GPUS_MAX = 1024
 
@@ -25,6 +27,7 @@ def check_gpus(inventory: Inventory) -> Iterator[str]:
             where = f"host {host}: engine {engine.get('name')!r}"
             args, gpus = serve_args(inventory, host, engine), engine.get("gpus")
             yield from _gpu_problems(where, args, gpus)
+            yield from _no_room_beside(where, engine, args)
             own = _environment(inventory, host, engine).get("CUDA_VISIBLE_DEVICES")
             if own is not None and gpus is not None:
                 yield f"{where} has gpus, over which CUDA_VISIBLE_DEVICES of its environment would win: leave one of them out"
@@ -32,7 +35,7 @@ def check_gpus(inventory: Inventory) -> Iterator[str]:
             for gpu in sorted(set(gpus or ())):
                 users.setdefault(gpu, []).append(engine)
         for gpu, sharing in sorted(users.items()):
-            shares = [_share(serve_args(inventory, host, engine)) for engine in sharing]
+            shares = [_share(engine, serve_args(inventory, host, engine)) for engine in sharing]
             if len(sharing) > 1 and not (None not in shares and sum(share or 0 for share in shares) <= 1):
                 yield (
                     f"host {host}: GPU {gpu} is given to {' and '.join(str(engine.get('name')) for engine in sharing)}: give each engine "
@@ -64,8 +67,27 @@ def _spread(args: Mapping[str, Any]) -> int:
     return min(-(-tensor * pipeline * copies // hosts), _GPUS_MAX)
 
 
-def _share(args: Mapping[str, Any]) -> float | None:
-    """The share of a GPU's memory that an engine takes; 0 if it is given in bytes, None if neither is said."""
+def _no_room_beside(where: str, engine: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[str]:
+    """What to say of an engine whose GPUs have no room for the one that serves while a roll replaces it.
+
+    The planner says it of engines without `gpus`: only with the host's GPUs is it known whether there are any.
+    """
+    if "beside_port" not in engine or not engine.get("gpus"):
+        return
+    share = _number(args.get(_SHARE))
+    if share is None or share > 0.5:
+        own = f"{_SHARE_DEFAULT} (vLLM's default)" if args.get(_SHARE) is None else f"{args[_SHARE]}"
+        yield (
+            f"{where} has beside_port, so two such engines run while a roll replaces it, and each takes {_SHARE} {own} of its GPUs' memory, "
+            f"together more than 1: set {_SHARE} in its args to 0.45, or take beside_port out"
+        )
+
+
+def _share(engine: Mapping[str, Any], args: Mapping[str, Any]) -> float | None:
+    """The share of a GPU's memory that an engine takes at most; 0 if it is given in bytes, None if neither is said."""
+    if "beside_port" in engine:
+        # Whatever the cache is given in bytes, vLLM starts only where its share is free.
+        return 2 * (_number(args.get(_SHARE)) or _SHARE_DEFAULT)
     return 0 if args.get(_BYTES) is not None else _number(args.get(_SHARE))
 
 

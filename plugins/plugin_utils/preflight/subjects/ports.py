@@ -27,7 +27,7 @@ def check_ports(inventory: Inventory) -> Iterator[str]:
             if names:
                 yield (
                     f"host {host}: port {port} is used by {' and '.join(names)}; give each a port of its own "
-                    "(vllm_engines[].port, proxy_port, proxy_admin_port, proxy_store_port, nginx_certbot_status_port)"
+                    "(vllm_engines[].port and beside_port, proxy_port, proxy_admin_port, proxy_store_port, nginx_certbot_status_port)"
                 )
 
 
@@ -55,6 +55,8 @@ def _listeners(inventory: Inventory, host: str) -> Iterator[tuple[int, str, str]
         for engine in inventory.engines(host):
             if isinstance(engine.get("port"), int):
                 yield engine["port"], private, f"engine {engine.get('name')}"
+            if isinstance(engine.get("beside_port"), int):
+                yield engine["beside_port"], private, f"the engine beside {engine.get('name')}"
 
 
 def _too_many_workers(inventory: Inventory, host: str) -> Iterator[str]:

@@ -144,7 +144,7 @@ def _table(name: str, caption: str, columns: Sequence[str], rows: Iterable[str])
 
 def _engine_row(engine: Mapping[str, Any]) -> str:
     name = escape(engine["id"])
-    mood = "good" if engine["state"] == "serving" else "bad"
+    mood = "good" if engine["state"] in ("serving", "absent") else "bad"
     action = "undrain" if engine["state"] == "drained" else "drain"
     target = escape(f"/admin/engines/{quote(engine['id'])}/{action}")
     return (

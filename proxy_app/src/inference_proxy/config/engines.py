@@ -36,3 +36,6 @@ class EngineConfig(Strict):
     probe: Literal["completions", "embeddings", "pooling", "classify", "rerank", "transcriptions"] = Field(
         default="completions", description="The request that tells whether it works."
     )
+    optional: bool = Field(
+        default=False, description="Whether it runs at times only, so that its absence is no fault."
+    )

@@ -93,6 +93,7 @@ class Engine:
         self.weight = config.weight
         self.pool = config.pool
         self.probe = config.probe
+        self.optional = config.optional
         self.max_in_flight = config.max_in_flight or math.ceil(max_in_flight * config.weight)
 
     @property
@@ -119,6 +120,8 @@ class Engine:
         if self.drained:
             return "drained"
         if not self.reachable:
+            if self.optional:
+                return "absent"
             return "down" if self.met else "starting"
         if self.breaker.phase is not Phase.CLOSED:
             return "ejected"
@@ -229,7 +232,11 @@ class Fleet:
 
     def _apply_drained(self) -> None:
         for engine in self.engines:
-            engine.drained = engine.id in self._drained
+            drained = engine.id in self._drained
+            if engine.optional and engine.drained and not drained:
+                # It may have been stopped in that time. The next poll tells.
+                engine.reachable = False
+            engine.drained = drained
         self.freed()
 
     def take_notice(self, engine: Engine, notice: Notice | None) -> None:
@@ -300,7 +307,7 @@ class Fleet:
 
     def _retry_after_s(self, model: str) -> int:
         """The shortest last start of the model's engines, if a roll restarts all of them."""
-        starts = [engine.start_s for engine in self.engines if model in engine.models]
+        starts = [engine.start_s for engine in self.engines if model in engine.models and not engine.optional]
         known = [start_s for start_s in starts if start_s]
         return min(known) if known and len(known) == len(starts) else _RETRY_AFTER_S
 

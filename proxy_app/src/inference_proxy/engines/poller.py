@@ -117,7 +117,7 @@ class _EnginePoller:
             why = f"{type(error).__name__}: {error}"
         if engine.reachable != before:
             log.log(
-                logging.INFO if engine.reachable else logging.WARNING,
+                logging.INFO if engine.reachable or engine.optional else logging.WARNING,
                 "engine %s at %s is %s%s",
                 engine.id,
                 engine.url,

@@ -4,7 +4,8 @@
     drop_cache.py NAME      called by the unit before each start, after crash_pause.py, with the engine's environment
 
 The next start compiles anew, which takes minutes. This is done once in a row of crashes: if the engine also crashes without a
-cache, something else is wrong. A cache outside of the role's directory belongs to the operator and is kept.
+cache, something else is wrong. A cache outside of the role's directory belongs to the operator and is kept. A second engine
+(NAME.beside) uses the cache of an engine that runs, so it keeps it, too.
 Standard library only (Python 3.9 or newer).
 """
 
@@ -33,6 +34,8 @@ def crashes(record: Path) -> int:
 def main(arguments: list[str]) -> int:
     (name,) = arguments
     cache = Path(os.environ.get("VLLM_CACHE_ROOT", ""))
+    if name.endswith(".beside"):
+        return 0
     if crashes(RUN / f"vllm-{name}" / "crashes.json") != CRASHES or cache.parent != CACHES or not cache.is_dir():
         return 0
     print(f"crashed {CRASHES} times in a row; removing its compile cache {cache}, which may be damaged", flush=True)

@@ -103,6 +103,8 @@ class Engine:
     adapters: Optional[Dict[str, str]] = None
     # What the planner says its KV cache keeps; None without a plan.
     planned_kv_tokens: Optional[int] = None
+    # The share of its GPUs' memory that has to be free when it starts; known of second engines only (NAME.beside).
+    gpu_share: Optional[float] = None
 
     @classmethod
     def read(cls, name: str, release: Path) -> "Engine":
