@@ -75,3 +75,18 @@ def test_a_full_disk(host: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setattr(engine_room, "FREE_GB", 10**9)
     (line,) = said(host, capsys, 9)
     assert line.startswith(f"engine x: the disk of {host} is full: ")
+
+
+@pytest.mark.parametrize(("rank", "before", "held"), [(0, 0, True), (0, 1, True), (0, 2, False), (1, 0, False)])
+def test_the_ports_of_an_engine_over_several_hosts_are_its_head_s(
+    host: Path, capsys: pytest.CaptureFixture[str], rank: int, before: int, held: bool
+) -> None:
+    own = host / "proc" / str(os.getpid())
+    own.mkdir()
+    (own / "cgroup").write_text("0::/user.slice\n")
+    (host / "engines").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (host / "engines" / "x.cluster.json").write_text(json.dumps({"rank": rank, "port": port + before}))
+        lines = said(host, capsys, 9)
+    assert len(lines) == held, lines
