@@ -72,6 +72,8 @@ UNVERSIONED = ("pooling", "classify")
 BOUNDARY = "engine-probe"
 ANSWER_S = 120.0  # a few tokens, for which something may have to be compiled first
 PAUSE_S = 0.5
+# Time for the unit to begin its engine. Ranks of an engine over several hosts wait there for each other.
+BEGIN_S = 120.0
 JOURNAL_LINES = 40
 # How many lines of the journal are searched for the engine's own error, and for the phases of its start.
 SEARCHED_LINES = 3000
@@ -211,9 +213,12 @@ def crashes(state: Dict[str, str]) -> int:
 
 def prove(engine: Engine, crashes_before: int = 0) -> None:
     """Wait until the engine is healthy, then until it has generated. Loading may take minutes; a crash ends the wait."""
-    end = time.monotonic() + engine.start_timeout_s
+    end, begin_end = time.monotonic() + engine.start_timeout_s, time.monotonic() + BEGIN_S
     while True:
         state = unit_state(engine.unit)
+        if state.get("ActiveState") == "activating" and time.monotonic() >= begin_end:
+            status = unit_state(engine.unit, "StatusText").get("StatusText")
+            raise ProbeError(f"{engine.unit} has not begun after {BEGIN_S:.0f} s: {status}; {journal(engine.unit)}")
         if state.get("ActiveState") in ("failed", "inactive") or crashes(state) > crashes_before:
             words = journal(engine.unit)
             raise ProbeError(f"{engine.unit} ended while starting ({how_it_ended(words, state)}); {words}")
