@@ -266,3 +266,11 @@ def test_the_report_of_a_start_has_a_line_more_if_the_plan_was_wrong(fake, tmp_p
     start, remark = capsys.readouterr().out.splitlines()
     assert start == "generated after 0 s"
     assert remark.startswith("its KV cache keeps 90,000 tokens")
+
+
+def test_a_rank_that_waits_too_long_for_the_others_is_no_proof(fake, monkeypatch) -> None:
+    state = {"ActiveState": "activating", "NRestarts": "0", "StatusText": "waits for rank 1 (10.0.0.2)"}
+    monkeypatch.setattr(engine_probe, "unit_state", lambda unit: state)
+    monkeypatch.setattr(engine_probe, "BEGIN_S", 0.0)
+    with pytest.raises(engine_probe.ProbeError, match=r"has not begun after 0 s: waits for rank 1 \(10\.0\.0\.2\)"):
+        engine_probe.prove(engine(fake))

@@ -174,7 +174,7 @@ def wait_idle(engine: Engine, timeout: float) -> int:
         time.sleep(PAUSE_S)
 
 
-def unit_state(unit: str, names: str = "ActiveState,Result,NRestarts,ExecMainStatus") -> Dict[str, str]:
+def unit_state(unit: str, names: str = "ActiveState,Result,NRestarts,ExecMainStatus,StatusText") -> Dict[str, str]:
     """The unit's state, from systemd."""
     shown = subprocess.run(
         ["systemctl", "show", unit, "--property", names], stdout=subprocess.PIPE, text=True, check=True
@@ -217,8 +217,9 @@ def prove(engine: Engine, crashes_before: int = 0) -> None:
     while True:
         state = unit_state(engine.unit)
         if state.get("ActiveState") == "activating" and time.monotonic() >= begin_end:
-            status = unit_state(engine.unit, "StatusText").get("StatusText")
-            raise ProbeError(f"{engine.unit} has not begun after {BEGIN_S:.0f} s: {status}; {journal(engine.unit)}")
+            raise ProbeError(
+                f"{engine.unit} has not begun after {BEGIN_S:.0f} s: {state.get('StatusText')}; {journal(engine.unit)}"
+            )
         if state.get("ActiveState") in ("failed", "inactive") or crashes(state) > crashes_before:
             words = journal(engine.unit)
             raise ProbeError(f"{engine.unit} ended while starting ({how_it_ended(words, state)}); {words}")
