@@ -65,6 +65,7 @@ SCENARIOS = [
     Step("nvidia_drivers", "lab/scenario nvidia_drivers", 2700),
     Step("proxy-role", "lab/scenario proxy", 2700),
     Step("site", "lab/scenario site", 2700),
+    Step("cluster", "lab/scenario cluster", 2700),
     Step("single", "lab/scenario single", 2700),
     Step("bake", "lab/scenario bake", 2700),
     Step("nginx_certbot", "lab/scenario nginx_certbot", 2700),

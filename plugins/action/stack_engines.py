@@ -1,4 +1,5 @@
-"""Complete the entries of vllm_engines with the name, port and so on that follow from the model (see preflight's engine_entries)."""
+"""Complete the entries of vllm_engines and vllm_clusters with the name, port and so on that follow from the model (see preflight's
+engine_entries and clusters)."""
 
 from __future__ import annotations
 
@@ -34,18 +35,24 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return `engines` and their `adapters`, or with `group` only a dictionary of the engines of all its hosts, by the host.
 
-        Entries of other hosts are for those who send requests to them, so they lack `args` and `environment`.
+        Entries of other hosts are for those who send requests to them, so they lack `args` and `environment`, and an engine over
+        several hosts is only with its head. `ranks` are the ids of such engines by each of their hosts.
         """
         super().run(tmp, task_vars)
         variables, args = task_vars or {}, self._task.args
-        entries_module = _load()("engine_entries")
-        completed = entries_module.completed
+        load = _load()
+        engines_of = load("clusters").engines_of
         if "group" not in args:
-            own = completed(self._templar.template(variables.get("vllm_engines")))
-            return {"changed": False, "engines": own, "adapters": entries_module.adapters_of(own)}
-        hosts = sorted(variables["groups"].get(args["group"], ()))
-        entries = {host: completed(variables["hostvars"][host].get("vllm_engines")) for host in hosts}
-        for entry in (one for of_host in entries.values() for one in of_host):
-            for key in _OWN & entry.keys():
-                del entry[key]
-        return {"changed": False, "engines": entries}
+            said = (self._templar.template(variables.get(name)) for name in ("vllm_engines", "vllm_clusters"))
+            own = engines_of(variables["inventory_hostname"], *said)
+            return {"changed": False, "engines": own, "adapters": load("engine_entries").adapters_of(own)}
+        engines, ranks = {}, {}
+        for host in sorted(variables["groups"].get(args["group"], ())):
+            its = variables["hostvars"][host]
+            found = engines_of(host, its.get("vllm_engines"), its.get("vllm_clusters"))
+            for entry in found:
+                for key in _OWN & entry.keys():
+                    del entry[key]
+            engines[host] = [entry for entry in found if "cluster" not in entry or entry["cluster"]["rank"] == 0]
+            ranks[host] = [f"{entry['cluster']['hosts'][0]}:{entry['name']}" for entry in found if "cluster" in entry]
+        return {"changed": False, "engines": engines, "ranks": ranks}

@@ -94,7 +94,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         found = list(load("fleet", "problems").of_variables(fleet))
         if any("vllm" in kind["tiers"] for kind in kinds.values()) and not ports.engines:
             found.append(
-                "vllm_engines is empty: name the engines in group_vars/vllm.yml, whose ports the proxies must reach"
+                "vllm_engines and vllm_clusters are empty: name the engines in group_vars/vllm.yml, whose ports the proxies must reach"
             )
         if found and not absent:
             raise fail(found)
@@ -125,6 +125,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         first = proxy.number("proxy_port")
         store = proxy.number("proxy_store_port") if proxy.get("proxy_store_host") else None
         engines = [engine for engine in vllm.get("vllm_engines") or [] if isinstance(engine, dict)]
+        # An engine over several hosts has the same port on all of them, by its position in the list.
+        clusters = [cluster for cluster in vllm.get("vllm_clusters") or [] if isinstance(cluster, dict)]
+        every = load("preflight", "clusters").FIRST_PORT
+        engines += [{"port": every + number} | cluster for number, cluster in enumerate(clusters)]
         listening = [engine.get(key) for engine in engines for key in ("port", "beside_port")]
         ports = wanted.Ports(
             (first, first + workers - 1), store, tuple(port for port in listening if isinstance(port, int))

@@ -14,15 +14,15 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-PACKAGE = Path(__file__).resolve().parents[1] / "plugin_utils" / "planner"
+UTILS = Path(__file__).resolve().parents[1] / "plugin_utils"
 
 
-def load(name: str) -> ModuleType:
-    """A module of the package. Only an installed collection has an import path, so the package is loaded from its file."""
-    package = "ec2_inference_stack_planner"
+def load(name: str, subject: str = "planner") -> ModuleType:
+    """A module of a package. Only an installed collection has an import path, so the package is loaded from its file."""
+    package = f"ec2_inference_stack_{subject}"
     if package not in sys.modules:
-        spec = importlib.util.spec_from_file_location(package, PACKAGE / "__init__.py")
-        assert spec is not None, f"{PACKAGE} is a package"
+        spec = importlib.util.spec_from_file_location(package, UTILS / subject / "__init__.py")
+        assert spec is not None, f"{UTILS / subject} is a package"
         assert spec.loader is not None
         sys.modules[package] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[package])
@@ -95,10 +95,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
 
     @staticmethod
     def _of_fleet(variables: dict[str, Any], args: dict[str, Any]) -> tuple[Any, str]:
-        reports, fleet = load("reports"), []
+        reports, engines_of, fleet = load("reports"), load("clusters", "preflight").engines_of, []
         for host in sorted(variables["groups"].get("vllm", [])):
             its = variables["hostvars"][host]
-            for number, engine in enumerate(its.get("vllm_engines") or []):
+            entries = engines_of(host, its.get("vllm_engines"), its.get("vllm_clusters"))
+            for number, engine in enumerate(entries):
                 name = engine.get("name", f"number {number + 1}")
                 fleet.append({**engine, "name": name, "host": host, "instance_type": its.get("aws_instance_type")})
                 fleet[-1]["args"] = {**(its.get("vllm_args") or {}), **(engine.get("args") or {})}

@@ -38,8 +38,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         super().run(tmp, task_vars)
         variables, args = task_vars or {}, self._task.args
         if "role" not in args:
-            found = load("site_preflight").result(variables, args.get("tiers", []), self._loader, context.CLIARGS)
+            arguments = (variables, args.get("tiers", []), self._loader, context.CLIARGS, args.get("rolled", ""))
+            found = load("site_preflight").result(*arguments)
         else:
-            arguments = (args["role"], variables, self._templar.template, args.get("facts", {}))
-            found = {"problems": load("role_preflight").problems_of_host(*arguments)}
+            of_host = (args["role"], variables, self._templar.template, args.get("facts", {}))
+            found = {"problems": load("role_preflight").problems_of_host(*of_host)}
         return {"changed": False, **found}

@@ -271,3 +271,11 @@ def test_the_report_of_a_start_has_a_remark_if_the_plan_was_wrong(fake, tmp_path
     assert engine_probe.main(["prove", "x", "--release", str(tmp_path)]) == 0
     (remark,) = json.loads(capsys.readouterr().out)["remarks"]
     assert remark.startswith("its KV cache keeps 90,000 tokens")
+
+
+def test_a_rank_that_waits_too_long_for_the_others_is_no_proof(fake, monkeypatch) -> None:
+    state = {"ActiveState": "activating", "NRestarts": "0", "StatusText": "waits for rank 1 (10.0.0.2)"}
+    monkeypatch.setattr(engine_probe, "unit_state", lambda unit: state)
+    monkeypatch.setattr(engine_probe, "BEGIN_S", 0.0)
+    with pytest.raises(engine_probe.ProbeError, match=r"has not begun after 0 s: waits for rank 1 \(10\.0\.0\.2\)"):
+        engine_probe.prove(engine(fake))

@@ -124,3 +124,18 @@ def test_a_second_engine_needs_memory_of_its_gpus(
     (line,) = said_beside(second, capsys, gpus=[0, 1], gpu_share=0.45)
     assert "GPU 1 has 29.3 GiB free, and a second engine takes 36.0 GiB (0.45 of 80.0 GiB)" in line
     assert said_beside(second, capsys, gpus=None, gpu_share=None) == []
+
+
+@pytest.mark.parametrize(("rank", "before", "held"), [(0, 0, True), (0, 1, True), (0, 2, False), (1, 0, False)])
+def test_the_ports_of_an_engine_over_several_hosts_are_its_head_s(
+    host: Path, capsys: pytest.CaptureFixture[str], rank: int, before: int, held: bool
+) -> None:
+    own = host / "proc" / str(os.getpid())
+    own.mkdir()
+    (own / "cgroup").write_text("0::/user.slice\n")
+    (host / "engines").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (host / "engines" / "x.cluster.json").write_text(json.dumps({"rank": rank, "port": port + before}))
+        lines = said(host, capsys, 9)
+    assert len(lines) == held, lines

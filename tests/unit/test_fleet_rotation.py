@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from fleet_rotation import fleet_rotation
 
 
@@ -30,7 +31,7 @@ FLEET = {
 
 def test_all_instances_of_a_host() -> None:
     found = fleet_rotation(FLEET, ["engine1", "api1"])
-    assert found["engines"] == {"engine1": ["a", "b"]}
+    assert found["engines"] == {"engine1": ["engine1:a", "engine1:b"]}
     assert found["workers"] == {"api1": ["9000"]}
     assert found["unknown"] == []
 
@@ -47,7 +48,7 @@ def test_an_engine_that_is_out_does_not_count() -> None:
 
 def test_both_engines_at_once() -> None:
     both = fleet_rotation(FLEET, ["engine1", "engine2"], "engine1:a, engine2:a")
-    assert both["engines"] == {"engine1": ["a"], "engine2": ["a"]}
+    assert both["engines"] == {"engine1": ["engine1:a"], "engine2": ["engine2:a"]}
     assert both["unserved"] == ["no other engine serves m, as api1 sees it"]
 
 
@@ -68,15 +69,38 @@ def test_instances_and_hosts_that_are_not_there() -> None:
 
 def test_a_host_that_does_not_answer_is_left_out() -> None:
     fleet = FLEET | {"api2": {"unreachable": True, "msg": "timed out"}}
-    assert fleet_rotation(fleet, ["engine2"])["engines"] == {"engine2": ["a"]}
+    assert fleet_rotation(fleet, ["engine2"])["engines"] == {"engine2": ["engine2:a"]}
 
 
 def test_the_second_engine_of_one_that_is_named_is_out_with_it() -> None:
     fleet = FLEET | {
         "api1": proxy(("engine1:a", "m", "serving"), ("engine1:a.beside", "m", "absent"), ("engine1:b", "n", "serving"))
     }
-    assert fleet_rotation(fleet, ["engine1"], "engine1:a")["engines"] == {"engine1": ["a", "a.beside"]}
+    assert fleet_rotation(fleet, ["engine1"], "engine1:a")["engines"] == {"engine1": ["engine1:a", "engine1:a.beside"]}
     assert fleet_rotation(fleet, ["engine1"])["unserved"] == [
         "no other engine serves m, as api1 sees it",
         "no other engine serves n, as api1 sees it",
     ]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "engines"),
+    [
+        (["gpu2"], {"gpu2": ["gpu1:big"]}),
+        (["gpu1"], {"gpu1": ["gpu1:big"]}),
+        (["gpu2", "gpu1"], {"gpu1": ["gpu1:big"]}),
+        (["gpu3", "gpu2"], {"gpu3": ["gpu1:big"]}),
+    ],
+)
+def test_a_drain_of_any_host_of_a_cluster_is_a_drain_of_its_engine(
+    hosts: list[str], engines: dict[str, list[str]]
+) -> None:
+    fleet = {"api1": proxy(("gpu1:big", "m", "serving"), ("other:a", "m", "serving"))}
+    ranks = {"gpu1": ["gpu1:big"], "gpu2": ["gpu1:big"], "gpu3": ["gpu1:big"], "gpu4": ["gpu4:unknown"]}
+    found = fleet_rotation(fleet, hosts, "", ranks)
+    assert found["engines"] == engines
+    assert (found["unknown"], found["unserved"]) == ([], [])
+    assert fleet_rotation(fleet, [*hosts, "gpu4"], "", ranks)["unknown"][0].startswith(
+        "gpu4 has no engine that a proxy"
+    )
+    assert "is no engine" in fleet_rotation(fleet, hosts, "gpu2:big", ranks)["unknown"][0]

@@ -11,6 +11,7 @@ from .messages import printable
 from .subjects import (
     addresses,
     alike,
+    clusters,
     domain,
     elsewhere,
     endpoints,
@@ -53,6 +54,7 @@ CHECKS: list[Check] = [
     engines.check_models_are_visible,
     engines.check_beside,
     engines.check_engine_ids,
+    clusters.check_clusters,
     ports.check_ports,
     pools.check_pools,
     pools.check_engines_pools,

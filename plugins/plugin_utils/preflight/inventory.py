@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import schema
+from .clusters import engines_of
 from .engine_entries import completed
+from .forms import as_dicts
 from .roles import STACK, TIERS, Options, readers, role_defaults, variable_schemas
 from .templates import KnownLater, templates, why_unreadable
 
@@ -99,4 +101,9 @@ class Inventory:
 
     def engines(self, host: str) -> list[dict[str, Any]]:
         """The host's engines, completed. Entries that are not dictionaries are omitted; engines.py reports them."""
-        return completed(self.get(host, "vllm_engines"))
+        return engines_of(host, self.get(host, "vllm_engines"), self.get(host, "vllm_clusters"))
+
+    def clusters(self) -> list[dict[str, Any]]:
+        """The engines over several hosts, with their names. clusters.py reports hosts that have another list."""
+        lists = (as_dicts(self.get(host, "vllm_clusters")) for host in self.hosts("vllm"))
+        return completed(next((found for found in lists if found), []))

@@ -150,6 +150,9 @@ RULES: dict[str, dict[str, Any]] = {
     "stack_address": {"type": "string", "format": "address"},
     "stack_body_limit_mb": _MEGABYTES,
     "stack_domain": {"type": "string", **_HOST_NAME},
+    # An entry of a cluster has the rules of an engine besides (see with_rules).
+    "vllm_clusters[].hosts": {"minItems": 1},
+    "vllm_clusters[].master_port": {"minimum": 1024, "maximum": 65534},
     "vllm_drain_timeout_s": _SECONDS,
     "vllm_engines[].adapters[].model": _MODEL,
     "vllm_engines[].adapters[].name": _SERVED_NAME,
@@ -194,7 +197,8 @@ RULES: dict[str, dict[str, Any]] = {
 
 def with_rules(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """The schema of a variable, or of a part of it by its path, with its rules."""
-    found = {**schema, **RULES.get(name, {})}
+    as_engine = name.replace("vllm_clusters[]", "vllm_engines[]")
+    found = {**schema, **RULES.get(name, RULES.get(as_engine, {}))}
     if "items" in found:
         found["items"] = with_rules(f"{name}[]", found["items"])
     if "properties" in found:

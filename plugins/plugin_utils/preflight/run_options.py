@@ -12,6 +12,9 @@ from typing import Any
 from ansible.constants import LOCALHOST
 from ansible.inventory.manager import PATTERN_WITH_SUBSCRIPT, split_host_pattern
 
+from .clusters import hosts_of
+from .inventory import Inventory
+
 COLLECT = "__stack_preflight_collect"
 # Molecule skips these tags in all its runs. No task here has them.
 MOLECULES_TAGS = {"notest", "molecule-notest", "molecule-idempotence-notest"}
@@ -48,6 +51,22 @@ def refusal_of(variables: Mapping[str, Any], tiers: list[str]) -> str:
                 f"{', '.join(sorted(set(wanted)))}, or leave --limit out."
             )
     return ""
+
+
+def split_refusal(inventory: Inventory, variables: Mapping[str, Any]) -> str:
+    """Why the engine tier cannot be rolled under this run's limit; "" if it can. The ranks of an engine over several hosts roll together."""
+    limit, here = variables.get("ansible_limit"), set(variables.get("ansible_play_hosts_all", []))
+    left_out = []
+    for cluster in inventory.clusters():
+        members = set(hosts_of(cluster)) & set(inventory.group("vllm"))
+        if members & here and members - here:
+            left_out.append(f"{', '.join(sorted(members - here))} of cluster {cluster.get('name')}")
+    if not limit or not left_out:
+        return ""
+    return (
+        f"--limit {limit} leaves out {' and '.join(left_out)}, whose ranks are rolled together, so nothing was changed: "
+        "add these hosts to the limit, or leave --limit out."
+    )
 
 
 def _unmatched(limit: str, groups: Mapping[str, list[str]]) -> str:

@@ -9,15 +9,16 @@ from .checks import all_notices, all_problems
 from .inventory import Inventory
 from .messages import report
 from .roles import role_defaults, role_options
-from .run_options import refusal_of
+from .run_options import refusal_of, split_refusal
 from .templates import TemplatedHostvars
 
 
 def result(
-    variables: Mapping[str, Any], tiers: list[str], loader: Any, command_line: Mapping[str, Any]
+    variables: Mapping[str, Any], tiers: list[str], loader: Any, command_line: Mapping[str, Any], rolled: str = ""
 ) -> dict[str, Any]:
     """The result of the action plugin: `problems`; `report`, all problems in one text; `refusal`, why the playbooks
     cannot be run with this run's options ("" if they can); and `warnings`, which Ansible shows without stopping.
+    `rolled` is the group of hosts that the run is going to roll.
     """
     refusal = refusal_of(variables, tiers)
     if refusal:
@@ -27,5 +28,8 @@ def result(
     hostvars = TemplatedHostvars(variables["hostvars"], loader, role_defaults(options), names)
     sources, playbooks = command_line.get("inventory") or (), command_line.get("args") or ()
     inventory = Inventory(variables["groups"], hostvars, options, sources, playbooks=playbooks)
+    refusal = split_refusal(inventory, variables) if rolled == "vllm" else ""
+    if refusal:
+        return {"problems": [], "report": refusal, "refusal": refusal}
     problems = all_problems(inventory)
     return {"problems": problems, "report": report(problems), "refusal": "", "warnings": all_notices(inventory)}

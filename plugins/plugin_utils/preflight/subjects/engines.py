@@ -26,6 +26,8 @@ def check_engines(inventory: Inventory) -> Iterator[str]:
         value = inventory.get(host, "vllm_engines")
         if inventory.is_empty(host, "vllm_engines"):
             continue  # values.check_types reports it
+        if value == [] and inventory.engines(host):
+            value = inventory.engines(host)  # the host's engines spread over several hosts
         if not isinstance(value, list) or not value:
             if not any(key.startswith("vllm_engines") for key in inventory.unreadable):
                 yield f"host {host}: vllm_engines lists no engine; {see_example('group_vars/vllm.yml', 'vllm')}"

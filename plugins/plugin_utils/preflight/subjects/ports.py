@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from ..forms import as_address
+from ..clusters import PORTS_EACH
+from ..forms import as_address, as_dict
 from ..inventory import Inventory
 
 _PORT_MAX = 65535
@@ -27,7 +28,8 @@ def check_ports(inventory: Inventory) -> Iterator[str]:
             if names:
                 yield (
                     f"host {host}: port {port} is used by {' and '.join(names)}; give each a port of its own "
-                    "(vllm_engines[].port and beside_port, proxy_port, proxy_admin_port, proxy_store_port, nginx_certbot_status_port)"
+                    "(vllm_engines[].port and .beside_port, vllm_clusters[].port and .master_port, proxy_port, proxy_admin_port, proxy_store_port, "
+                    "nginx_certbot_status_port)"
                 )
 
 
@@ -57,6 +59,12 @@ def _listeners(inventory: Inventory, host: str) -> Iterator[tuple[int, str, str]
                 yield engine["port"], private, f"engine {engine.get('name')}"
             if isinstance(engine.get("beside_port"), int):
                 yield engine["beside_port"], private, f"the engine beside {engine.get('name')}"
+            # On all hosts of a cluster, so that any of them can become its head.
+            first = as_dict(engine.get("cluster")).get("master_port")
+            if isinstance(first, int):
+                yield from (
+                    (first + n, private, f"the ranks of cluster {engine.get('name')}") for n in range(PORTS_EACH)
+                )
 
 
 def _too_many_workers(inventory: Inventory, host: str) -> Iterator[str]:

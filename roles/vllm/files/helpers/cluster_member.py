@@ -10,7 +10,7 @@ that they know the secret ``cluster_token`` in systemd's ``$CREDENTIALS_DIRECTOR
 The head waits for the others, then all start their engines. Each side says every few seconds that it is alive. When an engine ends, or a rank
 is lost or silent, every rank kills its own engine and exits with status 1; systemd starts them again, and they wait for each other. A worker
 that is told to stop (SIGTERM) has the head finish its requests first.
-No unit runs it yet: it is the first part of engines over several hosts. Standard library only (Python 3.9 or newer).
+Standard library only (Python 3.9 or newer).
 """
 
 from __future__ import annotations

@@ -72,6 +72,8 @@ UNVERSIONED = ("pooling", "classify")
 BOUNDARY = "engine-probe"
 ANSWER_S = 120.0  # a few tokens, for which something may have to be compiled first
 PAUSE_S = 0.5
+# Time for the unit to begin its engine. Ranks of an engine over several hosts wait there for each other.
+BEGIN_S = 120.0
 JOURNAL_LINES = 40
 # How many lines of the journal are searched for the engine's own error, and for the phases of its start.
 SEARCHED_LINES = 3000
@@ -174,7 +176,7 @@ def wait_idle(engine: Engine, timeout: float) -> int:
         time.sleep(PAUSE_S)
 
 
-def unit_state(unit: str, names: str = "ActiveState,Result,NRestarts,ExecMainStatus") -> Dict[str, str]:
+def unit_state(unit: str, names: str = "ActiveState,Result,NRestarts,ExecMainStatus,StatusText") -> Dict[str, str]:
     """The unit's state, from systemd."""
     shown = subprocess.run(
         ["systemctl", "show", unit, "--property", names], stdout=subprocess.PIPE, text=True, check=True
@@ -219,9 +221,13 @@ def prove(engine: Engine, crashes_before: int = 0) -> None:
 
 def wait_healthy(engine: Engine, crashes_before: int = 0) -> None:
     """Loading may take minutes; a crash ends the wait."""
-    end = time.monotonic() + engine.start_timeout_s
+    end, begin_end = time.monotonic() + engine.start_timeout_s, time.monotonic() + BEGIN_S
     while True:
         state = unit_state(engine.unit)
+        if state.get("ActiveState") == "activating" and time.monotonic() >= begin_end:
+            raise ProbeError(
+                f"{engine.unit} has not begun after {BEGIN_S:.0f} s: {state.get('StatusText')}; {journal(engine.unit)}"
+            )
         if state.get("ActiveState") in ("failed", "inactive") or crashes(state) > crashes_before:
             words = journal(engine.unit)
             raise ProbeError(f"{engine.unit} ended while starting ({how_it_ended(words, state)}); {words}")

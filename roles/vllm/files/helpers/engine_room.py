@@ -3,7 +3,7 @@
 
     engine_room.py NAME --release /opt/vllm/releases/X --state /var/lib/vllm    exit 1 with one line for each problem
 
-It needs its port, its GPUs, and space for compiled graphs and kernels. What engines of this role hold does not count: a roll stops them.
+It needs its ports, its GPUs, and space for compiled graphs and kernels. What engines of this role hold does not count: a roll stops them.
 A second engine (NAME.beside) starts while the others serve: its port must be free, and there has to be memory for both.
 Standard library only (Python 3.9 or newer).
 """
@@ -11,13 +11,14 @@ Standard library only (Python 3.9 or newer).
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
 import sys
 import urllib.parse
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import engine_stacks
 from engine_probe import Engine
@@ -49,15 +50,26 @@ def lines(*command: str) -> List[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
-def of_port(engine: Engine) -> Iterator[str]:
+def listeners(engine: Engine, place: Path) -> Iterator[Tuple[Optional[str], Optional[int]]]:
+    """Addresses and ports of the engine on this host. Of one over several hosts, the head listens, on two ports more (cluster_member.py)."""
     address = urllib.parse.urlsplit(engine.url)
-    for line in lines("ss", "-Hltnp", f"sport = :{address.port}"):
-        host = line.split()[3].rpartition(":")[0].split("%")[0].strip("[]")
-        if host not in (*WILDCARDS, address.hostname):
-            continue
-        for name, pid in re.findall(r'\("([^"]*)",pid=(\d+)', line):
-            if engine.name.endswith(BESIDE) or not ours(int(pid)):
-                yield f"port {address.port} is held by process {pid}, {name}: stop it, or give the engine another port"
+    if not place.exists():
+        yield address.hostname, address.port
+        return
+    its = json.loads(place.read_text())
+    if its["rank"] == 0:
+        yield from ((address.hostname, port) for port in (address.port, its["port"] - 1, its["port"]))
+
+
+def of_ports(engine: Engine, place: Path) -> Iterator[str]:
+    for address, port in listeners(engine, place):
+        for line in lines("ss", "-Hltnp", f"sport = :{port}"):
+            host = line.split()[3].rpartition(":")[0].split("%")[0].strip("[]")
+            if host not in (*WILDCARDS, address):
+                continue
+            for name, pid in re.findall(r'\("([^"]*)",pid=(\d+)', line):
+                if engine.name.endswith(BESIDE) or not ours(int(pid)):
+                    yield f"port {port} is held by process {pid}, {name}: stop it, or give the engine another port"
 
 
 def of_gpus(engine: Engine) -> Iterator[str]:
@@ -130,7 +142,8 @@ def main(arguments: List[str]) -> int:
     parser.add_argument("--state", type=Path, required=True, help="directory of its caches")
     options = parser.parse_args(arguments)
     engine = Engine.read(options.name, options.release)
-    problems = [*of_port(engine), *of_gpus(engine), *of_disk(options.state)]
+    place = options.release / "engines" / f"{options.name}.cluster.json"
+    problems = [*of_ports(engine, place), *of_gpus(engine), *of_disk(options.state)]
     if engine.name.endswith(BESIDE):
         problems += [*of_gpu_memory(engine), *of_memory(engine)]
     for problem in problems:
