@@ -10,6 +10,7 @@ Each part is there on every host, and empty where the host has no such tier:
     workers    the proxy's units, each with its own view of itself and of the engines (/health/ready)
     web        nginx's unit, the proxy workers that it sends requests to, and the certificates that it serves; None without nginx
     drained    the markers of instances that are out of rotation, with their texts
+    lock       who changes the stack at the moment, if this host keeps its lock; None if nobody does
 
 Runs as root with the host's own Python (3.9 or newer) and its standard library. What cannot be read is None.
 """
@@ -267,6 +268,7 @@ def report() -> dict[str, Any]:
         "workers": workers(),
         "web": web(),
         "drained": drained(),
+        "lock": json_of(text_of(ROOT / "run/ec2-inference-stack.lock")),
     }
 
 

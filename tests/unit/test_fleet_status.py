@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import calendar
 import json
+import time
 from typing import Any
 
 import pytest
@@ -218,3 +220,13 @@ def test_a_marker_in_another_form_is_shown_as_it_is(text: str) -> None:
     marker = {"tier": "proxy", "instance": "engine1:qwen", "text": text}
     said = attention(fleet(api1=report(workers=[worker(state="drained")], drained=[marker])))
     assert said == [f"engine1:qwen is drained on api1: {text or 'its marker is empty'}"]
+
+
+def test_who_changes_the_stack_is_told_once() -> None:
+    lock = {"id": "1", "who": "alice@ops1", "runs": "site.yml", "since": "2026-11-25T20:50:30Z"}
+    reports = {"a": report(lock=lock), "b": report(lock=lock), "c": report(lock=None)}
+    results = {host: {"rc": 0, "stdout": json.dumps(one)} for host, one in reports.items()}
+    began_s = calendar.timegm(time.strptime(lock["since"], "%Y-%m-%dT%H:%M:%SZ"))
+    lines = fleet_status(results, now_s=began_s + 720)["lines"]
+    said = "being changed: alice@ops1 runs site.yml, since 2026-11-25T20:50:30Z (12 min)"
+    assert [line for line in lines if "alice" in line] == [said]
