@@ -11,6 +11,7 @@ Each part is there on every host, and empty where the host has no such tier:
     web        nginx's unit, the proxy workers that it sends requests to, and the certificates that it serves; None without nginx
     drained    the markers of instances that are out of rotation, with their texts
     notice     AWS's notice that the host will end; None without one
+    lock       who changes the stack at the moment, if this host keeps its lock; None if nobody does
 
 Runs as root with the host's own Python (3.9 or newer) and its standard library. What cannot be read is None.
 """
@@ -277,6 +278,7 @@ def report() -> dict[str, Any]:
         "web": web(),
         "drained": drained(),
         "notice": notice(),
+        "lock": json_of(text_of(ROOT / "run/ec2-inference-stack.lock")),
     }
 
 

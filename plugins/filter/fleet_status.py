@@ -68,7 +68,7 @@ def fleet_status(
         ("web hosts", ["host", "state", "proxy workers", "certificate", "up"], _web(there, now_s)),
         ("hosts", ["host", "load", "memory", "fullest disk", "GPUs", "up"], _hosts(reports)),
     ]
-    lines = []
+    lines = list(_runs(there, now_s))
     for title, head, rows in tables:
         if rows:
             lines += [title, *(f"  {line}" for line in _table([head, *rows])), ""]
@@ -87,6 +87,20 @@ def _report(result: Mapping[str, Any]) -> Report:
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
+
+
+def _runs(there: Mapping[str, Report], now_s: float) -> Iterator[str]:
+    """Who changes the stack at the moment, or has not given its lock back."""
+    locks = [report["lock"] for report in there.values() if isinstance(report.get("lock"), dict)]
+    told = {lock.get("id"): lock for lock in locks}
+    for lock in told.values():
+        try:
+            age = f" ({_duration(max(0.0, now_s - calendar.timegm(time.strptime(lock.get('since') or '', MARKER_TIME))))})"
+        except ValueError:
+            age = ""
+        yield f"being changed: {lock.get('who')} runs {lock.get('runs')}, since {lock.get('since')}{age}"
+    if told:
+        yield ""
 
 
 def _engines(there: Mapping[str, Report]) -> list[list[str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import calendar
 import json
+import time
 from typing import Any
 
 import pytest
@@ -249,3 +251,13 @@ def test_the_absence_of_a_second_engine_is_normal_and_its_presence_is_told() -> 
     assert attention(left, engine1=["qwen"]) == [
         "engine engine1:qwen.beside serves while qwen is replaced: if no roll runs, one was interrupted, so run playbooks/vllm.yml"
     ]
+
+
+def test_who_changes_the_stack_is_told_once() -> None:
+    lock = {"id": "1", "who": "alice@ops1", "runs": "site.yml", "since": "2026-11-25T20:50:30Z"}
+    reports = {"a": report(lock=lock), "b": report(lock=lock), "c": report(lock=None)}
+    results = {host: {"rc": 0, "stdout": json.dumps(one)} for host, one in reports.items()}
+    began_s = calendar.timegm(time.strptime(lock["since"], "%Y-%m-%dT%H:%M:%SZ"))
+    lines = fleet_status(results, now_s=began_s + 720)["lines"]
+    said = "being changed: alice@ops1 runs site.yml, since 2026-11-25T20:50:30Z (12 min)"
+    assert [line for line in lines if "alice" in line] == [said]

@@ -43,6 +43,8 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
         "LOADED",
         "DRAINED",
         "PROVEN",
+        "PREVIOUS",
+        "RETURNING",
         "PLACEHOLDER",
         "LOCK",
         "CERTBOT_ENVIRONMENT",
@@ -337,3 +339,56 @@ def test_a_reload_that_began_after_it_was_asked_for_does_for_it(
     tool.MAIN.write_text("changed since")
     tool.reload_command(if_changed=False, asked_ns=500)
     assert len(reloads) == 2, "what is on disk was changed since"
+
+
+def configure(tool: ModuleType, text: str, *, upstream: str = UPSTREAM, generation: int = 1) -> None:
+    tool.MAIN.write_text(text)
+    tool.UPSTREAM.write_text(upstream)
+    tool.LIMITS.write_text(f"limit_conn_zone $limit_key zone=connections_{generation}:10m;\n")
+    tool.TLS.write_text("")
+
+
+def test_a_return_goes_to_the_configuration_that_was_proven_before_and_not_forth_again(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "reload", lambda: "reloaded")
+    configure(tool, "first")
+    tool.keep()
+    assert tool.return_command().startswith("unchanged")
+    configure(tool, "second", generation=2, upstream="server 10.0.0.7:9000 max_fails=0;  # api3:9000\n")
+    tool.keep()
+    assert tool.return_command() == "returned"
+    assert tool.return_command() == "returned", "one that was interrupted goes on"
+    assert tool.MAIN.read_text() == "first"
+    assert "connections_2" in tool.LIMITS.read_text(), "connections are counted as before"
+    assert "api3" in tool.UPSTREAM.read_text(), "the proxies are those of today"
+    tool.keep()
+    assert tool.return_command().startswith("unchanged")
+    assert tool.MAIN.read_text() == "first"
+
+
+def test_a_return_that_is_not_proven_is_taken_back_and_may_be_tried_again(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "reload", lambda: "reloaded")
+    monkeypatch.setattr(tool, "master", lambda: 1)
+    monkeypatch.setattr(tool, "stale", lambda: False)
+    for text in ("first", "second"):
+        configure(tool, text)
+        tool.keep()
+    assert tool.return_command() == "returned"
+    assert tool.rollback() == "restored"
+    assert tool.MAIN.read_text() == "second"
+    assert tool.return_command() == "returned"
+    assert tool.MAIN.read_text() == "first"
+
+
+def test_a_roll_back_and_forth_keeps_what_was_proven_before(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A roll to an old configuration is no return: the one before it is the newer one."""
+    monkeypatch.setattr(tool, "reload", lambda: "reloaded")
+    for text in ("first", "second", "first"):
+        configure(tool, text)
+        tool.keep()
+        assert tool.keep() == "unchanged"
+    assert tool.return_command() == "returned"
+    assert tool.MAIN.read_text() == "second"

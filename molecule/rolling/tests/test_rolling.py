@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -22,6 +23,7 @@ HOSTS = ("web1", *PROXIES, *ENGINES)
 # The setting and the adapter that the first roll brings to the engines; later rolls of engines keep the setting.
 SETTING = {"max-num-seqs": 48}
 SQL = [{"name": "sql", "model": "/srv/adapters/sql"}]
+LOCK = "/run/ec2-inference-stack.lock"
 # What a roll writes into its markers: who runs it, in which play, since when.
 MARKER = r"rolling update; by \S+@\S+ \(Roll the API tier, one host at a time\); since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
@@ -111,6 +113,24 @@ def roll_engines(*, check: bool = True, **variables: object) -> subprocess.Compl
     return playbook("vllm", "-e", json.dumps(variables), check=check)
 
 
+def table(output: str) -> dict[str, str]:
+    """The lines of the last table of hosts, by the host."""
+    _, head, lines = output.rpartition("out of service  runs")
+    assert head, output[-6000:]
+    found = (line.strip().lstrip("- ").split(maxsplit=1) for line in lines.splitlines())
+    return {words[0]: " ".join(words[1].split()) for words in found if len(words) == 2 and words[0] in HOSTS}
+
+
+def wait_for_lock(host: str) -> dict:
+    """The lock on a host, as soon as a run has taken it."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if text := ssh(host, f"cat {LOCK} 2>/dev/null || true"):
+            return json.loads(text)
+        time.sleep(0.2)
+    raise AssertionError(f"no run took the lock on {host} within 120 s")
+
+
 def test_an_engine_setting_rolls_through_the_engines(load: Load) -> None:
     before = {host: main_pids(host, "vllm@*") for host in ENGINES}
     proxies = {host: main_pids(host, "proxy@*") for host in PROXIES}
@@ -118,6 +138,9 @@ def test_an_engine_setting_rolls_through_the_engines(load: Load) -> None:
 
     done = roll_engines(lab_engine_extra=SETTING, lab_engine_adapters=SQL)
 
+    shown = table(done.stdout)
+    assert set(shown) == set(ENGINES), done.stdout[-6000:]
+    assert all(re.fullmatch(r"yes tiny \d+ s \S+ -> \S+", line) for line in shown.values()), shown
     for host in ENGINES:
         after = main_pids(host, "vllm@*")
         assert set(after) == set(before[host])
@@ -155,6 +178,21 @@ def test_a_bad_engine_release_is_rolled_back_and_goes_no_further(load: Load) -> 
     for host in PROXIES:
         states = {engine["id"]: engine["state"] for engine in ready(host, 9000)["engines"]}
         assert set(states.values()) == {"serving"}, f"{host}: {states}"
+
+
+def test_one_engine_host_returns_to_the_release_before(load: Load) -> None:
+    before = {host: main_pids(host, "vllm@*") for host in ENGINES}
+    first = playbook("rollback", "-e", "tier=engine", "--limit", "engine1")
+    assert set(table(first.stdout)) == {"engine1"}, first.stdout[-6000:]
+    assert "max-num-seqs: 48" not in ssh("engine1", "cat /opt/vllm/current/engines/tiny.yml")
+    after = main_pids("engine1", "vllm@*")
+    assert after != before["engine1"]
+    second = " ".join(playbook("rollback", "-e", "tier=engine", "--limit", "engine1").stdout.split())
+    assert "engine1: nothing to return to: it runs" in second, second[-6000:]
+    assert main_pids("engine1", "vllm@*") == after
+    assert main_pids("engine2", "vllm@*") == before["engine2"]
+    for host in PROXIES:
+        assert {engine["state"] for engine in ready(host, 9000)["engines"]} == {"serving"}
 
 
 def test_a_proxy_setting_is_taken_up_without_a_restart(load: Load) -> None:
@@ -201,7 +239,17 @@ def test_an_nginx_setting_is_taken_up_by_a_reload(load: Load) -> None:
 def test_a_second_proxy_release_rolls_through_the_proxies(load: Load, tmp_path: Path) -> None:
     engines = {host: main_pids(host, "vllm@*") for host in ENGINES}
     before = {host: main_pids(host, "proxy@*") for host in PROXIES}
-    playbook("proxy", "-e", f"proxy_source_dir={release(tmp_path, '0.2.0')}")
+    with ThreadPoolExecutor() as others:
+        roll = others.submit(playbook, "proxy", "-e", f"proxy_source_dir={release(tmp_path, '0.2.0')}")
+        holder = wait_for_lock("api1")
+        refused = playbook("nginx", check=False)
+        assert roll.result().returncode == 0
+    said = " ".join(refused.stdout.split())
+    assert refused.returncode != 0, said
+    assert (
+        f"Another run changes this stack, so this one changed nothing: {holder['who']} runs playbooks/proxy.yml" in said
+    ), said
+    assert "changed=1" not in said
     for host in PROXIES:
         after = main_pids(host, "proxy@*")
         assert set(after) == set(before[host])
@@ -209,6 +257,25 @@ def test_a_second_proxy_release_rolls_through_the_proxies(load: Load, tmp_path: 
         assert ready(host, 9000)["version"] == "0.2.0"
         assert not any(upstream(host).values())
     assert {host: main_pids(host, "vllm@*") for host in ENGINES} == engines
+
+
+def test_the_proxies_return_to_the_release_before_after_a_lost_run(load: Load) -> None:
+    before = {host: main_pids(host, "proxy@*") for host in PROXIES}
+    lost = {"id": "lost", "who": "AWX job 17", "runs": "playbooks/proxy.yml", "since": "2026-11-27T03:00:00Z"}
+    ssh("api1", f"echo '{json.dumps(lost)}' > {LOCK}")
+    refused = playbook("rollback", "-e", "tier=proxy", check=False)
+    said = " ".join(refused.stdout.split())
+    assert refused.returncode != 0, said
+    assert "AWX job 17 runs playbooks/proxy.yml, since 2026-11-27T03:00:00Z" in said, said
+    assert {host: main_pids(host, "proxy@*") for host in PROXIES} == before
+
+    done = playbook("rollback", "-e", "tier=proxy", "-e", '{"stack_break_lock": "AWX job 17"}')
+    for host in PROXIES:
+        assert re.fullmatch(r"yes 9000 \d+ s.* 0\.2\.0-\S+ -> \S+", table(done.stdout)[host]), done.stdout[-6000:]
+        assert not set(main_pids(host, "proxy@*").values()) & set(before[host].values())
+        assert ready(host, 9000)["version"] != "0.2.0"
+        assert not any(upstream(host).values())
+        assert ssh(host, f"cat {LOCK} 2>/dev/null || true") == ""
 
 
 def test_an_operator_drains_hosts_and_puts_them_back(load: Load) -> None:

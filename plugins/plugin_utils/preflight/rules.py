@@ -148,7 +148,20 @@ RULES: dict[str, dict[str, Any]] = {
     "proxy_usage_retention_days": {"minimum": 1, "maximum": 36_500},
     "proxy_workers": {"minimum": 0, "maximum": 64},
     "stack_address": {"type": "string", "format": "address"},
+    "stack_batch": {
+        "pattern": r"^([1-9]\d{0,3}|[1-9]\d?%|100%)$",
+        "x-words": "be a number of hosts from 1, or a percentage such as 25%",
+    },
     "stack_body_limit_mb": _MEGABYTES,
+    "stack_canary": {"pattern": r"^\d{1,4}$", "x-words": "be a number of hosts"},
+    "stack_canary_error_points": {"pattern": r"^\d{1,2}(\.\d+)?$", "x-words": "be a number from 0 to 99"},
+    "stack_canary_min_requests": {"pattern": r"^[1-9]\d{0,8}$", "x-words": "be a whole number from 1"},
+    "stack_canary_ratio": {"pattern": r"^[1-9]\d{0,2}(\.\d+)?$", "x-words": "be a number from 1"},
+    "stack_canary_soak_s": {"pattern": r"^[1-9]\d{0,4}$", "x-words": "be a whole number of seconds from 1 to 99999"},
+    "stack_drain_last": {
+        "pattern": r"^(true|false)$",
+        "x-words": "be true or false, as text (-e stack_drain_last=true)",
+    },
     "stack_domain": {"type": "string", **_HOST_NAME},
     # An entry of a cluster has the rules of an engine besides (see with_rules).
     "vllm_clusters[].hosts": {"minItems": 1},

@@ -28,6 +28,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -46,6 +47,10 @@ LIMITS = HOME / "limits.conf"
 TLS = HOME / "tls.conf"
 DRAINED = HOME / "drained"
 PROVEN = HOME / "proven"
+# The configuration that was proven before that one. The list of proxies is not in it: those of today stay.
+PREVIOUS = HOME / "previous"
+# The same, while the host returns to it and it is not proven again.
+RETURNING = HOME / "returning"
 PLACEHOLDER = HOME / "placeholder"
 CERTIFICATE = Path("/etc/letsencrypt/live/ec2-inference")
 RENEWAL = Path("/etc/letsencrypt/renewal/ec2-inference.conf")
@@ -553,8 +558,9 @@ def prove(domains: list[str], live: bool) -> None:
 
 
 def keep() -> str:
-    """Copy the proven configuration, for `rollback` to return to."""
+    """Copy the proven configuration, for `rollback` to return to, and keep the one before it for `return`."""
     PROVEN.mkdir(mode=0o700, exist_ok=True)
+    keep_previous()
     changed = False
     for path in (MAIN, UPSTREAM, LIMITS):
         kept = PROVEN / path.name
@@ -564,10 +570,43 @@ def keep() -> str:
     return "kept" if changed else "unchanged"
 
 
+def kept_in(directory: Path) -> dict[Path, str]:
+    """The configuration in a directory, by the paths that nginx reads, without the list of proxies and with the present counts of connections."""
+    kept = {path: directory / path.name for path in (MAIN, LIMITS)}
+    zones = rf"\g<zone>_{generation()}"
+    return {path: ZONE.sub(zones, copy.read_text()) for path, copy in kept.items() if copy.exists()}
+
+
+def keep_previous() -> None:
+    """Keep what was proven before the present configuration. After a return there is nothing before it any more."""
+    present = {path: path.read_text() for path in (MAIN, LIMITS) if path.exists()}
+    if kept_in(RETURNING) == present:
+        shutil.rmtree(RETURNING)
+    elif kept_in(PROVEN) not in ({}, present):
+        shutil.rmtree(PREVIOUS, ignore_errors=True)
+        shutil.copytree(PROVEN, PREVIOUS)
+
+
+def return_command() -> str:
+    """Load the configuration that was proven before the present one. `prove` then keeps it, or `rollback` takes the return back."""
+    # A return that was interrupted goes on.
+    if PREVIOUS.exists():
+        shutil.rmtree(RETURNING, ignore_errors=True)
+        PREVIOUS.replace(RETURNING)
+    if not RETURNING.exists():
+        return "unchanged: this host has no earlier configuration that was proven"
+    install(kept_in(RETURNING))
+    reload()
+    return "returned"
+
+
 def rollback() -> str:
     """Restore the proven configuration. The workers that are drained now stay drained."""
     if not (PROVEN / MAIN.name).exists():
         return "unchanged: this host has no proven configuration yet"
+    if RETURNING.exists():
+        shutil.rmtree(PREVIOUS, ignore_errors=True)
+        RETURNING.replace(PREVIOUS)
     proven = {
         path: (PROVEN / path.name).read_text() for path in (MAIN, UPSTREAM, LIMITS) if (PROVEN / path.name).exists()
     }
@@ -774,6 +813,13 @@ COMMANDS = {
     "mend": Command("begin new counts of connections if a worker has died", lambda _: mend(), locked=True),
     "record": Command("save what nginx has loaded at its start", record_loaded),
     "rollback": Command("return to the proven configuration", lambda _: rollback(), locked=True),
+    "previous": Command(
+        "is there a configuration that was proven before this one? yes or no",
+        lambda _: yes_or_no(PREVIOUS.exists() or RETURNING.exists()),
+    ),
+    "return": Command(
+        "return to the configuration that was proven before this one", lambda _: return_command(), locked=True
+    ),
 }
 
 
