@@ -308,8 +308,7 @@ def test_an_operator_drains_hosts_and_puts_them_back(load: Load) -> None:
     assert re.search(r"api1 to engine2:tiny: [\d.]+ ms", shown), shown[-6000:]
 
     # A roll does its work on drained hosts, and leaves them drained.
-    rolled = " ".join(playbook("proxy", "-e", '{"proxy_timeouts": {"connect_s": 6}}').stdout.split())
-    assert re.search(r"engine1:tiny of instance i-\w+ \(engine1\) is drained: new disk", rolled), rolled[:6000]
+    playbook("proxy", "-e", '{"proxy_timeouts": {"connect_s": 6}}')
     assert ssh("api1", "cat /etc/proxy/drained/engine1:tiny").strip() == marker
     assert all(upstream("api2").values())
 
