@@ -89,7 +89,15 @@ def test_the_variables_of_all_tiers_are_those_that_are_read() -> None:
     read = {name for path in files for name in re.findall(r"(?<![\w$])stack_[a-z0-9_]+", path.read_text())}
 <<<<<<< Updated upstream
     # Plugins, and modules that engines import.
-    plugins = {"stack_ec2", "stack_engines", "stack_fleet", "stack_lock", "stack_plan", "stack_preflight"}
+    plugins = {
+        "stack_ec2",
+        "stack_engines",
+        "stack_fleet",
+        "stack_launch_template",
+        "stack_lock",
+        "stack_plan",
+        "stack_preflight",
+    }
     modules = {path.stem for path in (ROOT / "roles/vllm/files/engine").glob("*.py")}
     assert read - plugins - modules == preflight("roles").STACK.keys()
 =======
