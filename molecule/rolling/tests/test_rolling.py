@@ -96,11 +96,10 @@ def test_an_engine_setting_rolls_through_the_engines(load: Load) -> None:
     for host in PROXIES:
         assert {engine["state"] for engine in ready(host, 9000)["engines"]} == {"serving"}
     for host in ENGINES:
-        (told,) = re.findall(
-            rf"{host}: tiny: out of service for (\d+) s, of which its start (\d+) s and its proof (\d+) s", done.stdout
-        )
+        report = rf"{host}: tiny: out of service for (\d+) s, of which its start (\d+) s and its proof (\d+) s"
+        (told,) = re.findall(report, " ".join(done.stdout.split()))
         total_s, start_s, proof_s = map(int, told)
-        # The roll's own tasks. A busy machine slows them as it does the start, so no time of its own is asserted.
+        # What the roll's own tasks took. A busy machine slows them as it does the start.
         assert total_s - start_s - proof_s <= max(30, start_s), f"{host}: {told}"
 
 
