@@ -90,6 +90,8 @@ def test_an_engine_that_is_to_be_restarted_has_the_options_of_the_current_releas
     host.runs("x", "1")
     (host.directory / "run" / "vllm-x" / "fingerprint").unlink()
     assert host.decided(capsys) == "start"
+    (host.directory / "home" / "current" / "engines" / "x.fingerprint").unlink()
+    assert host.decided(capsys) == "no-room"
 
 
 def test_what_an_interrupted_roll_left_serves_on(host: Host, capsys: pytest.CaptureFixture[str]) -> None:

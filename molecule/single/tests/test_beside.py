@@ -66,7 +66,7 @@ def test_a_setting_changes_without_a_gap() -> None:
     with Load(calls=2) as load:
         done = playbook("vllm", *engines(max_num_seqs=48))
     load.assert_unharmed()
-    assert "all1:tiny.beside generated after" in done.stdout, done.stdout[-8000:]
+    assert "all1:tiny.beside started in" in done.stdout, done.stdout[-8000:]
     assert run_of("vllm@tiny") != before
     assert "max-num-seqs: 48" in ssh("all1", "cat /opt/vllm/current/engines/tiny.yml")
     assert_only_the_engine_is_left()

@@ -54,10 +54,9 @@ def is_of(name: str, release: Path) -> bool:
 
 def leaves_room(name: str) -> bool:
     """Whether a release in which the engine had a `beside_port` has the options that it runs with."""
-    try:
-        runs = (engine_probe.RUN / f"vllm-{name}" / "fingerprint").read_text()
-    except OSError:  # playbooks/restart.yml removes it
-        runs = (HOME / "current" / "engines" / f"{name}.fingerprint").read_text()
+    # playbooks/restart.yml removes the running engine's.
+    noted = [engine_probe.RUN / f"vllm-{name}" / "fingerprint", HOME / "current" / "engines" / f"{name}.fingerprint"]
+    runs = next((path.read_text() for path in noted if path.exists()), None)
     return any(
         path.read_text() == runs and path.with_name(f"{name}.beside.fingerprint").exists()
         for path in HOME.glob(f"releases/*/engines/{name}.fingerprint")
