@@ -54,19 +54,28 @@ def refusal_of(variables: Mapping[str, Any], tiers: list[str]) -> str:
 
 
 def split_refusal(inventory: Inventory, variables: Mapping[str, Any]) -> str:
-    """Why the engine tier cannot be rolled under this run's limit; "" if it can. The ranks of an engine over several hosts roll together."""
+    """Why the engine tier cannot be rolled with this run's options; "" if it can. The ranks of an engine over several hosts roll together,
+    in the turn of one of them.
+    """
     limit, here = variables.get("ansible_limit"), set(variables.get("ansible_play_hosts_all", []))
+    clusters = inventory.clusters()
     left_out = []
-    for cluster in inventory.clusters():
+    for cluster in clusters:
         members = set(hosts_of(cluster)) & set(inventory.group("vllm"))
         if members & here and members - here:
             left_out.append(f"{', '.join(sorted(members - here))} of cluster {cluster.get('name')}")
-    if not limit or not left_out:
-        return ""
-    return (
-        f"--limit {limit} leaves out {' and '.join(left_out)}, whose ranks are rolled together, so nothing was changed: "
-        "add these hosts to the limit, or leave --limit out."
-    )
+    if limit and left_out:
+        return (
+            f"--limit {limit} leaves out {' and '.join(left_out)}, whose ranks are rolled together, so nothing was changed: "
+            "add these hosts to the limit, or leave --limit out."
+        )
+    for name, single in (("stack_batch", {"1"}), ("stack_canary", {"0", "1"})):
+        if clusters and str(variables.get(name) or 0) not in {"0"} | single:
+            return (
+                f"{name} is {variables[name]}, but the hosts of cluster {clusters[0].get('name')} are rolled together in the turn of one of them, "
+                f"so nothing was changed: roll one host at a time, without {name}."
+            )
+    return ""
 
 
 def _unmatched(limit: str, groups: Mapping[str, list[str]]) -> str:

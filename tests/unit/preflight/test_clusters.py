@@ -190,3 +190,20 @@ def test_a_limit_that_splits_a_cluster_is_refused(limit: str | None, here: list[
     found = refusal(seen(cluster()), {"ansible_limit": limit, "ansible_play_hosts_all": here})
     assert said in found
     assert bool(found) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({}, False),
+        ({"stack_batch": 1, "stack_canary": 1}, False),
+        ({"stack_batch": "1", "stack_canary": "0"}, False),
+        ({"stack_batch": 2}, True),
+        ({"stack_batch": "25%"}, True),
+        ({"stack_canary": "2"}, True),
+    ],
+)
+def test_several_hosts_at_once_are_refused_where_ranks_roll_together(options: dict[str, Any], refused: bool) -> None:
+    refusal = load("run_options").split_refusal
+    assert bool(refusal(seen(cluster()), options)) is refused
+    assert refusal(seen(fleet()), options) == ""
