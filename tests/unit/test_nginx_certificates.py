@@ -74,7 +74,15 @@ def leaf(directory: Path, *names: str, **how: Any) -> tuple[str, str]:
 
 
 def of_ca(*domains: str, **more: str) -> dict[str, Any]:
-    return {"name": "main", "source": "acme", "domains": list(domains), "key_type": "ecdsa", "profile": "", **more}
+    return {
+        "name": "main",
+        "source": "acme",
+        "domains": list(domains),
+        "key_type": "ecdsa",
+        "profile": "",
+        "challenge": "http",
+        **more,
+    }
 
 
 def certify(tool: ModuleType, *names: str, profile: str = "", **how: Any) -> None:
@@ -86,7 +94,9 @@ def certify(tool: ModuleType, *names: str, profile: str = "", **how: Any) -> Non
     (home / "privkey.pem").write_text(key)
     (tool.LETSENCRYPT / "renewal").mkdir(exist_ok=True)
     profile_line = f"required_profile = {profile}\n" if profile else ""
-    (tool.LETSENCRYPT / "renewal/main.conf").write_text(f"[renewalparams]\nserver = https://ca/dir\n{profile_line}")
+    (tool.LETSENCRYPT / "renewal/main.conf").write_text(
+        f"[renewalparams]\nserver = https://ca/dir\nauthenticator = webroot\n{profile_line}"
+    )
 
 
 def want(tool: ModuleType, *certificates: dict[str, Any], **more: Any) -> None:
@@ -109,6 +119,7 @@ def test_why_a_certificate_is_issued(tool: ModuleType, monkeypatch: pytest.Monke
     assert why(of_ca("a.test", "c.test")) == "it is for a.test, b.test; wanted: a.test, c.test"
     assert why(both | {"key_type": "rsa"}) == "its key is ecdsa; wanted: rsa"
     assert why(both | {"profile": "shortlived"}) == "its profile is the CA's default; wanted: shortlived"
+    assert why(both | {"challenge": "route53"}) == "its names are validated by webroot; wanted: dns-route53"
     assert why(both, server="https://other/dir") == "it comes from https://ca/dir; wanted: https://other/dir"
     certify(tool, "a.test", kind="rsa:2048", profile="shortlived")
     assert why(of_ca("a.test", key_type="rsa", profile="shortlived")) == "good"

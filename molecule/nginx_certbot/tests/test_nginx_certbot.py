@@ -18,7 +18,9 @@ from pathlib import Path
 
 import boto3
 import pytest
+from ec2lab.model import DNS_MANAGEMENT_PORT
 from helpers.stack import CLIENT, PROJECT, SETTINGS, playbook, ssh
+from route53_relay import route53_relay
 
 DOMAIN = f"llm.{os.environ['LAB_NAME']}.test"
 SECOND = f"chat.{os.environ['LAB_NAME']}.test"
@@ -711,8 +713,16 @@ def served_pem(host: str, name: str, pem: str) -> str:
         return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True) or b"")
 
 
-def test_several_certificates_with_several_names(tmp_path: Path) -> None:
-    """The first gets another name and another kind of key; the others come from the CA, from the inventory and from Secrets Manager."""
+@pytest.fixture(scope="module")
+def relay() -> Iterator[str]:
+    """The lab's AWS, whose Route 53 also answers the CA."""
+    lab = socket.gethostbyname(f"ec2.{os.environ['LAB_NAME']}.test")
+    with route53_relay(lab, os.environ["AWS_ENDPOINT_URL"], f"http://{lab}:{DNS_MANAGEMENT_PORT}") as url:
+        yield url
+
+
+def test_several_certificates_with_several_names(tmp_path: Path, relay: str) -> None:
+    """The first gets another name and another kind of key; the others come from the CA by DNS, the inventory and Secrets Manager."""
     pem, key = make_pair(tmp_path, OWN)
     keeper = boto3.client("secretsmanager", region_name=os.environ["AWS_REGION"])
     texts = make_pair(tmp_path, KEPT)
@@ -720,13 +730,19 @@ def test_several_certificates_with_several_names(tmp_path: Path) -> None:
     variables = {
         "nginx_certbot_certificates": [
             {"name": "ec2-inference", "domains": [DOMAIN, SECOND], "key_type": "rsa"},
-            {"name": "more", "domains": [THIRD]},
+            {"name": "more", "domains": [THIRD], "challenge": "route53"},
             {"name": "own", "domains": [OWN], "source": "pem", "certificate_pem": pem, "key_pem": key},
             {"name": "kept", "domains": [KEPT], "source": "secrets_manager", "arn": arn},
         ],
-        "nginx_certbot_environment": {name: value for name, value in os.environ.items() if name.startswith("AWS_")},
+        "nginx_certbot_environment": {
+            **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
+            "AWS_ENDPOINT_URL": relay,
+            "AWS_DEFAULT_REGION": os.environ["AWS_REGION"],
+        },
         "nginx_certbot_renewal_failure_unit": "call-operator.service",
     }
+    zones = boto3.client("route53", region_name=os.environ["AWS_REGION"])
+    zones.create_hosted_zone(Name=f"{os.environ['LAB_NAME']}.test", CallerReference="test")
     pid = master("web1")
     # The CA may send a challenge to web2, which does not have the new names yet.
     told = converge("--limit", "web1", "--diff", "-v", variables=variables, skip="nginx_certbot_preflight")
@@ -743,6 +759,7 @@ def test_several_certificates_with_several_names(tmp_path: Path) -> None:
     assert master("web1") == pid
 
 
+@pytest.mark.usefixtures("relay")
 def test_a_renewal_that_fails_calls_an_operator() -> None:
     """After the test before it: the secret of one certificate becomes useless."""
     called = "/run/systemd/system/call-operator.service"

@@ -55,6 +55,10 @@ REFUSED_NAME = re.compile(r"Domain: +(?P<domain>\S+)\s+Type: +(?P<type>\S+)\s+De
 PEM = re.compile(r"-----BEGIN (?P<label>[A-Z0-9 ]+)-----.+?-----END (?P=label)-----", re.DOTALL)
 NONE_YET = "there is none yet"
 DAY_S = 24 * 3600
+# How certbot answers the CA's challenges.
+AUTHENTICATORS = {"http": "webroot", "route53": "dns-route53"}
+# The system's certificate authorities: on Debian and Ubuntu, and on Amazon Linux.
+SYSTEM_BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
 
 
 class Failed(Exception):
@@ -191,6 +195,8 @@ def why_issue(certificate: dict[str, Any], settings: dict[str, Any]) -> str:
     if stored.get("required_profile", "") != certificate.get("profile", ""):
         told, asked = (text or "the CA's default" for text in (stored.get("required_profile"), certificate["profile"]))
         return f"its profile is {told}; wanted: {asked}"
+    if stored.get("authenticator") != AUTHENTICATORS[certificate["challenge"]]:
+        return f"its names are validated by {stored.get('authenticator')}; wanted: {AUTHENTICATORS[certificate['challenge']]}"
     # The timer renews much earlier: a certificate this old has a renewal that does not work.
     return f"{facts.expiry()}, and was not renewed" if facts.is_late() else "good"
 
@@ -200,6 +206,10 @@ def certbot(settings: dict[str, Any], *arguments: str) -> None:
     values = environment()
     if settings.get("ca_bundle"):
         values["REQUESTS_CA_BUNDLE"] = settings["ca_bundle"]
+        # Requests to Route 53 would have only the ACME server's authorities too.
+        for bundle in SYSTEM_BUNDLES:
+            if bundle.exists():
+                values.setdefault("AWS_CA_BUNDLE", str(bundle))
     for pause_s in (*CERTBOT_PAUSES_S, None):
         answer = subprocess.run(
             ("certbot", *arguments, "--non-interactive"),
@@ -234,9 +244,11 @@ def issue(certificate: dict[str, Any], settings: dict[str, Any]) -> None:
     email, profile = settings.get("email"), certificate.get("profile")
     # The flags answer what certbot would ask about a certificate with other names, another CA or time left. The deploy hook is stored
     # with the certificate, so it also runs when an operator calls certbot.
+    by_http = certificate["challenge"] == "http"
     certbot(
         settings,
-        *("certonly", "--agree-tos", "--webroot", "--webroot-path", str(WEBROOT), "--cert-name", certificate["name"]),
+        *("certonly", "--agree-tos", "--cert-name", certificate["name"]),
+        *(("--webroot", "--webroot-path", str(WEBROOT)) if by_http else ("--dns-route53",)),
         # It has the secret of an external account, which a process's arguments would show.
         *(("--config", str(ACCOUNT)) if ACCOUNT.exists() else ()),
         *("--server", settings["server"], "--key-type", certificate["key_type"], "--force-renewal"),
