@@ -231,7 +231,8 @@ def web() -> dict[str, Any] | None:
         return None
     # nginx prints its version on stderr.
     version = output("sh", "-c", "nginx -v 2>&1")
-    files = sorted({path for file in home.glob("*.conf") for path in CERTIFICATE.findall(text_of(file) or "")})
+    named = [*home.glob("*.conf"), *home.glob("tls/[!.]*.conf")]
+    files = sorted({path for file in named for path in CERTIFICATE.findall(text_of(file) or "")})
     return {
         **unit("nginx.service"),
         "version": version.strip().rpartition("/")[2] if version else None,

@@ -95,6 +95,34 @@ CASES: dict[str, dict[str, Any]] = {
         "nginx_certbot_log_level": "info",
     },
     "http3": {"nginx_certbot_http3": True},
+    "several": {
+        "nginx_certbot_http3": True,
+        "nginx_certbot_certificates": [
+            {"name": "ec2-inference", "domains": ["llm.example.com", "chat.example.com"], "key_type": "rsa"},
+            {
+                "name": "own",
+                "domains": ["own.example.com"],
+                "source": "pem",
+                "certificate_pem": "pem",
+                "key_pem": "key",
+            },
+            {"name": "kept", "domains": ["kept.example.com"], "source": "acm", "arn": "arn:aws:acm:x:1:certificate/1"},
+        ],
+    },
+    "wrong certificates": {
+        "nginx_certbot_acme_eab_kid": "kid",
+        "nginx_certbot_certificates": [
+            {
+                "name": "one",
+                "domains": ["a.example.com", "*.example.com"],
+                "source": "pem",
+                "key_pem": "x",
+                "profile": "y",
+            },
+            {"name": "one", "domains": ["a.example.com"], "arn": "arn"},
+            {"name": "two", "domains": [], "source": "secrets_manager"},
+        ],
+    },
     "contradictions": {
         "nginx_certbot_client_certificates": "optional",
         "nginx_certbot_real_ip_header": "proxy_protocol",
@@ -379,8 +407,47 @@ def test_no_key_comes_into_shared_memory(rendered: Rendered) -> None:
 def test_http3_is_on_each_address_and_is_told_to_browsers(rendered: Rendered) -> None:
     conf, problems = rendered["http3"]
     assert problems == []
-    assert conf.count(" quic reuseport;") == 2
+    assert conf.count(" quic default_server reuseport;") == 2
     assert """on 'h3=":443"; ma=86400';""" in conf
+
+
+def test_each_certificate_has_a_server_of_its_own(rendered: Rendered) -> None:
+    conf, problems = rendered["several"]
+    assert problems == []
+    of = blocks(conf)
+    servers = {
+        line: next(name for name in lines if name.startswith("server_name "))
+        for lines in of.values()
+        for line in lines
+        if line.startswith("include /etc/nginx/ec2-inference/tls/")
+    }
+    assert servers == {
+        "include /etc/nginx/ec2-inference/tls/ec2-inference.conf": "server_name llm.example.com chat.example.com",
+        "include /etc/nginx/ec2-inference/tls/own.conf": "server_name own.example.com",
+        "include /etc/nginx/ec2-inference/tls/kept.conf": "server_name kept.example.com",
+    }
+    assert {"llm.example.com 1", "kept.example.com 1"} <= set(of["http / map $host $known_host"])
+    assert len([path for path in of if path.endswith(" / location = /v1/chat/completions")]) == 3
+    assert conf.count("listen 443 quic default_server reuseport;") == 1, "nginx refuses a second one"
+    assert conf.count("listen 443 quic;") == 2
+
+
+def test_certificates_that_cannot_be_got_are_refused(rendered: Rendered) -> None:
+    _, problems = rendered["wrong certificates"]
+    for words in (
+        'nginx_certbot_domains has "llm.example.com", but no entry',
+        'has "a.example.com" more than once',
+        'two entries with the name "one"',
+        'the domain "*.example.com" is not a full domain name',
+        "of source pem needs certificate_pem",
+        "profile means nothing for a certificate of source pem",
+        "arn means nothing for a certificate of source acme",
+        '"two": it has no domains',
+        "of source secrets_manager needs arn",
+        "only one of nginx_certbot_acme_eab_kid",
+    ):
+        assert len([problem for problem in problems if words in problem]) == 1, words
+    assert len(problems) == 10
 
 
 def test_settings_that_contradict_each_other_are_refused(rendered: Rendered) -> None:
@@ -396,3 +463,24 @@ def test_settings_that_contradict_each_other_are_refused(rendered: Rendered) -> 
     assert len(problems) == 5
     (problem,) = rendered["a CA that nobody asks for"][1]
     assert "no certificates are asked for" in problem
+
+
+# What gixy reports of every configuration, and why it is right as it is.
+GIXY_SKIPS = {
+    "http2_misdirected_request": "the default server answers 421 in its own error page, as JSON, and rejects other handshakes",
+    "proxy_buffering_off": "a stream's events have to reach the client at once",
+    "ssl_ecdh_curve": "X25519MLKEM768 is written for OpenSSL 3.5 and newer only",
+    "status_page_exposed": "it listens on loopback only",
+    "try_files_is_evil_too": "the file that never exists is how an error page is chosen for each reason; challenges are rare",
+    "worker_rlimit_nofile_vs_connections": "worker_connections counts those to the proxies, too, and each has one file",
+}
+
+
+@pytest.mark.parametrize("case", ["plain", "everything", "listed", "http3", "several"])
+def test_gixy_finds_nothing_that_was_not_weighed(rendered: Rendered, tmp_path: Path, case: str) -> None:
+    config = tmp_path / "nginx.conf"
+    config.write_text(rendered[case][0])
+    gixy = [Path(sys.executable).parent / "gixy", "--disable-includes", "--format=json", config]
+    run = subprocess.run(gixy, capture_output=True, text=True, timeout=120, check=False)
+    found = {issue["plugin"]: issue for issue in json.loads(run.stdout)}
+    assert set(found) == set(GIXY_SKIPS), json.dumps(found, indent=1) + run.stderr

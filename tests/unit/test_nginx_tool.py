@@ -9,7 +9,6 @@ import re
 import resource
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +38,9 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
         "UPSTREAM",
         "LIMITS",
         "TLS",
+        "ONLY_TLS",
+        "CERTIFICATES",
+        "OWN",
         "WORKERS",
         "LOADED",
         "DRAINED",
@@ -47,31 +49,39 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
         "RETURNING",
         "PLACEHOLDER",
         "LOCK",
-        "CERTBOT_ENVIRONMENT",
     ):
         monkeypatch.setattr(module, name, tmp_path / getattr(module, name).name)
     monkeypatch.setattr(module, "MAIN", tmp_path / "nginx.conf")
-    monkeypatch.setattr(module, "CERTIFICATE", tmp_path / "live")
-    monkeypatch.setattr(module, "RENEWAL", tmp_path / "renewal.conf")
+    monkeypatch.setattr(module, "LIVE", tmp_path / "live")
+    module.TLS.mkdir()
     monkeypatch.setattr(module, "PID_FILE", tmp_path / "no.pid")
     monkeypatch.setattr(module, "test", lambda candidates: None)
     return module
 
 
-def make_certificate(tool: ModuleType, *names: str, days: int = 90) -> None:
-    tool.CERTIFICATE.mkdir()
+def make_certificate(home: Path, *names: str) -> None:
+    home.mkdir(parents=True)
     request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    request += [
-        "-subj",
-        "/CN=test",
-        "-days",
-        str(days),
-        "-addext",
-        f"subjectAltName={','.join(f'DNS:{name}' for name in names)}",
-    ]
-    request += ["-keyout", str(tool.CERTIFICATE / "privkey.pem"), "-out", str(tool.CERTIFICATE / "fullchain.pem")]
+    request += ["-subj", "/CN=test", "-days", "90"]
+    request += ["-addext", f"subjectAltName={','.join(f'DNS:{name}' for name in names)}"]
+    request += ["-keyout", str(home / "privkey.pem"), "-out", str(home / "fullchain.pem")]
     subprocess.run(request, check=True, capture_output=True)
-    tool.RENEWAL.write_text("[renewalparams]\nserver = https://ca/dir\n")
+
+
+def want(tool: ModuleType, **certificates: list[str]) -> None:
+    """Write the list of certificates: names and domains; those whose name begins with `own` come from elsewhere than the CA."""
+    listed = [
+        {"name": name, "source": "pem" if name.startswith("own") else "acme", "domains": domains}
+        for name, domains in certificates.items()
+    ]
+    tool.CERTIFICATES.write_text(json.dumps({"certificates": listed}))
+
+
+def named(tool: ModuleType) -> dict[str, str]:
+    """The directory that each tls/NAME.conf names, relative to the test's."""
+    texts = {path.stem: path.read_text() for path in tool.TLS.glob("*.conf")}
+    found = {name: Path(tool.PAIR.findall(text)[0]).parent for name, text in texts.items()}
+    return {name: str(home.relative_to(tool.TLS.parent)) for name, home in found.items()}
 
 
 def test_exactly_the_drained_servers_are_down(tool: ModuleType) -> None:
@@ -157,67 +167,80 @@ def test_a_refused_drain_leaves_no_marker(tool: ModuleType, monkeypatch: pytest.
     assert list(tool.UPSTREAM.parent.glob(".*")) == []
 
 
-def test_why_a_certificate_is_issued(tool: ModuleType) -> None:
-    assert tool.certificate_command(["a.test"], "https://ca/dir") == "there is none yet"
-    make_certificate(tool, "a.test", "B.test")
-    assert tool.certificate_command(["b.test", "A.test"], "https://ca/dir") == "good"
-    assert "wanted: a.test, c.test" in tool.certificate_command(["a.test", "c.test"], "https://ca/dir")
-    assert "comes from https://ca/dir" in tool.certificate_command(["a.test", "b.test"], "https://other/dir")
+def test_without_a_list_there_is_the_one_certificate_of_earlier_releases(tool: ModuleType) -> None:
+    tool.select_tls(None)
+    assert named(tool) == {"ec2-inference": "placeholder"}
+    make_certificate(tool.LIVE / "ec2-inference", "a.test")
+    assert tool.select_tls(None) == "changed"
+    assert named(tool) == {"ec2-inference": "live/ec2-inference"}
+    assert "stapling" not in (tool.TLS / "ec2-inference.conf").read_text()
 
 
-@pytest.mark.parametrize(
-    ("lifetime", "left", "due", "issue"),
-    [
-        (90, 60, False, False),
-        (90, 29, True, False),
-        (90, 6, True, True),
-        (45, 16, False, False),
-        (45, 14, True, False),
-        (45, 4, True, True),
-        (6, 4, False, False),
-        (6, 2, True, False),
-        (6, 0.5, True, True),
-        (6, -1, True, True),
-    ],
-)
-def test_a_certificate_is_judged_by_its_own_lifetime(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, lifetime: int, left: float, due: bool, issue: bool
+def test_another_certificate_stands_in_for_one_that_is_not_there_yet(tool: ModuleType) -> None:
+    """A name that moves to a certificate of its own is served by its old one until then."""
+    make_certificate(tool.LIVE / "ec2-inference", "a.test", "b.test")
+    tool.ONLY_TLS.write_text(tool.tls_text(tool.LIVE / "ec2-inference"))
+    want(tool, **{"ec2-inference": ["a.test"], "own": ["b.test"], "other": ["c.test"]})
+    tool.select_tls(None)
+    assert named(tool) == {"ec2-inference": "live/ec2-inference", "own": "live/ec2-inference", "other": "placeholder"}
+    make_certificate(tool.OWN / "own", "b.test")
+    tool.select_tls(None)
+    assert named(tool)["own"] == "certificates/own"
+
+
+def test_files_that_only_an_earlier_configuration_included_are_removed(tool: ModuleType) -> None:
+    want(tool, **{"ec2-inference": ["a.test"]})
+    tool.select_tls(None)
+    for path in (tool.ONLY_TLS, tool.TLS / "gone.conf"):
+        path.write_text("ssl_certificate /x;\n")
+    tool.MAIN.write_text(f"include {tool.TLS}/ec2-inference.conf;\n")
+    for path in (tool.UPSTREAM, tool.LIMITS):
+        path.write_text("")
+    assert tool.keep() == "kept"
+    assert tool.tls_files() == [tool.TLS / "ec2-inference.conf"]
+
+
+def test_a_rollback_returns_to_the_proven_list_of_certificates(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`left` days before its end it is due for the timer, or so late that the play issues a new one."""
-    make_certificate(tool, "a.test", days=lifetime)
-    at = time.time() + (lifetime - left) * 24 * 3600
-    monkeypatch.setattr(tool.time, "time", lambda: at)
-    assert tool.is_due() is due
-    reason = tool.certificate_command(["a.test"], "https://ca/dir")
-    assert (reason != "good") is issue, reason
-    if issue:
-        assert f"of {lifetime}, and was not renewed" in reason
+    monkeypatch.setattr(tool, "master", lambda: 7)
+    monkeypatch.setattr(tool, "stale", lambda: False)
+    for path in (tool.MAIN, tool.UPSTREAM, tool.LIMITS):
+        path.write_text("old")
+    want(tool, old=["a.test"])
+    tool.keep()
+    want(tool, new=["b.test"])
+    tool.rollback()
+    assert [one["name"] for one in tool.certificates()] == ["old"]
+    (tool.PROVEN / "certificates.json").unlink()
+    tool.rollback()
+    assert [one["name"] for one in tool.certificates()] == ["ec2-inference"], "proven before there was a list"
 
 
-def test_a_certificate_that_was_served_is_never_replaced_by_the_placeholder(tool: ModuleType) -> None:
-    make_certificate(tool, "a.test")
-    tool.TLS.write_text(tool.tls_text())
-    (tool.CERTIFICATE / "privkey.pem").unlink()
-    with pytest.raises(tool.Failed, match=r"is gone from the disk.*Restore /etc/letsencrypt.*remove .*tls.conf"):
+@pytest.mark.parametrize("name", ["ec2-inference", "own"])
+def test_a_certificate_that_was_served_is_never_replaced_by_the_placeholder(tool: ModuleType, name: str) -> None:
+    want(tool, **{name: ["a.test"]})
+    home = tool.home_of(tool.certificates()[0])
+    make_certificate(home, "a.test")
+    tool.select_tls(None)
+    (home / "privkey.pem").unlink()
+    with pytest.raises(
+        tool.Failed, match=rf"is gone from the disk.*Restore .* from a backup.*remove .*tls/{name}.conf"
+    ):
         tool.select_tls(None)
     with pytest.raises(tool.Failed, match="is gone from the disk"):
         tool.reload()
-    assert str(tool.CERTIFICATE) in tool.TLS.read_text()
-    tool.TLS.unlink()
+    (tool.TLS / f"{name}.conf").unlink()
     assert tool.select_tls(None) == "changed"
-    assert str(tool.PLACEHOLDER) in tool.TLS.read_text()
+    assert named(tool) == {name: "placeholder"}
 
 
-def test_the_placeholder_serves_until_there_is_a_certificate(tool: ModuleType) -> None:
+def test_the_placeholders_key_is_its_owners_alone_and_stays(tool: ModuleType) -> None:
     tool.make_placeholder()
     made = (tool.PLACEHOLDER / "privkey.pem").stat()
-    assert made.st_mode & 0o077 == 0, "a private key is its owner's alone"
+    assert made.st_mode & 0o077 == 0
     tool.make_placeholder()
-    assert (tool.PLACEHOLDER / "privkey.pem").stat().st_ino == made.st_ino, "one that is there stays"
-    assert str(tool.PLACEHOLDER) in tool.tls_text()
-    make_certificate(tool, "a.test")
-    assert str(tool.CERTIFICATE / "fullchain.pem") in tool.tls_text()
-    assert "stapling" not in tool.tls_text()
+    assert (tool.PLACEHOLDER / "privkey.pem").stat().st_ino == made.st_ino
 
 
 @pytest.mark.parametrize("name", ["api1", "api1:x", "../x:9000", "a b:1"])
@@ -263,67 +286,11 @@ def test_workers_that_may_open_too_few_files_are_told(tool: ModuleType, monkeypa
         tool.prove_files()
 
 
-CA_SAYS = """\
-Certbot failed to authenticate some domains (authenticator: webroot). The Certificate Authority reported these problems:
-  Domain: a.test
-  Type:   connection
-  Detail: 192.0.2.1: Fetching http://a.test/.well-known/acme-challenge/x: Timeout during connect
-  Domain: b.test
-  Type:   dns
-  Detail: no valid A records found for b.test
-"""
-LIMITED = "There were too many requests of a given type :: Error creating new order :: too many certificates (5) already issued"
-
-
-@pytest.mark.parametrize(
-    ("says", "runs", "words"),
-    [
-        (CA_SAYS, 1, ["a.test: 192.0.2.1: Fetching", "(connection)", "b.test: no valid A records", "(dns)"]),
-        (LIMITED, 1, ["the CA refused, so it was not asked again"]),
-        ("The client sent an unacceptable anti-replay nonce", 3, ["certbot failed three times (exit status 1)"]),
-    ],
-)
-def test_what_the_ca_refuses_is_told_and_not_asked_again(
-    tool: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    says: str,
-    runs: int,
-    words: list[str],
-) -> None:
-    (tmp_path / "says").write_text(says)
-    certbot = tmp_path / "bin/certbot"
-    certbot.parent.mkdir()
-    certbot.write_text(f'#!/bin/sh\necho "$REQUESTS_CA_BUNDLE $*" >> {tmp_path}/runs\ncat {tmp_path}/says\nexit 1\n')
-    certbot.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{certbot.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(tool, "CERTBOT_PAUSES_S", (0, 0))
-    tool.CERTBOT_ENVIRONMENT.write_text("REQUESTS_CA_BUNDLE=/etc/roots.pem\n")
-    tool.make_placeholder()
-    with pytest.raises(tool.Failed) as failure:
-        tool.renew(force=False)
-    assert [word for word in words if word not in str(failure.value)] == []
-    assert says.strip() in capsys.readouterr().err, "all words of the CA"
-    called = (tmp_path / "runs").read_text().splitlines()
-    assert called == ["/etc/roots.pem renew --no-random-sleep-on-renew --non-interactive"] * runs
-
-
-def test_what_is_not_due_asks_no_ca(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_certificate(tool, "a.test", days=6)
-    asked: list[str] = []
-    monkeypatch.setattr(tool, "certbot", lambda *arguments: asked.append(" ".join(arguments)))
-    tool.renew(force=False)
-    assert asked == []
-    tool.renew(force=True)
-    assert asked == ["renew --no-random-sleep-on-renew --force-renewal"]
-
-
 def test_a_reload_that_began_after_it_was_asked_for_does_for_it(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reloads: list[str] = []
-    monkeypatch.setattr(tool, "tls_text", lambda: "")
+    monkeypatch.setattr(tool, "tls_texts", dict)
     monkeypatch.setattr(tool, "stale", lambda: bool(tool.MAIN.exists()))
 
     def reload() -> str:

@@ -16,11 +16,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
 import pytest
+from ec2lab.model import DNS_MANAGEMENT_PORT
 from helpers.stack import CLIENT, PROJECT, SETTINGS, playbook, ssh
+from route53_relay import route53_relay
 
 DOMAIN = f"llm.{os.environ['LAB_NAME']}.test"
 SECOND = f"chat.{os.environ['LAB_NAME']}.test"
+THIRD = f"more.{os.environ['LAB_NAME']}.test"
+OWN, KEPT = "own.example.test", "kept.example.test"
 ADDRESS = dict(re.findall(r"^Host (\S+)\n  HostName (\S+)", (CLIENT / "ssh_config").read_text(), re.MULTILINE))
 WEB = ["web1", "web2"]
 PROXY_PORTS = [9000, 9001]
@@ -84,13 +89,24 @@ def served(host: str, name: str = DOMAIN) -> tuple[str, set[str]]:
     return str(certificate["serialNumber"]), {value for _, value in certificate["subjectAltName"]}
 
 
+def ends_at(host: str) -> float:
+    """When the certificate expires that is served."""
+    with connect(host) as connection:
+        return ssl.cert_time_to_seconds(str((connection.getpeercert() or {})["notAfter"]))
+
+
 def master(host: str) -> str:
     return ssh(host, "cat /run/nginx.pid").strip()
 
 
-def converge(*options: str, check: bool = True, variables: dict | None = None) -> subprocess.CompletedProcess[str]:
-    """The role again, with other variables; nothing is installed."""
-    options = (*options, "--skip-tags", "nginx_certbot_preflight,nginx_certbot_install")
+def converge(
+    *options: str,
+    check: bool = True,
+    variables: dict | None = None,
+    skip: str = "nginx_certbot_preflight,nginx_certbot_install",
+) -> subprocess.CompletedProcess[str]:
+    """The role again, with other variables; nothing is installed unless `skip` says so."""
+    options = (*options, "--skip-tags", skip)
     extra = ["-e", json.dumps(variables)] if variables else []
     return playbook("../molecule/nginx_certbot/converge", *options, *extra, check=check)
 
@@ -654,7 +670,7 @@ def test_the_log_tells_a_stream_that_was_cut_from_a_whole_one(web: str) -> None:
 @pytest.mark.usefixtures("proxies")
 def test_a_renewal_is_served_without_a_restart(web: str) -> None:
     drop_in = "/run/systemd/system/ec2-inference-certbot.service.d"
-    command = f"/usr/local/sbin/{TOOL} renew --force"
+    command = "/usr/local/sbin/ec2-inference-certificates renew --force"
     before, pid = served(web)[0], master(web)
     ssh(web, f"mkdir -p {drop_in} && printf '[Service]\\nExecStart=\\nExecStart={command}\\n' > {drop_in}/force.conf")
     try:
@@ -663,6 +679,11 @@ def test_a_renewal_is_served_without_a_restart(web: str) -> None:
         ssh(web, f"rm -r {drop_in} && systemctl daemon-reload")
     assert served(web)[0] != before
     assert master(web) == pid
+    metrics = ssh(web, "cat /var/lib/prometheus/node-exporter/nginx_certbot.prom")
+    ends = re.findall(
+        r'^nginx_certbot_certificate_not_after_.*\{name="ec2-inference",source="acme"\} (\d+)$', metrics, re.M
+    )
+    assert [int(end) for end in ends] == [ends_at(web)]
 
 
 def test_a_lost_certificate_is_missed_and_nothing_is_changed(web: str) -> None:
@@ -677,13 +698,85 @@ def test_a_lost_certificate_is_missed_and_nothing_is_changed(web: str) -> None:
     assert ssh(web, f"{TOOL} tls").strip() == "unchanged"
 
 
-def test_an_added_domain_is_certified() -> None:
+def make_pair(directory: Path, name: str) -> tuple[str, str]:
+    """A certificate for one name that no CA issued, and its key."""
+    pem, key = directory / f"{name}.pem", directory / f"{name}.key"
+    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 60 -subj /CN=own"
+    request += f" -addext subjectAltName=DNS:{name} -keyout {key} -out {pem}"
+    subprocess.run(request.split(), check=True, capture_output=True)
+    return pem.read_text(), key.read_text()
+
+
+def served_pem(host: str, name: str, pem: str) -> str:
+    """The certificate that is served for a name, which has to be, or be issued by, the one that is given."""
+    with connect(host, name, ssl.create_default_context(cadata=pem)) as connection:
+        return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True) or b"")
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[str]:
+    """The lab's AWS, whose Route 53 also answers the CA."""
+    lab = socket.gethostbyname(f"ec2.{os.environ['LAB_NAME']}.test")
+    with route53_relay(lab, os.environ["AWS_ENDPOINT_URL"], f"http://{lab}:{DNS_MANAGEMENT_PORT}") as url:
+        yield url
+
+
+def test_several_certificates_with_several_names(tmp_path: Path, relay: str) -> None:
+    """The first gets another name and another kind of key; the others come from the CA by DNS, the inventory and Secrets Manager."""
+    pem, key = make_pair(tmp_path, OWN)
+    keeper = boto3.client("secretsmanager", region_name=os.environ["AWS_REGION"])
+    texts = make_pair(tmp_path, KEPT)
+    arn = keeper.create_secret(Name="kept", SecretString=json.dumps({"chain": texts[0], "key": texts[1]}))["ARN"]
+    variables = {
+        "nginx_certbot_certificates": [
+            {"name": "ec2-inference", "domains": [DOMAIN, SECOND], "key_type": "rsa"},
+            {"name": "more", "domains": [THIRD], "challenge": "route53"},
+            {"name": "own", "domains": [OWN], "source": "pem", "certificate_pem": pem, "key_pem": key},
+            {"name": "kept", "domains": [KEPT], "source": "secrets_manager", "arn": arn},
+        ],
+        "nginx_certbot_environment": {
+            **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
+            "AWS_ENDPOINT_URL": relay,
+            "AWS_DEFAULT_REGION": os.environ["AWS_REGION"],
+        },
+        "nginx_certbot_renewal_failure_unit": "call-operator.service",
+    }
+    zones = boto3.client("route53", region_name=os.environ["AWS_REGION"])
+    zones.create_hosted_zone(Name=f"{os.environ['LAB_NAME']}.test", CallerReference="test")
     pid = master("web1")
-    # The CA may send the challenge to web2, which does not have the new name yet.
-    converge("--limit", "web1", variables={"nginx_certbot_domains": [DOMAIN, SECOND]})
-    assert served("web1", SECOND)[1] == {DOMAIN, SECOND}
-    assert served("web1")[1] == {DOMAIN, SECOND}
+    # The CA may send a challenge to web2, which does not have the new names yet.
+    told = converge("--limit", "web1", "--diff", "-v", variables=variables, skip="nginx_certbot_preflight")
+    for secret in (key.splitlines()[1], texts[1].splitlines()[1]):
+        assert secret not in told.stdout + told.stderr
+    assert [served("web1", name)[1] for name in (DOMAIN, SECOND, THIRD)] == [{DOMAIN, SECOND}] * 2 + [{THIRD}]
+    assert served_pem("web1", OWN, pem) == pem
+    assert served_pem("web1", KEPT, texts[0]) == texts[0]
+    assert "rsaEncryption" in ssh("web1", "openssl x509 -noout -text -in /etc/letsencrypt/live/ec2-inference/cert.pem")
+    texts = make_pair(tmp_path, KEPT)
+    keeper.put_secret_value(SecretId=arn, SecretString="".join(texts))
+    ssh("web1", "systemctl start ec2-inference-certbot.service")
+    assert served_pem("web1", KEPT, texts[0]) == texts[0], "the timer follows the secret"
     assert master("web1") == pid
+
+
+@pytest.mark.usefixtures("relay")
+def test_a_renewal_that_fails_calls_an_operator() -> None:
+    """After the test before it: the secret of one certificate becomes useless."""
+    called = "/run/systemd/system/call-operator.service"
+    unit = "[Service]\\nType=oneshot\\nRemainAfterExit=true\\nExecStart=/bin/true\\n"
+    ssh("web1", f"printf '{unit}' > {called} && systemctl daemon-reload")
+    before = ssh("web1", "sha256sum /etc/nginx/ec2-inference/certificates/kept/*")
+    keeper = boto3.client("secretsmanager", region_name=os.environ["AWS_REGION"])
+    keeper.put_secret_value(SecretId="kept", SecretString="not PEM")
+    ssh("web1", "systemctl start ec2-inference-certbot.service || true")
+    wait = "for i in $(seq 100); do systemctl is-active -q call-operator && break; sleep 0.1; done"
+    assert ssh("web1", f"{wait}; systemctl is-active call-operator || true").strip() == "active"
+    told = ssh("web1", "journalctl -q --no-pager -n 20 -u ec2-inference-certbot.service")
+    assert "the certificate kept cannot be served: it has no PEM certificate" in told
+    assert ssh("web1", "sha256sum /etc/nginx/ec2-inference/certificates/kept/*") == before
+    metrics = ssh("web1", "cat /var/lib/prometheus/node-exporter/nginx_certbot.prom")
+    failed = re.findall(r'^nginx_certbot_certificate_renewal_failed\{name="(\w+)".* 1$', metrics, re.M)
+    assert failed == ["kept"]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ Installed by the nginx_certbot role. Used by the role, by certbot's deploy hook,
     ec2-inference-nginx undrain api1:9000
     ec2-inference-nginx reload
 
-nginx.conf includes three small files that this tool edits. upstream.conf has one line per proxy worker, which is `down` while
+nginx.conf includes small files that this tool edits. upstream.conf has one line per proxy worker, which is `down` while
 drained/ has a marker file of the worker's name; the marker holds the reason, who drained it and since when. limits.conf names the
-memory in which nginx counts connections. tls.conf names the certificate that is served.
+memory in which nginx counts connections. tls/NAME.conf names the files of a certificate that is served. Which certificates there are,
+the role writes into certificates.json; ec2-inference-certificates gets and renews them.
 
 `nginx -s reload` returns before the new configuration is in effect. A drain that relied on it would send requests to a proxy
 that is being stopped. So a reload here ends when the workers of the old configuration no longer accept connections.
@@ -44,7 +45,9 @@ MAIN = Path("/etc/nginx/nginx.conf")
 HOME = Path("/etc/nginx/ec2-inference")
 UPSTREAM = HOME / "upstream.conf"
 LIMITS = HOME / "limits.conf"
-TLS = HOME / "tls.conf"
+TLS = HOME / "tls"
+# What earlier releases of the role included, for their only certificate.
+ONLY_TLS = HOME / "tls.conf"
 DRAINED = HOME / "drained"
 PROVEN = HOME / "proven"
 # The configuration that was proven before that one. The list of proxies is not in it: those of today stay.
@@ -52,11 +55,11 @@ PREVIOUS = HOME / "previous"
 # The same, while the host returns to it and it is not proven again.
 RETURNING = HOME / "returning"
 PLACEHOLDER = HOME / "placeholder"
-CERTIFICATE = Path("/etc/letsencrypt/live/ec2-inference")
-RENEWAL = Path("/etc/letsencrypt/renewal/ec2-inference.conf")
-CERTBOT_ENVIRONMENT = HOME / "certbot.env"
-WEBROOT = Path("/var/lib/ec2-inference/acme")
-TOOL = Path("/usr/local/sbin/ec2-inference-nginx")
+CERTIFICATES = HOME / "certificates.json"
+# The directories with the files of each certificate: certbot's, and of those that come from elsewhere.
+LIVE = Path("/etc/letsencrypt/live")
+OWN = HOME / "certificates"
+CERTIFICATES_TOOL = Path("/usr/local/sbin/ec2-inference-certificates")
 LOGS = Path("/var/log/nginx")
 PID_FILE = Path("/run/nginx.pid")
 LOADED = Path("/run/ec2-inference-nginx.loaded")
@@ -67,8 +70,10 @@ LOCK = Path("/run/ec2-inference-nginx.lock")
 WRAPPERS = {
     UPSTREAM: "events {} http { upstream proxies { include %s; } }\n",
     LIMITS: "events {} http { include %s; }\n",
-    TLS: "events {} http { server { listen 443 ssl; include %s; } }\n",
 }
+TLS_WRAPPER = "events {} http { server { listen 443 ssl; include %s; } }\n"
+# What a tls/NAME.conf names.
+PAIR = re.compile(r"^ssl_certificate(?:_key)? (\S+);", re.MULTILINE)
 SERVER = re.compile(r"^(?P<server>server \S+ max_fails=0)(?: down)?;  # (?P<id>\S+)$")
 # The zones in limits.conf that count connections; their names end with a generation.
 ZONE = re.compile(r"\b(?P<zone>(?:key_)?connections)_(?P<generation>\d+)\b")
@@ -81,17 +86,6 @@ MARKER = re.compile(r"(?P<reason>.+); by [^;]+; since (?P<since>\d{4}-\d\d-\d\dT
 MARKER_TIME = "%Y-%m-%dT%H:%M:%SZ"
 WORKER = "nginx: worker process"
 RELOAD_S = 30
-# An ACME server may refuse a nonce or be slow: certbot is run again after these pauses.
-CERTBOT_PAUSES_S = (10, 60)
-# But not if the CA has refused: it would again, and CAs limit how many validations may fail in an hour. certbot's words, or the CA's.
-REFUSED = re.compile(
-    "failed to authenticate|too many requests of a given type|will not issue for the identifier|lacks sufficient authorization"
-    "|Certification Authority Authorization",
-    re.IGNORECASE,
-)
-# What certbot prints of each name that the CA could not validate.
-REFUSED_NAME = re.compile(r"Domain: +(?P<domain>\S+)\s+Type: +(?P<type>\S+)\s+Detail: +(?P<detail>.+)")
-DAY_S = 24 * 3600
 
 
 class Failed(Exception):
@@ -107,21 +101,28 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def test(candidates: dict[Path, Path]) -> None:
-    """Let nginx test the whole configuration with `candidates` (live path: file to test) in place of the live files."""
+    """Let nginx test the whole configuration with `candidates` (live path: file to test) in place of the live files.
+
+    One that nginx.conf does not include yet is tested by itself.
+    """
     text = candidates.get(MAIN, MAIN).read_text()
+    texts = []
     for live, candidate in candidates.items():
-        if live != MAIN and str(live) not in text:
-            text = WRAPPERS[live]
-            text = text % candidate
-        text = text.replace(f"include {live};", f"include {candidate};")
+        if f"include {live};" in text:
+            text = text.replace(f"include {live};", f"include {candidate};")
+        elif live != MAIN:
+            texts.append(WRAPPERS.get(live, TLS_WRAPPER) % candidate)
+    if len(texts) < len(candidates) or not candidates:
+        texts.append(text)
     trial = HOME / ".trial.conf"
-    trial.write_text(text)
-    try:
-        answer = run("nginx", "-t", "-q", "-c", str(trial))
-    finally:
-        trial.unlink()
-    if answer.returncode:
-        raise Failed(f"nginx refuses the configuration, nothing was changed:\n{answer.stderr.strip()}")
+    for tried in texts:
+        trial.write_text(tried)
+        try:
+            answer = run("nginx", "-t", "-q", "-c", str(trial))
+        finally:
+            trial.unlink()
+        if answer.returncode:
+            raise Failed(f"nginx refuses the configuration, nothing was changed:\n{answer.stderr.strip()}")
 
 
 def install(texts: dict[Path, str]) -> bool:
@@ -184,19 +185,72 @@ def make_placeholder() -> None:
     certificate.replace(PLACEHOLDER / "fullchain.pem")
 
 
-def tls_text() -> str:
-    """Return tls.conf's text: the CA's certificate, or the placeholder until there is one; never the placeholder after a certificate."""
-    issued = (CERTIFICATE / "fullchain.pem").exists() and (CERTIFICATE / "privkey.pem").exists()
-    if not issued and TLS.exists() and str(CERTIFICATE) in TLS.read_text():
+def certificates() -> list[dict[str, Any]]:
+    """The certificates that the role wants; earlier releases of it had one and no list."""
+    if CERTIFICATES.exists():
+        listed: list[dict[str, Any]] = json.loads(CERTIFICATES.read_text())["certificates"]
+        return listed
+    return [{"name": "ec2-inference", "source": "acme", "domains": []}]
+
+
+def home_of(certificate: dict[str, Any]) -> Path:
+    """The directory with the files of a certificate."""
+    return (LIVE if certificate["source"] == "acme" else OWN) / str(certificate["name"])
+
+
+def is_whole(home: Path) -> bool:
+    """Does a directory have a certificate and its key?"""
+    return (home / "fullchain.pem").exists() and (home / "privkey.pem").exists()
+
+
+def names_of(certificate: Path) -> set[str]:
+    """The names of a certificate, in lower case."""
+    text = run("openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", str(certificate)).stdout
+    return {name.lower() for name in re.findall(r"(?:DNS|IP Address):([^,\s]+)", text)}
+
+
+def tls_files() -> list[Path]:
+    """The files that name certificates, as they are now."""
+    return [path for path in (*sorted(TLS.glob("[!.]*.conf")), ONLY_TLS) if path.exists()]
+
+
+def served_homes() -> list[Path]:
+    """The directories whose certificates are named now."""
+    return [Path(pem).parent for path in tls_files() for pem in PAIR.findall(path.read_text())[:1]]
+
+
+def home_to_serve(certificate: dict[str, Any]) -> Path:
+    """The directory whose files nginx serves for a certificate that the role wants.
+
+    Until it is there, another certificate that has its names stands in, or else the placeholder; never the placeholder once it was served.
+    """
+    home = home_of(certificate)
+    if is_whole(home):
+        return home
+    served = served_homes()
+    for other in served:
+        if other != PLACEHOLDER and is_whole(other) and {*certificate["domains"]} <= names_of(other / "fullchain.pem"):
+            return other
+    if home in served:
         raise Failed(
-            f"the certificate that nginx serves is gone from the disk: {CERTIFICATE} has no fullchain.pem or privkey.pem. Nothing was "
-            "changed, and a running nginx goes on with what it has loaded. Restore /etc/letsencrypt from a backup; or, to serve a "
-            f"self-signed placeholder until a new certificate is issued, remove {TLS} and run the playbook"
+            f"the certificate that nginx serves is gone from the disk: {home} has no fullchain.pem or privkey.pem. Nothing was "
+            f"changed, and a running nginx goes on with what it has loaded. Restore {home.parent.parent} from a backup; or, to serve a "
+            f"self-signed placeholder until there is a new certificate, remove {TLS}/{certificate['name']}.conf and run the playbook"
         )
-    home = CERTIFICATE if issued else PLACEHOLDER
+    return PLACEHOLDER
+
+
+def tls_texts() -> dict[Path, str]:
+    """The text of each tls/NAME.conf."""
+    return {TLS / f"{one['name']}.conf": tls_text(home_to_serve(one)) for one in certificates()}
+
+
+def tls_text(home: Path) -> str:
+    """The directives that serve the certificate in a directory."""
     lines = [f"ssl_certificate {home}/fullchain.pem;", f"ssl_certificate_key {home}/privkey.pem;"]
     # Most CAs have retired OCSP; stapling needs a certificate that names a responder.
-    if issued and run("openssl", "x509", "-noout", "-ocsp_uri", "-in", f"{home}/fullchain.pem").stdout.strip():
+    responder = run("openssl", "x509", "-noout", "-ocsp_uri", "-in", f"{home}/fullchain.pem").stdout.strip()
+    if responder and (home / "chain.pem").exists():
         lines += ["ssl_stapling on;", "ssl_stapling_verify on;", f"ssl_trusted_certificate {home}/chain.pem;"]
     return "\n".join(lines) + "\n"
 
@@ -236,9 +290,10 @@ def serving(parent: int) -> set[int]:
 def on_disk(pid: int) -> str:
     """Fingerprint of the files that the master `pid` would load."""
     digest = hashlib.sha256(str(pid).encode())
-    home = CERTIFICATE if TLS.exists() and str(CERTIFICATE) in TLS.read_text() else PLACEHOLDER
+    tls = tls_files()
+    pairs = [Path(pem) for path in tls for pem in PAIR.findall(path.read_text())]
     listed = [Path(path) for path in LISTED.findall(MAIN.read_text())] if MAIN.exists() else []
-    for path in (MAIN, UPSTREAM, LIMITS, TLS, home / "fullchain.pem", home / "privkey.pem", *listed):
+    for path in (MAIN, UPSTREAM, LIMITS, *tls, *pairs, *listed):
         digest.update(path.read_bytes() if path.exists() else b"absent")
     return digest.hexdigest()
 
@@ -284,7 +339,7 @@ def saved_workers(parent: int) -> set[int]:
 
 def reload() -> str:
     """Test and load the configuration, and wait until the old workers no longer accept connections."""
-    install({TLS: tls_text()})
+    install(tls_texts())
     test({})
     pid = master()
     if pid is None:
@@ -325,7 +380,7 @@ def reload_command(if_changed: bool, asked_ns: int = 0) -> str:
     """
     if asked_ns and reloaded_since(asked_ns):
         return "reloaded"
-    changed = install({TLS: tls_text()})
+    changed = install(tls_texts())
     return reload() if changed or stale() or not if_changed else "unchanged"
 
 
@@ -442,50 +497,6 @@ def describe() -> str:
     )
 
 
-def names_of(certificate: Path) -> set[str]:
-    """The domains of a certificate, in lower case."""
-    text = run("openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", str(certificate)).stdout
-    return {name.lower() for name in re.findall(r"DNS:([^,\s]+)", text)}
-
-
-def times_of(certificate: Path) -> tuple[float, float]:
-    """Seconds until a certificate expires, and seconds of its whole lifetime."""
-    text = run("openssl", "x509", "-noout", "-startdate", "-enddate", "-in", str(certificate)).stdout
-    begins, ends = (ssl.cert_time_to_seconds(line.partition("=")[2]) for line in text.splitlines())
-    return ends - time.time(), ends - begins
-
-
-def is_due() -> bool:
-    """Is it time to renew? With a third of the lifetime left, or a half if that is ten days or less, as certbot 4 does.
-
-    Older versions of certbot renew 30 days before the end, which is always for a certificate of a week.
-    """
-    issued = CERTIFICATE / "fullchain.pem"
-    if not issued.exists():
-        return True
-    left_s, lifetime_s = times_of(issued)
-    return left_s < lifetime_s / (2 if lifetime_s <= 10 * DAY_S else 3)
-
-
-def certificate_command(domains: list[str], server: str) -> str:
-    """Why a certificate has to be issued now, or "good". The timer renews it in time."""
-    issued = CERTIFICATE / "fullchain.pem"
-    if not issued.exists():
-        return "there is none yet"
-    names, wanted = names_of(issued), {domain.lower() for domain in domains}
-    if names != wanted:
-        return f"it is for {', '.join(sorted(names))}; wanted: {', '.join(sorted(wanted))}"
-    settings = RENEWAL.read_text() if RENEWAL.exists() else ""
-    issuer = re.search(r"^server\s*=\s*(\S+)", settings, re.MULTILINE)
-    if not issuer or issuer[1] != server:
-        return f"it comes from {issuer[1] if issuer else 'an unknown CA'}; wanted: {server}"
-    left_s, lifetime_s = times_of(issued)
-    # The timer renews much earlier: a certificate this old has a renewal that does not work.
-    if left_s < min(lifetime_s / 10, 7 * DAY_S):
-        return f"it expires in {max(left_s, 0) / DAY_S:.1f} days, of {lifetime_s / DAY_S:.0f}, and was not renewed"
-    return "good"
-
-
 def ask(domain: str, path: str) -> tuple[int, str, http.client.HTTPMessage, bytes]:
     """GET from this host's own nginx as `domain`: status, leaf certificate's SHA-256, headers, body."""
     # The caller compares the fingerprint; the host may not know the CA, so the chain is not verified.
@@ -529,44 +540,69 @@ def prove_files() -> None:
             )
 
 
-def prove(domains: list[str], live: bool) -> None:
-    """Check that nginx serves every domain with our error body and the certificate on disk; with `live`, that a proxy answers."""
+def fingerprint(chain: Path) -> str:
+    """The SHA-256 of the first certificate in a file, as the TLS handshake shows it."""
+    pem, end = chain.read_text(), "-----END CERTIFICATE-----"
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[: pem.index(end) + len(end)])).hexdigest()
+
+
+def prove(live: bool) -> None:
+    """Check that nginx serves every name with our error body and the certificate on disk; with `live`, that a proxy answers."""
     prove_files()
-    pem = (CERTIFICATE / "fullchain.pem").read_text()
-    end = "-----END CERTIFICATE-----"
-    expected = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[: pem.index(end) + len(end)])).hexdigest()
-    for domain in domains:
-        try:
-            status, leaf, headers, body = ask(domain, "/no-such-route")
-        except (OSError, http.client.HTTPException) as error:
-            raise Failed(f"nginx does not answer HTTPS for {domain}: {error}") from error
-        if leaf != expected:
-            raise Failed(f"nginx serves another certificate for {domain} than {CERTIFICATE}/fullchain.pem")
-        if status != 404 or headers["X-Request-Id"] != "ec2-inference-prove":
+    first = ""
+    for certificate in certificates():
+        home = home_of(certificate)
+        if not is_whole(home):
             raise Failed(
-                f"nginx answers {domain}/no-such-route with {status}, without our headers: it does not run with this configuration"
+                f"the certificate {certificate['name']} is not there: {home} has no fullchain.pem or privkey.pem"
             )
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(body)["error"]["code"]:
-                continue
-        raise Failed(f"nginx answers {domain}/no-such-route with an unexpected body: {body[:200]!r}")
+        expected = fingerprint(home / "fullchain.pem")
+        for domain in certificate["domains"]:
+            first = first or domain
+            prove_domain(domain, home, expected)
     deadline = time.monotonic() + 10
-    while live and not is_live(domains[0]):
+    while live and not is_live(first):
         if time.monotonic() > deadline:
             raise Failed("a proxy answered /health/live through nginx before this change, none does after it")
         time.sleep(0.5)
 
 
+def prove_domain(domain: str, home: Path, expected: str) -> None:
+    """Check that nginx serves one name with our error body and the certificate of this fingerprint."""
+    try:
+        status, leaf, headers, body = ask(domain, "/no-such-route")
+    except (OSError, http.client.HTTPException) as error:
+        raise Failed(f"nginx does not answer HTTPS for {domain}: {error}") from error
+    if leaf != expected:
+        raise Failed(f"nginx serves another certificate for {domain} than {home}/fullchain.pem")
+    if status != 404 or headers["X-Request-Id"] != "ec2-inference-prove":
+        raise Failed(
+            f"nginx answers {domain}/no-such-route with {status}, without our headers: it does not run with this configuration"
+        )
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if json.loads(body)["error"]["code"]:
+            return
+    raise Failed(f"nginx answers {domain}/no-such-route with an unexpected body: {body[:200]!r}")
+
+
 def keep() -> str:
-    """Copy the proven configuration, for `rollback` to return to, and keep the one before it for `return`."""
+    """Copy the proven configuration, for `rollback` to return to, keep the one before it for `return`, and remove files that none includes."""
     PROVEN.mkdir(mode=0o700, exist_ok=True)
     keep_previous()
     changed = False
-    for path in (MAIN, UPSTREAM, LIMITS):
+    for path in (MAIN, UPSTREAM, LIMITS, CERTIFICATES):
         kept = PROVEN / path.name
-        if not kept.exists() or kept.read_bytes() != path.read_bytes():
+        if path.exists() and (not kept.exists() or kept.read_bytes() != path.read_bytes()):
             kept.write_bytes(path.read_bytes())
             changed = True
+    included = MAIN.read_text() + kept_in(PREVIOUS).get(MAIN, "")
+    unused = [path for path in tls_files() if f"include {path};" not in included]
+    pid = None if stale() else master()
+    for path in unused:
+        path.unlink()
+    if unused and pid is not None:
+        # They are part of the fingerprint, and nginx has not loaded them.
+        LOADED.write_text(on_disk(pid))
     return "kept" if changed else "unchanged"
 
 
@@ -611,6 +647,11 @@ def rollback() -> str:
         path: (PROVEN / path.name).read_text() for path in (MAIN, UPSTREAM, LIMITS) if (PROVEN / path.name).exists()
     }
     proven[UPSTREAM] = mark_down(proven[UPSTREAM], drained_now())
+    listed = PROVEN / CERTIFICATES.name
+    if listed.exists():
+        CERTIFICATES.write_bytes(listed.read_bytes())
+    else:
+        CERTIFICATES.unlink(missing_ok=True)
     restored = install(proven)
     if master() is None:
         started = run("systemctl", "start", "nginx.service")
@@ -621,71 +662,6 @@ def rollback() -> str:
         reload()
         return "restored"
     return "restored" if restored else "unchanged"
-
-
-def certbot(*arguments: str) -> None:
-    """Run certbot, up to three times. All that it prints goes to stderr: what the CA says is on its stdout."""
-    environment = dict(os.environ)
-    if CERTBOT_ENVIRONMENT.exists():
-        for line in CERTBOT_ENVIRONMENT.read_text().splitlines():
-            name, has_value, value = line.partition("=")
-            if has_value:
-                environment[name] = value
-    for pause_s in (*CERTBOT_PAUSES_S, None):
-        answer = subprocess.run(
-            ("certbot", *arguments, "--non-interactive"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-            check=False,
-        )
-        print(answer.stdout.strip(), file=sys.stderr, flush=True)
-        if answer.returncode == 0:
-            return
-        if REFUSED.search(answer.stdout):
-            names = [
-                f"{name['domain']}: {name['detail']} ({name['type']})" for name in REFUSED_NAME.finditer(answer.stdout)
-            ]
-            raise Failed(
-                "the CA refused, so it was not asked again. "
-                + ("\n".join(names) or "Its words are above.")
-                + "\nMend the cause first: CAs limit how many refusals an account may have in an hour."
-            )
-        if pause_s is not None:
-            time.sleep(pause_s)
-    how = f"exit status {answer.returncode}" if answer.returncode > 0 else f"signal {-answer.returncode}"
-    raise Failed(
-        f"certbot failed three times ({how}): its words are above, and more is in /var/log/letsencrypt/letsencrypt.log"
-    )
-
-
-def issue(domains: list[str], server: str, email: str) -> str:
-    """Request a certificate for `domains` and load it, whatever certificate there is."""
-    contact = ("--email", email) if email else ("--register-unsafely-without-email",)
-    # The flags answer what certbot would ask about a certificate with other names, another CA or time left. The deploy hook is stored
-    # with the certificate, so it also runs when an operator calls certbot.
-    certbot(
-        *("certonly", "--agree-tos", "--webroot", "--webroot-path", str(WEBROOT), "--cert-name", CERTIFICATE.name),
-        *("--server", server, "--key-type", "ecdsa", "--force-renewal", "--renew-with-new-domains", "--break-my-certs"),
-        *("--deploy-hook", f"{TOOL} reload", *contact, *(f"--domain={domain}" for domain in domains)),
-    )
-    return "issued"
-
-
-def renew(force: bool) -> str:
-    """Renew the certificate if it is due, and load it, even if a deploy hook has failed."""
-    failure = None
-    if force or is_due():
-        try:
-            certbot("renew", "--no-random-sleep-on-renew", *(["--force-renewal"] if force else []))
-        except Failed as error:
-            failure = error
-    with alone():
-        answer = reload_command(if_changed=True)
-    if failure:
-        raise failure
-    return answer
 
 
 def instance(text: str) -> str:
@@ -708,7 +684,8 @@ def undrain_named(options: argparse.Namespace) -> str:
 
 def select_tls(_: argparse.Namespace) -> str:
     make_placeholder()
-    return "changed" if install({TLS: tls_text()}) else "unchanged"
+    TLS.mkdir(exist_ok=True)
+    return "changed" if install(tls_texts()) else "unchanged"
 
 
 def check_file(options: argparse.Namespace) -> str:
@@ -718,9 +695,14 @@ def check_file(options: argparse.Namespace) -> str:
 
 def prove_and_keep(options: argparse.Namespace) -> str:
     # A proxy may need seconds to answer, during which other commands should not wait.
-    prove(options.domains, options.live)
+    prove(options.live)
     with alone():
         return keep()
+
+
+def renew(options: argparse.Namespace) -> str:
+    force = ["--force"] if options.force else []
+    os.execv(CERTIFICATES_TOOL, [CERTIFICATES_TOOL.name, "renew", *force])
 
 
 def record_loaded(_: argparse.Namespace) -> str:
@@ -753,8 +735,7 @@ class Command(NamedTuple):
 
 
 INSTANCES = argument("instances", nargs="+", type=instance, metavar="HOST:PORT")
-DOMAINS = argument("domains", nargs="+")
-# Commands that only read are not locked. `prove` and `renew` lock their last step themselves. `record` runs inside nginx.service's start,
+# Commands that only read are not locked. `prove` locks its last step itself. `record` runs inside nginx.service's start,
 # which a locked `rollback` may be waiting for.
 COMMANDS = {
     "drain": Command(
@@ -771,7 +752,7 @@ COMMANDS = {
         locked=True,
     ),
     "tls": Command(
-        "let tls.conf name the CA's certificate, or the placeholder until there is one", select_tls, locked=True
+        "let tls/NAME.conf name each certificate, or the placeholder until it is there", select_tls, locked=True
     ),
     "check": Command(
         "test a candidate for an included file in the whole configuration",
@@ -779,30 +760,20 @@ COMMANDS = {
         (argument("file", choices=[path.name for path in WRAPPERS]), argument("candidate", type=Path)),
         locked=True,
     ),
-    "certificate": Command(
-        "say why a certificate has to be issued, or 'good'",
-        lambda options: certificate_command(options.domains, options.server),
-        (argument("--server", required=True), DOMAINS),
-    ),
     "live": Command(
         "does a proxy answer /health/live through nginx? yes or no",
         lambda options: yes_or_no(is_live(options.domain)),
         (argument("domain"),),
     ),
     "prove": Command(
-        "check that nginx serves the domains with their certificate, and keep this configuration",
+        "check that nginx serves each name with its certificate, and keep this configuration",
         prove_and_keep,
-        (argument("--live", action="store_true", help="and that a proxy answers through it"), DOMAINS),
-    ),
-    "issue": Command(
-        "request a certificate for the domains, and load it",
-        lambda options: issue(options.domains, options.server, options.email),
-        (argument("--server", required=True), argument("--email", default=""), DOMAINS),
+        (argument("--live", action="store_true", help="and that a proxy answers through it"),),
     ),
     "renew": Command(
-        "renew the certificate if it is due, and load it",
-        lambda options: renew(options.force),
-        (argument("--force", action="store_true", help="even if it is not due, for example after a key has leaked"),),
+        "renew the certificates that are due: what ec2-inference-certificates renew does",
+        renew,
+        (argument("--force", action="store_true", help="even those that are not due"),),
     ),
     "describe": Command(
         "nginx's version, whether there is IPv6, and the drained workers, as JSON", lambda _: describe()

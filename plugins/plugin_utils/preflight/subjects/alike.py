@@ -27,6 +27,7 @@ _ALIKE = {
         "nginx_certbot_acme_staging",
         "nginx_certbot_allow_cidrs",
         "nginx_certbot_allow_files",
+        "nginx_certbot_certificates",
         "nginx_certbot_client_ca_file",
         "nginx_certbot_client_certificates",
         "nginx_certbot_cors_origins",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ..forms import as_address, as_list
 from ..inventory import Inventory
@@ -22,6 +22,9 @@ def check_domain(inventory: Inventory) -> Iterator[str]:
         expected |= {as_address(address) for address in as_list(inventory.get(host, "nginx_certbot_public_addresses"))}
         value = inventory.get(host, "nginx_certbot_domains") or [inventory.get(host, "stack_domain")]
         domains |= {str(domain) for domain in value if domain}
+        for certificate in as_list(inventory.get(host, "nginx_certbot_certificates")):
+            if isinstance(certificate, Mapping):
+                domains |= {str(domain) for domain in as_list(certificate.get("domains"))}
     if hosts and not domains:
         yield "stack_domain is not set: name the service's public host name in group_vars/all.yml"
     for domain in sorted(domains) if hosts else []:
