@@ -87,21 +87,6 @@ def test_the_variables_of_all_tiers_are_those_that_are_read() -> None:
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.[yjp]*") if path.is_file()]
     files = [path for path in files if path.suffix != ".pyc"]
     read = {name for path in files for name in re.findall(r"(?<![\w$])stack_[a-z0-9_]+", path.read_text())}
-<<<<<<< Updated upstream
-    # Plugins, and modules that engines import.
-    plugins = {
-        "stack_ec2",
-        "stack_engines",
-        "stack_fleet",
-        "stack_launch_template",
-        "stack_lock",
-        "stack_plan",
-        "stack_preflight",
-    }
-    modules = {path.stem for path in (ROOT / "roles/vllm/files/engine").glob("*.py")}
-    assert read - plugins - modules == preflight("roles").STACK.keys()
-=======
     places = ("plugins", "roles/vllm/files/engine")
     modules = {path.stem for place in places for path in (ROOT / place).rglob("stack_*.py")}
     assert read - modules == preflight("roles").STACK.keys()
->>>>>>> Stashed changes
