@@ -70,7 +70,7 @@ LOOKS_SECRET = (
 
 def secrets() -> list[str]:
     """The secrets that lie on this host, the longest first."""
-    found = set()
+    found: set[str] = set()
     for pattern in SECRET_FILES:
         found.update(text.strip() for text in _texts(pattern))
     for pattern in ENVIRONMENT_FILES:

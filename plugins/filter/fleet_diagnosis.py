@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,14 +38,13 @@ _value:
 """
 
 SLOW_MS = 100.0
-# Reports' fields that should be the same on all hosts of a tier, in words.
-ALIKE = (
-    ("the system", lambda report: [report["system"].get("os")] if report["engines"] else []),
-    ("the GPUs' driver", lambda report: [gpu.get("driver") for gpu in report["gpus"] or []]),
-    ("nginx", lambda report: [report["web"].get("version")] if report["web"] else []),
-)
-
 Report = Mapping[str, Any]
+# Reports' fields that should be the same on all hosts of a tier, in words.
+ALIKE: dict[str, Callable[[Report], list[str | None]]] = {
+    "the system": lambda report: [report["system"].get("os")] if report["engines"] else [],
+    "the GPUs' driver": lambda report: [gpu.get("driver") for gpu in report["gpus"] or []],
+    "nginx": lambda report: [report["web"].get("version")] if report["web"] else [],
+}
 
 
 def fleet_targets(status: Mapping[str, Any], host: str, hours: int, bundle: bool = False) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def _of_gpus(there: Mapping[str, Report]) -> Iterator[str]:
 
 
 def _of_differences(there: Mapping[str, Report]) -> Iterator[str]:
-    for what, values in ALIKE:
+    for what, values in ALIKE.items():
         found: dict[str, list[str]] = {}
         for host, report in there.items():
             for value in {value for value in values(report) if value}:
