@@ -312,7 +312,6 @@ def configure(tool: ModuleType, text: str, *, upstream: str = UPSTREAM, generati
     tool.MAIN.write_text(text)
     tool.UPSTREAM.write_text(upstream)
     tool.LIMITS.write_text(f"limit_conn_zone $limit_key zone=connections_{generation}:10m;\n")
-    tool.TLS.write_text("")
 
 
 def test_a_return_goes_to_the_configuration_that_was_proven_before_and_not_forth_again(
