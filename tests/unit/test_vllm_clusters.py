@@ -126,3 +126,80 @@ def test_the_files_are_those_that_the_program_reads() -> None:
     place = of("a", "__vllm_place")
     assert cluster_member.Place(**place).name(0) == "rank 0 (10.0.0.2)"
     assert 'TOKEN = "cluster_token"' in Path(ROLE / "files" / "helpers" / "cluster_member.py").read_text()
+
+
+RAY = CLUSTER | {"backend": "ray", "args": {"tensor_parallel_size": 4, "pipeline-parallel-size": 2}}
+
+
+def unit_of(host: str, *clusters: dict[str, Any], **variables: Any) -> configparser.SectionProxy:
+    """The settings of a rank's unit. ExecStart= stands twice: the first one empties the list."""
+    read = configparser.RawConfigParser(strict=False)
+    read.optionxform = str  # type: ignore[assignment,method-assign]
+    read.read_string(of(host, "__vllm_cluster_unit", *clusters, **variables))
+    return read["Service"]
+
+
+def test_on_ray_each_host_runs_a_node_that_offers_the_gpus_of_its_ranks() -> None:
+    head, worker = (unit_of(host, RAY)["ExecStart"] for host in ("b", "a"))
+    assert head.replace("--address=10.0.0.2", "--address=10.0.0.1") == worker
+    assert "/cluster_member.py /opt/vllm/current/engines/%i.cluster.json /usr/bin/python3 " in head
+    assert "/ray_node.py --ray=/opt/vllm/venvs/0.33.0-" in head
+    assert "--head=10.0.0.2:29500 --address=10.0.0.2 --gpus=4 /opt/vllm/current/venv/bin/vllm serve --config " in head
+
+
+def test_on_ray_the_engine_is_told_nothing_of_the_nodes() -> None:
+    head, worker = (yaml.safe_load(of(host, "__vllm_yml", RAY)) for host in ("b", "a"))
+    assert head | {"host": 0} == worker | {"host": 0}
+    assert head["distributed-executor-backend"] == "ray"
+    assert not {"nnodes", "node-rank", "master-addr", "master-port", "headless"} & head.keys()
+
+
+def test_nodes_of_ray_know_each_other_by_a_token_that_no_command_or_environment_has() -> None:
+    environment = dict(
+        line.split("=", 1) for line in of("a", "__vllm_env", RAY, vllm_cluster_token="hush").splitlines()
+    )
+    assert environment["RAY_AUTH_MODE"] == '"token"'
+    assert environment["RAY_AUTH_TOKEN_PATH"] == '"/run/credentials/vllm@big.service/cluster_token"'
+    assert environment["RAY_ADDRESS"] == '"10.0.0.2:29500"'
+    assert environment["VLLM_HOST_IP"] == '"10.0.0.1"'
+    service = unit_of("a", RAY, vllm_cluster_token="hush")
+    assert service["LoadCredential"].startswith("cluster_token:")
+    assert "hush" not in f"{environment}{dict(service)}"
+
+
+def test_only_an_engine_on_ray_sees_ray_and_restarts_with_it() -> None:
+    path = of("a", "__vllm_environment_values.PYTHONPATH", RAY | {"environment": {"PYTHONPATH": "/srv/more"}}).split(
+        ":"
+    )
+    assert path[0] == "/opt/vllm/current/python"
+    assert path[1].startswith("/opt/vllm/venvs/0.33.0-")
+    assert path[2] == "/srv/more"
+    assert of("a", "__vllm_environment_values.PYTHONPATH") == "/opt/vllm/current/python"
+    other = {"vllm_ray_requirements": str(ROLE / "files" / "requirements-uv.txt")}
+    for host in ("a", "b"):
+        assert of(host, "__vllm_fingerprint", RAY, **other) != of(host, "__vllm_fingerprint", RAY)
+        assert of(host, "__vllm_fingerprint", **other) == of(host, "__vllm_fingerprint")
+        assert of(host, "__vllm_fingerprint", RAY, engine="one") == of(host, "__vllm_fingerprint", engine="one")
+
+
+def test_a_generation_on_ray_is_the_same_on_all_hosts_and_another_after_each_change() -> None:
+    (before,) = generations(RAY)
+    for changed in (
+        {"hosts": ["b", "a", "c"]},
+        {"hosts": ["b", "c"]},
+        {"master_port": 30000},
+        {"backend": "native"},
+        {"args": {"tensor-parallel-size": 2}},
+    ):
+        changed_generations = {of("b", "__vllm_generation", RAY | changed)}
+        assert before not in changed_generations, changed
+    assert generations(RAY, vllm_ray_requirements=str(ROLE / "files" / "requirements-uv.txt")) != {before}
+
+
+def test_hosts_of_a_cluster_on_ray_install_it_and_others_do_not() -> None:
+    def wanted(*clusters: dict[str, Any]) -> bool:
+        return bool(of("a", "__vllm_ray_wanted", inventory_hostname="a", vllm_clusters=list(clusters)))
+
+    assert wanted(CLUSTER, RAY)
+    assert not wanted(CLUSTER, CLUSTER | {"backend": "native"}, RAY | {"hosts": ["b", "c"]})
+    assert not wanted()

@@ -12,6 +12,8 @@ FIRST_PORT = 8100
 # The port by which vLLM's ranks find each other. The next one is that of the programs that start them together.
 FIRST_MASTER_PORT = 29500
 PORTS_EACH = 2
+# vLLM's name of what runs the ranks, by `backend`.
+EXECUTORS = {"native": "mp", "ray": "ray"}
 # What an entry has besides the keys of an engine.
 _OWN_KEYS = {"hosts", "master_port", "backend"}
 
@@ -32,14 +34,15 @@ def _ranks(host: str, clusters: Any) -> Iterator[dict[str, Any]]:
         hosts = hosts_of(cluster)
         if host not in hosts:
             continue
+        backend = cluster.get("backend") or "native"
         # As options of the engine, because the planner and the checks of GPUs know them.
-        spread = {"nnodes": len(hosts), "distributed-executor-backend": "mp"}
+        spread = {"nnodes": len(hosts), "distributed-executor-backend": EXECUTORS.get(str(backend))}
         yield {
             **{key: value for key, value in cluster.items() if key not in _OWN_KEYS},
             "port": cluster.get("port") or FIRST_PORT + position,
             "args": {**as_dict(cluster.get("args")), **spread},
             "cluster": {
-                "backend": cluster.get("backend") or "native",
+                "backend": backend,
                 "rank": hosts.index(host),
                 "hosts": hosts,
                 "master_port": cluster.get("master_port") or FIRST_MASTER_PORT + PORTS_EACH * position,

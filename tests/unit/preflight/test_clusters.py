@@ -81,7 +81,18 @@ def test_each_host_has_its_rank_and_only_the_head_is_an_engine_to_proxies() -> N
         ({"port": 70000}, "vllm_clusters[0] (big).port is 70000"),
         ({"master_port": 8100}, "host gpu1: port 8100 is used by engine big and the ranks of cluster big"),
         ({"master_port": 8099}, "host gpu2: port 8100 is used by engine big and the ranks of cluster big"),
-        ({"backend": "mpi"}, "backend is 'mpi', but must be one of native"),
+        ({"backend": "mpi"}, "backend is 'mpi', but must be one of native, ray"),
+        ({"backend": ["ray"]}, "backend is a list, but must be a text"),
+        (
+            {"backend": "ray", "environment": {"RAY_AUTH_MODE": "disabled"}},
+            "must not have RAY_AUTH_MODE, which the role sets",
+        ),
+        (
+            {"backend": "ray", "environment": {"RAY_AUTH_TOKEN": "x"}},
+            "must not have RAY_AUTH_TOKEN, which the role sets",
+        ),
+        ({"backend": "ray", "args": {"tensor-parallel-size": 3}}, "is 3, which cannot be divided among 2 hosts"),
+        ({"backend": "ray", "gpus": [0, 1]}, "spreads over 8 GPUs"),
         ({"host": "gpu1"}, "the unknown option 'host': did you mean hosts?"),
     ],
 )
@@ -89,6 +100,16 @@ def test_a_wrong_cluster_is_a_problem_with_its_fix(fields: dict[str, Any], said:
     found = problems(cluster(**fields))
     assert [line for line in found if said in line], found
     assert not [line for line in found if "could not be made" in line], found
+
+
+def test_a_cluster_may_be_on_ray() -> None:
+    inventory = cluster(backend="ray", environment={"RAY_BACKEND_LOG_LEVEL": "debug"})
+    assert problems(inventory) == []
+    (rank,) = seen(inventory).engines("gpu2")
+    assert rank["cluster"]["backend"] == "ray"
+    # The planner divides the engine's GPUs among the hosts.
+    assert (rank["args"]["nnodes"], rank["args"]["distributed-executor-backend"]) == (2, "ray")
+    assert problems(cluster(environment={"RAY_AUTH_MODE": "disabled"})) == []
 
 
 def test_options_of_ranks_are_refused_in_the_options_of_all_engines_too() -> None:

@@ -22,6 +22,7 @@ HOST: dict[str, Any] = {
     "ansible_facts": {"distribution": "Debian", "distribution_version": "13", "service_mgr": "systemd"},
     "__vllm_os_files": ["debian.yml"],
     "__vllm_lock_version": "0.33.0",
+    "__vllm_ray_wanted": False,
     "__vllm_local_models": {"/srv/m": True},
     "__vllm_configs": {},
     "__vllm_missing_adapters": ["/srv/gone"],
@@ -177,6 +178,38 @@ def test_a_lock_without_the_streamer_cannot_stream() -> None:
     assert "engine one: `stream` needs runai-model-streamer-s3" in line
     assert problems_of_vllm(vllm_engines=[engine], __vllm_lock_streams=True) == []
     assert problems_of_vllm(__vllm_lock_streams=False) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("2.60.0", None),
+        ("2.52.0", None),
+        ("2.9.3", "pins ray 2.9.3: set vllm_ray_requirements to a lock of 2.52 or newer"),
+        ("", "pins no ray: set vllm_ray_requirements"),
+    ],
+)
+def test_nodes_of_ray_can_prove_themselves(version: str, said: str | None) -> None:
+    known = {"vllm_ray_requirements": "ray.txt", "__vllm_ray_lock_version": version}
+    lines = problems_of_vllm(**known, __vllm_ray_wanted=True)
+    assert len(lines) == (said is not None), lines
+    assert said is None or f"host engine1: it is in a cluster on Ray, but ray.txt {said}" in lines[0]
+    assert problems_of_vllm(**known) == []
+
+
+@pytest.mark.parametrize(
+    ("lock", "version"),
+    [
+        ((ROLES / "vllm" / "files" / "requirements-ray.txt").read_text(), "2.60.0"),
+        ("ray==2.52.1 ; sys_platform == 'linux' \\\n", "2.52.1"),
+        ("array==1.0\nmsgpack==1.2.4\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_version_of_ray_is_what_the_lock_pins(lock: str, version: str) -> None:
+    known = yaml.safe_load((ROLES / "vllm" / "vars" / "main.yml").read_text())
+    templar = Templar(loader=DataLoader(), variables={"__vllm_ray_lock": lock})
+    assert templar.template(trust_as_template(known["__vllm_ray_lock_version"])) == version
 
 
 def test_the_collections_own_lock_can_stream() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..clusters import hosts_of
 from ..engine_entries import completed
+from ..forms import as_dict
 from ..inventory import Inventory
 from ..secret_strength import flaws_of_password
 from ..served import serve_args
@@ -17,6 +18,8 @@ from ..served import serve_args
 # Options that the role sets for a rank. Those of data parallel are a way of their own to use several hosts.
 _OF_RANKS = {"nnodes", "node-rank", "master-addr", "master-port", "headless", "distributed-executor-backend"}
 _DATA_PARALLEL = "data-parallel-"
+# What the role sets in the environment of an engine on Ray. Another value would let anybody in, or nobody.
+_OF_RAY = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _SIZES = ("tensor-parallel-size", "pipeline-parallel-size")
 # What decides how each rank runs: ranks that differ would not find each other, or wait for each other for ever.
 _ALIKE = (
@@ -24,6 +27,7 @@ _ALIKE = (
     "vllm_cluster_token",
     "vllm_environment",
     "vllm_install_options",
+    "vllm_ray_requirements",
     "vllm_requirements",
     "vllm_shutdown_timeout_s",
     "vllm_version",
@@ -46,6 +50,7 @@ def check_clusters(inventory: Inventory) -> Iterator[str]:
         if members:
             yield from _wrong_options(inventory, where, cluster, members[0])
             yield from _wrong_sizes(inventory, where, cluster, members[0])
+            yield from _wrong_environment(inventory, where, cluster, members[0])
     yield from _overlapping(clusters)
     yield from _weak_tokens(inventory)
 
@@ -116,6 +121,18 @@ def _wrong_sizes(inventory: Inventory, where: str, cluster: Mapping[str, Any], h
             f"{where}: {' times '.join(_SIZES)} is {tensor * pipeline}, which cannot be divided among {number} hosts: "
             f"set them in its args, so that their product is {number} times the GPUs that it uses on each host"
         )
+
+
+def _wrong_environment(inventory: Inventory, where: str, cluster: Mapping[str, Any], host: str) -> Iterator[str]:
+    if cluster.get("backend") != "ray":
+        return
+    environment = {**as_dict(inventory.get(host, "vllm_environment")), **as_dict(cluster.get("environment"))}
+    for name in _OF_RAY:
+        if name in environment:
+            yield (
+                f"{where}: its environment, or vllm_environment, must not have {name}, which the role sets from hosts, master_port and "
+                "vllm_cluster_token: take it out"
+            )
 
 
 def _overlapping(clusters: list[dict[str, Any]]) -> Iterator[str]:
