@@ -125,3 +125,44 @@ def test_a_setting_with_which_it_does_not_start_is_rolled_back_on_both_hosts() -
     assert {host: ssh(host, "readlink /opt/vllm/current") for host in HOSTS} == releases, failed.stdout[-5000:]
     assert generates(), journals()
     assert seen_by_the_proxy() == {f"{HEAD}:big": "serving"}
+
+
+ON_RAY = '{"lab_cluster_backend": "ray"}'
+
+
+def ray(command: str, **environment: str) -> str:
+    """What Ray's program says on the head, as an operator would ask it."""
+    environment = {"RAY_AUTH_TOKEN_PATH": "/etc/vllm/cluster_token"} | environment
+    changed = " ".join(f"{name}={value}" for name, value in environment.items())
+    program = "/opt/vllm/current/venv/ray-*/bin/ray"
+    return ssh(HEAD, f"set -a; . /opt/vllm/current/engines/big.env; {changed} {program} {command} 2>&1; :")
+
+
+def test_it_changes_to_ray_whose_nodes_have_to_prove_themselves() -> None:
+    before = runs()
+    playbook("vllm", "-e", VARS, "-e", ON_RAY)
+    after = runs()
+    assert {host for host in HOSTS if before[host] != after[host]} == set(HOSTS)
+    assert generates(), journals()
+    assert seen_by_the_proxy() == {f"{HEAD}:big": "serving"}
+    status = ray("status")
+    assert status.count(" 1 node_") == 2, status
+    assert "2.0/2.0 GPU" in status, status
+    assert "InvalidAuthToken" in ray("status", RAY_AUTH_TOKEN_PATH="/etc/machine-id")
+    assert "InvalidAuthToken" in ray("status", RAY_AUTH_MODE="disabled")
+    token = ssh(HEAD, "cat /etc/vllm/cluster_token").strip()
+    for host in HOSTS:
+        # `tr`, because these files have no lines.
+        told = ssh(
+            host,
+            "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'; journalctl --no-pager --boot",
+        )
+        assert token not in told, "the token is in a command, an environment or the journal"
+
+
+def test_the_loss_of_a_node_of_ray_is_mended() -> None:
+    before = runs()
+    ssh(WORKER, "kill -s KILL $(pidof raylet)")
+    wait_until_it_serves(before)
+    status = ray("status")
+    assert status.count(" 1 node_") == 2, status

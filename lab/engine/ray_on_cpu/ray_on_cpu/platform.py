@@ -1,0 +1,10 @@
+"""vLLM's CPU platform, whose ranks take for a GPU what a node of Ray says is one (``ray start --num-gpus``)."""
+
+from __future__ import annotations
+
+from vllm.platforms.cpu import CpuPlatform
+
+
+class RayOnCpu(CpuPlatform):  # type: ignore[misc]
+    # vLLM refuses Ray on a platform without it.
+    ray_device_key = "GPU"
