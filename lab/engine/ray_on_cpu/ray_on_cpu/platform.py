@@ -8,3 +8,7 @@ from vllm.platforms.cpu import CpuPlatform
 class RayOnCpu(CpuPlatform):  # type: ignore[misc]
     # vLLM refuses Ray on a platform without it.
     ray_device_key = "GPU"
+
+    @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        return "ray_on_cpu.communicator.BetweenHosts"
