@@ -358,3 +358,20 @@ def test_a_roll_back_and_forth_keeps_what_was_proven_before(tool: ModuleType, mo
         assert tool.keep() == "unchanged"
     assert tool.return_command() == "returned"
     assert tool.MAIN.read_text() == "second"
+
+
+def test_a_return_finds_the_certificates_of_its_time(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, "reload", lambda: "reloaded")
+    # The first configuration is of a release that had one certificate and no list.
+    configure(tool, f"include {tool.ONLY_TLS};")
+    tool.ONLY_TLS.write_text(tool.tls_text(tool.PLACEHOLDER))
+    tool.keep()
+    want(tool, main=["a.test"])
+    configure(tool, f"include {tool.TLS}/main.conf;")
+    tool.select_tls(None)
+    tool.keep()
+    assert tool.ONLY_TLS.exists()
+    assert tool.return_command() == "returned"
+    assert [one["name"] for one in tool.certificates()] == ["ec2-inference"]
+    tool.keep()
+    assert tool.tls_files() == [tool.ONLY_TLS], "nothing returns to the others"

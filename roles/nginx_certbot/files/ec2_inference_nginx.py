@@ -613,6 +613,15 @@ def kept_in(directory: Path) -> dict[Path, str]:
     return {path: ZONE.sub(zones, copy.read_text()) for path, copy in kept.items() if copy.exists()}
 
 
+def restore_list(directory: Path) -> None:
+    """Take back the list of certificates in a directory, or none, as before there was one."""
+    listed = directory / CERTIFICATES.name
+    if listed.exists():
+        CERTIFICATES.write_bytes(listed.read_bytes())
+    else:
+        CERTIFICATES.unlink(missing_ok=True)
+
+
 def keep_previous() -> None:
     """Keep what was proven before the present configuration. After a return there is nothing before it any more."""
     present = {path: path.read_text() for path in (MAIN, LIMITS) if path.exists()}
@@ -631,7 +640,8 @@ def return_command() -> str:
         PREVIOUS.replace(RETURNING)
     if not RETURNING.exists():
         return "unchanged: this host has no earlier configuration that was proven"
-    install(kept_in(RETURNING))
+    restore_list(RETURNING)
+    install({**tls_texts(), **kept_in(RETURNING)})
     reload()
     return "returned"
 
@@ -647,11 +657,7 @@ def rollback() -> str:
         path: (PROVEN / path.name).read_text() for path in (MAIN, UPSTREAM, LIMITS) if (PROVEN / path.name).exists()
     }
     proven[UPSTREAM] = mark_down(proven[UPSTREAM], drained_now())
-    listed = PROVEN / CERTIFICATES.name
-    if listed.exists():
-        CERTIFICATES.write_bytes(listed.read_bytes())
-    else:
-        CERTIFICATES.unlink(missing_ok=True)
+    restore_list(PROVEN)
     restored = install(proven)
     if master() is None:
         started = run("systemctl", "start", "nginx.service")
