@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from preflight_inventory import ENGINE, OPTIONS, ROOT, SECRET, found
+from preflight_inventory import ENGINE, OPTIONS, ROOT, SECRET, changed, problems
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "roles").glob("*/README.md"))]
 APPLICATION = ROOT / "proxy_app" / "README.md"
@@ -68,6 +68,18 @@ def test_an_example_is_right(variables: dict[str, Any], monkeypatch: pytest.Monk
     # The examples' domains lead to the web tier of the good inventory.
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("127.0.0.1", 443))])
     inventory = {"vllm_engines": ENGINES, "proxy_workers": 1, "proxy_store_password": SECRET}
-    secrets = dict.fromkeys(variables.keys() & {"proxy_store_password"}, SECRET)
+    secrets = dict.fromkeys(variables.keys() & {"proxy_store_password", "vllm_cluster_token"}, SECRET)
     chosen = {name: value for name, value in variables.items() if name not in OTHER_WAY}
-    assert found(**inventory | chosen | secrets) == []
+    assert problems(with_cluster_hosts(changed(**inventory | chosen | secrets))) == []
+
+
+def with_cluster_hosts(inventory: dict[str, Any]) -> dict[str, Any]:
+    """The inventory with the hosts that its clusters name, which have the example's variables; the others keep their engines."""
+    engine1 = inventory["hostvars"]["engine1"]
+    hosts = [host for cluster in engine1.get("vllm_clusters", []) for host in cluster["hosts"]]
+    for number, host in enumerate(hosts):
+        inventory["groups"]["vllm"].append(host)
+        inventory["hostvars"][host] = engine1 | {"stack_address": f"10.0.1.{number}"}
+    if hosts:
+        inventory["hostvars"]["engine1"] = engine1 | {"vllm_engines": ENGINES}
+    return inventory

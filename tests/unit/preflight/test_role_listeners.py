@@ -65,6 +65,7 @@ FACTS = {
     "distribution": "Debian",
     "distribution_major_version": "12",
     "distribution_version": "12",
+    "os_family": "Debian",
     "service_mgr": "systemd",
 }
 
