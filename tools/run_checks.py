@@ -51,7 +51,7 @@ FAST = [
     Step(
         "changelog", "antsibull-changelog lint && antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml", 30
     ),
-    Step("unit", "python -m pytest", 1200),
+    Step("unit", "python -m pytest", 1800),
     Step("proxy", "cd proxy_app && python -m pytest", 600),
 ]
 PACKAGING = [
@@ -61,7 +61,7 @@ PACKAGING = [
 # The longest first, so that both of two parallel runs end at about the same time.
 SCENARIOS = [
     Step("vllm", "lab/scenario vllm", 2700),
-    Step("rolling", "lab/scenario rolling", 2700),
+    Step("rolling", "lab/scenario rolling", 3600),
     Step("nvidia_drivers", "lab/scenario nvidia_drivers", 2700),
     Step("proxy-role", "lab/scenario proxy", 2700),
     Step("site", "lab/scenario site", 2700),

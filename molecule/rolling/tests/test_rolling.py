@@ -177,21 +177,6 @@ def test_a_bad_engine_release_is_rolled_back_and_goes_no_further(load: Load) -> 
         assert set(states.values()) == {"serving"}, f"{host}: {states}"
 
 
-def test_one_engine_host_returns_to_the_release_before(load: Load) -> None:
-    before = {host: main_pids(host, "vllm@*") for host in ENGINES}
-    first = playbook("rollback", "-e", "tier=engine", "--limit", "engine1")
-    assert set(table(first.stdout)) == {"engine1"}, first.stdout[-6000:]
-    assert "max-num-seqs: 48" not in ssh("engine1", "cat /opt/vllm/current/engines/tiny.yml")
-    after = main_pids("engine1", "vllm@*")
-    assert after != before["engine1"]
-    second = " ".join(playbook("rollback", "-e", "tier=engine", "--limit", "engine1").stdout.split())
-    assert "engine1: nothing to return to: it runs" in second, second[-6000:]
-    assert main_pids("engine1", "vllm@*") == after
-    assert main_pids("engine2", "vllm@*") == before["engine2"]
-    for host in PROXIES:
-        assert {engine["state"] for engine in ready(host, 9000)["engines"]} == {"serving"}
-
-
 def test_a_proxy_setting_is_taken_up_without_a_restart(load: Load) -> None:
     before = {host: main_pids(host, "proxy@*") for host in PROXIES}
     playbook("proxy", "-e", json.dumps({"proxy_timeouts": {"connect_s": 4}, "lab_engine_adapters": SQL}))

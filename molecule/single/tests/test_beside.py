@@ -61,17 +61,6 @@ def engine_has_a_beside_port() -> None:
     assert_only_the_engine_is_left()
 
 
-def test_a_setting_changes_without_a_gap() -> None:
-    before = run_of("vllm@tiny")
-    with Load(calls=2) as load:
-        done = playbook("vllm", *engines(max_num_seqs=48))
-    load.assert_unharmed()
-    assert "all1:tiny.beside started in" in done.stdout, done.stdout[-8000:]
-    assert run_of("vllm@tiny") != before
-    assert "max-num-seqs: 48" in ssh("all1", "cat /opt/vllm/current/engines/tiny.yml")
-    assert_only_the_engine_is_left()
-
-
 def test_an_engine_that_cannot_start_stops_nothing() -> None:
     before = run_of("vllm@tiny")
     with Load(calls=2) as load:
