@@ -115,9 +115,10 @@ def roll_engines(*, check: bool = True, **variables: object) -> subprocess.Compl
 
 def table(output: str) -> dict[str, str]:
     """The lines of the last table of hosts, by the host."""
-    _, head, lines = output.rpartition("out of service  runs")
+    *_, head, lines = re.split(r"(out of service +runs\n)", output)
     assert head, output[-6000:]
-    found = (line.strip().lstrip("- ").split(maxsplit=1) for line in lines.splitlines())
+    # An empty line ends it; Ansible's own recap has a line for each host, too.
+    found = (line.split(maxsplit=1) for line in lines.partition("\n\n")[0].splitlines())
     return {words[0]: " ".join(words[1].split()) for words in found if len(words) == 2 and words[0] in HOSTS}
 
 
