@@ -254,7 +254,7 @@ def test_the_proxies_return_to_the_release_before_after_a_lost_run(load: Load) -
 
     done = playbook("rollback", "-e", "tier=proxy", "-e", '{"stack_break_lock": "AWX job 17"}')
     for host in PROXIES:
-        assert re.fullmatch(r"yes 9000 \d+ s.* 0\.2\.0-\S+ -> \S+", table(done.stdout)[host]), done.stdout[-6000:]
+        assert re.fullmatch(r"yes 900\d \d+ s.* 0\.2\.0-\S+ -> \S+", table(done.stdout)[host]), done.stdout[-6000:]
         assert not set(main_pids(host, "proxy@*").values()) & set(before[host].values())
         assert ready(host, 9000)["version"] != "0.2.0"
         assert not any(upstream(host).values())
