@@ -63,7 +63,7 @@ def test_it_serves_again(host, engine, process, signal):
         journal = host.check_output(f"journalctl --no-pager _SYSTEMD_INVOCATION_ID={before}")
         assert "entrypoints/cli/serve.py" in journal, journal[-3000:]
         assert "in run_engine_core" in journal, journal[-3000:]
-    orphans = "for pid in $(pgrep -u vllm); do grep -q '/vllm@' /proc/$pid/cgroup || ps --no-headers -o pid,args $pid; done; :"
+    orphans = "for pid in $(pgrep -u vllm); do grep -q '/vllm[@-]' /proc/$pid/cgroup || ps --no-headers -o pid,args $pid; done; :"
     assert host.check_output(orphans) == ""
 
 
