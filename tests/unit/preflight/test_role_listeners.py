@@ -58,7 +58,7 @@ VARIABLES: dict[str, Any] = {
     "__vllm_missing_adapters": [],
     "__vllm_closed_paths": {},
     "__vllm_local_models": {},
-    "__vllm_gpus": {"matched": 0},
+    "__vllm_gpu_devices": {"matched": 0},
     "ansible_python_interpreter": sys.executable,
 }
 FACTS = {

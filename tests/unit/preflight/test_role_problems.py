@@ -27,7 +27,7 @@ HOST: dict[str, Any] = {
     "__vllm_configs": {},
     "__vllm_missing_adapters": ["/srv/gone"],
     "__vllm_closed_paths": {},
-    "__vllm_gpus": {"matched": 0},
+    "__vllm_gpu_devices": {"matched": 0},
     "__vllm_listeners": {},
     "__vllm_checked": {"problems": []},
     "__vllm_unfit": [],
