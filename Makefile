@@ -6,7 +6,7 @@ export PYTHON
 # Container images set it. Without compiled files, each of hundreds of processes would compile Ansible again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: browser changelog demo demo-down test test-fast molecule bench soak docs lock check-machine venv help
+.PHONY: browser changelog demo demo-down test test-fast test-long molecule bench soak docs lock check-machine venv help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,6 +33,9 @@ test-fast: venv ## lint and unit tests; no root
 
 test: check-machine venv browser ## everything that CI runs
 	@$(VENV)/bin/python tools/run_checks.py all
+
+test-long: check-machine venv ## the scenario that make test leaves out for its length: an engine over two hosts
+	@$(VENV)/bin/python tools/run_checks.py long
 
 molecule: check-machine venv ## one scenario: make molecule SCENARIO=proxy
 	@lab/scenario $(SCENARIO)

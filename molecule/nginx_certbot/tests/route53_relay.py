@@ -34,6 +34,8 @@ def route53_relay(address: str, aws: str, dns: str) -> Iterator[str]:
 
         def relay(self, body: bytes | None) -> None:
             headers = {name: value for name, value in self.headers.items() if name.lower() != "accept-encoding"}
+            # Without one, urllib would call the body a form, which is another of AWS's protocols.
+            headers = {"Content-Type": "application/xml", **headers}
             request = urllib.request.Request(aws + self.path, data=body, headers=headers, method=self.command)
             try:
                 answer = opener.open(request, timeout=30)
