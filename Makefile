@@ -34,7 +34,7 @@ test-fast: venv ## lint and unit tests; no root
 test: check-machine venv browser ## everything that CI runs
 	@$(VENV)/bin/python tools/run_checks.py all
 
-test-long: check-machine venv ## the scenario that make test leaves out for its length: an engine over two hosts
+test-long: check-machine venv ## the scenarios that make test leaves out for their length: cluster and beside
 	@$(VENV)/bin/python tools/run_checks.py long
 
 molecule: check-machine venv ## one scenario: make molecule SCENARIO=proxy

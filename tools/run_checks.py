@@ -71,9 +71,9 @@ SCENARIOS = [
     Step("fleet", "python -m pytest tests/fleet", 2700),
     Step("matrix", "tools/matrix", 900),
 ]
-# An engine over two hosts starts nine times for its tests: with it, CI on a slow machine would not end in its 90 minutes. Run it after a change of
-# clusters, and before a release.
-LONG = [Step("cluster", "lab/scenario cluster", 3600)]
+# Their engines start a dozen times: with them, CI on a slow machine would not end in its 90 minutes. Run them after a change of how engines are
+# replaced, and before a release.
+LONG = [Step("cluster", "lab/scenario cluster", 3600), Step("beside", "lab/scenario beside", 2700)]
 SETS = {"fast": FAST, "all": [*FAST, *PACKAGING, *SCENARIOS], "long": LONG}
 # Steps that run at the same time.
 SIDE_BY_SIDE = 2
