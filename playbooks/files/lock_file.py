@@ -20,7 +20,7 @@ from typing import Any
 
 
 def read(path: Path) -> Any:
-    """The lock that is there; None if there is none. A file that cannot be read is a lock of nobody known."""
+    """The lock that is there; None if there is none. If the file cannot be read, its holder is unknown."""
     try:
         text = path.read_text()
     except FileNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vllm.platforms.cpu import CpuPlatform
 
 
-class RayOnCpu(CpuPlatform):  # type: ignore[misc]
+class RayOnCpu(CpuPlatform):  # type: ignore[misc]  # mypy runs without vLLM
     # vLLM refuses Ray on a platform without it.
     ray_device_key = "GPU"
 
