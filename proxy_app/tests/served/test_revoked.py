@@ -162,11 +162,12 @@ async def test_a_store_that_takes_no_writes_is_away_and_stays_so(
     url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
     caplog.set_level(logging.INFO, "inference_proxy")
     files.write(files.keys, [ALICE | {"limits": {"requests_per_minute": 1000}}])
-    files.configure(engine, limits={"store": {"url": url, "workers": 1, "fail_open": fail_open}})
-    async with running_proxy(files) as proxy:
+    # A stalled machine must not make the store's silence a second reason that is logged.
+    settings = {"url": url, "workers": 1, "fail_open": fail_open, "timeout_s": WAIT_S}
+    files.configure(engine, limits={"store": settings})
+    async with server, running_proxy(files) as proxy, asyncio.timeout(WAIT_S):
         while connections < 4:
             async with proxy.post() as response:
                 assert response.status == (200 if fail_open else 503)
             assert (await proxy.ready())["limits_store_away"]
-    server.close()
     assert sum("store of limits" in record.getMessage() for record in caplog.records) == 1
