@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ansible.module_utils.common.yaml import yaml_load
 
 from . import rules, schema
 
@@ -26,7 +26,7 @@ Options = Mapping[str, Mapping[str, Any]]
 
 
 def _specs(path: Path, entry: str) -> dict[str, Any]:
-    specs: dict[str, Any] = yaml.safe_load(path.read_text())["argument_specs"][entry]["options"]
+    specs: dict[str, Any] = yaml_load(path.read_text())["argument_specs"][entry]["options"]
     return specs
 
 

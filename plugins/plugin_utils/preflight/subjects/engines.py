@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import product
 from typing import Any
 
-import yaml
+from ansible.module_utils.common.yaml import yaml_load
 
 from ..directories import see_example
 from ..forms import as_dict, as_dicts
@@ -138,7 +139,8 @@ def check_engine_ids(inventory: Inventory) -> Iterator[str]:
                 )
 
 
+@cache
 def _role_variables() -> dict[str, Any]:
-    """The role's internal variables."""
-    found: dict[str, Any] = yaml.safe_load((ROLES_DIRECTORY / "vllm" / "vars" / "main.yml").read_text())
+    """The role's internal variables. Asked for each engine of each host."""
+    found: dict[str, Any] = yaml_load((ROLES_DIRECTORY / "vllm" / "vars" / "main.yml").read_text())
     return found
