@@ -66,7 +66,7 @@ class Vllm:
 @pytest.fixture
 def vllm() -> Iterator[Vllm]:
     engine = Vllm(sql="/srv/sql@1", law="/srv/law@1")
-    thread = threading.Thread(target=engine.server.serve_forever)
+    thread = threading.Thread(target=engine.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield engine
     engine.server.shutdown()

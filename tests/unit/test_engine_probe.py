@@ -69,7 +69,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeEngine
     )
     monkeypatch.setattr(engine_probe, "STARTS", tmp_path)
     engine = FakeEngine()
-    thread = threading.Thread(target=engine.server.serve_forever)
+    thread = threading.Thread(target=engine.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield engine
     engine.server.shutdown()

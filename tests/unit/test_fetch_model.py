@@ -122,7 +122,7 @@ class Hub:
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     hub = Hub()
-    thread = threading.Thread(target=hub.server.serve_forever)
+    thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield hub
     hub.server.shutdown()

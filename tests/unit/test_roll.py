@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.module_python import module_python
+
 ROOT = Path(__file__).resolve().parents[2]
 # Each entry point writes its name and the host to a log, and then fails or loses the host if it is told so. `service` may have changed a host.
+# `raw`, because each run of a module costs a third of a second.
 ENTRY = """
 - ansible.builtin.set_fact:
     __stack_out: "{{{{ {{inventory_hostname ~ ':one': {{'since': 1.0, 'until': 4.0}}}} }}}}"
   when: "'{name}' == 'service' and inventory_hostname == changed_by_service | default('')"
-- ansible.builtin.shell: "echo {name} {{{{ inventory_hostname }}}} >> {log}"
+- ansible.builtin.raw: "echo {name} {{{{ inventory_hostname }}}} >> {log}"
 - ansible.builtin.ping:
   when: inventory_hostname == lost_in_{name} | default('')
   vars: {{ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 1}}
@@ -32,8 +35,11 @@ ENTRY = """
 class House:
     """A copy of the playbooks and plugins, whose roles are stubs and whose lock is a file of this test."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, facts: Path) -> None:
         self.directory, self.log, self.lock = directory, directory / "log", directory / "stack.lock"
+        self.environment = {**os.environ, "ANSIBLE_CONFIG": str(directory / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        # The hosts' facts, which the first run gathers for all.
+        self.environment |= {"ANSIBLE_CACHE_PLUGIN": "jsonfile", "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(facts)}
         for part in ("playbooks", "plugins"):
             shutil.copytree(ROOT / part, directory / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         program = directory / "playbooks/files/lock_file.py"
@@ -62,7 +68,7 @@ class House:
         hosts["web1"] = {"stack_address": "127.0.0.9", "nginx_certbot_public_addresses": ["127.0.0.1", "::1"]}
         groups = {"vllm": [f"engine{number}" for number in (1, 2, 3, 4)], "proxy": ["api1"], "nginx": ["web1"]}
         common = {"ansible_connection": "local", "ansible_become": False, "stack_domain": "localhost"}
-        common["ansible_python_interpreter"] = sys.executable
+        common["ansible_python_interpreter"] = module_python(directory)
         children = {group: {"hosts": {name: {} for name in names}} for group, names in groups.items()}
         (directory / "hosts.yml").write_text(
             yaml.safe_dump({"all": {"vars": common, "hosts": hosts, "children": children}})
@@ -78,7 +84,7 @@ class House:
                 *options,
             ],
             cwd=self.directory,
-            env={**os.environ, "ANSIBLE_CONFIG": str(self.directory / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -97,9 +103,14 @@ class House:
         return lines
 
 
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("facts")
+
+
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def house(tmp_path: Path, facts: Path) -> House:
+    return House(tmp_path, facts)
 
 
 def of(name: str, *numbers: int) -> list[str]:
