@@ -536,12 +536,13 @@ async def test_clients_of_an_engine_whose_host_has_vanished_are_told(
     async def silence(call: Call) -> None:
         await call.reader.read(1)
 
-    monkeypatch.setattr(poller, "_TIMEOUT_S", 0.05)
     freeze(engine, files)
     async with running_proxy(files) as proxy:
         waiting = asyncio.create_task(proxy.post().__aenter__())
         await engine.next_call()
         engine.models = silence
+        # Not before: on a busy machine the engine would be unreachable when the request comes.
+        monkeypatch.setattr(poller, "_TIMEOUT_S", 0.05)
         async with await waiting as response:
             await expect_error(response, 502, "engine_hung")
 

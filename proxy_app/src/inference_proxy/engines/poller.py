@@ -144,7 +144,7 @@ class _EnginePoller:
         now = fleet.now()
         breaker = engine.breaker
         if not engine.reachable or breaker.phase is Phase.CLOSED:
-            if engine.reachable and engine.progress.stalled_s(now) >= health.stall_s:
+            if engine.reachable and engine.progress.stalled_s() >= health.stall_s:
                 fleet.eject(engine, f"requests run, and no token for {health.stall_s:g} s")
             elif self._is_doubtful(now):
                 self._probing = asyncio.create_task(self._probe())
@@ -191,7 +191,7 @@ class _EnginePoller:
             else:
                 if engine.reachable:
                     fleet.eject(engine, flaw.what)
-                if owes or engine.progress.stalled_s(now) >= fleet.health.stall_s:
+                if owes or engine.progress.stalled_s() >= fleet.health.stall_s:
                     fleet.abandon(engine)
         finally:
             self._probing = None

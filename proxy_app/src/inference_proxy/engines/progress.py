@@ -12,6 +12,7 @@ class Progress:
 
     def __init__(self, now: float) -> None:
         self.generated_at = now  # last sign of generation there; also set by others who see one
+        self._seen_at = now
         # By rank: its tokens, and since when their number has not changed.
         self._seen: dict[bytes | None, tuple[float, float]] = {}
 
@@ -24,8 +25,11 @@ class Progress:
             if moved:
                 self.generated_at = now
             seen[name] = rank.tokens, now if moved or not rank.running else since
-        self._seen = seen
+        self._seen, self._seen_at = seen, now
 
-    def stalled_s(self, now: float) -> float:
-        """For how long some rank has had running requests without computing a token."""
-        return max((now - since for _, since in self._seen.values()), default=0)
+    def stalled_s(self) -> float:
+        """For how long some rank had running requests without computing a token, at the last scrape.
+
+        Later times do not count: an engine whose metrics cannot be read may be idle.
+        """
+        return max((self._seen_at - since for _, since in self._seen.values()), default=0)
