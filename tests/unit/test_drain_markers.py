@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.module_python import module_python
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGIN = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
@@ -31,7 +32,11 @@ def roll(drained: Path, steps: list[str], engines: list[str], **variables: Any) 
     systemctl = directory / "systemctl"
     systemctl.write_text("#!/bin/sh\n")
     systemctl.chmod(0o755)
-    host = {"ansible_connection": "local", "stack_address": "127.0.0.1", "ansible_python_interpreter": sys.executable}
+    host = {
+        "ansible_connection": "local",
+        "stack_address": "127.0.0.1",
+        "ansible_python_interpreter": module_python(directory),
+    }
     call = {"ansible.builtin.include_role": {"name": "proxy", "tasks_from": "{{ call.0 }}"}}
     task = (
         call
@@ -55,7 +60,7 @@ def roll(drained: Path, steps: list[str], engines: list[str], **variables: Any) 
     playbook = Path(sys.executable).parent / "ansible-playbook"
     command = [playbook, "-i", "inventory.yml", "play.yml", "-e", "@settings.json"]
     done = subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return " ".join(done.stdout.split())

@@ -7,12 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers.module_python import module_python
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_roll_reports_the_time_without_what_running_requests_needed(tmp_path: Path) -> None:
     (tmp_path / "drained").mkdir()
-    host = {"ansible_connection": "local", "stack_address": "127.0.0.1", "ansible_python_interpreter": sys.executable}
+    host = {
+        "ansible_connection": "local",
+        "stack_address": "127.0.0.1",
+        "ansible_python_interpreter": module_python(tmp_path),
+    }
     drain, undrain = (
         {
             "ansible.builtin.include_role": {"name": "vllm", "tasks_from": f"rotation/{step}"},

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.module_python import module_python
 
 ROOT = Path(__file__).parents[2]
 ROLE = ROOT / "roles" / "proxy"
@@ -127,13 +128,13 @@ def rendered(directory: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
     for name, content in (
         ("inventory.yml", INVENTORY),
         ("play.yml", [play]),
-        ("settings.json", {"proxy_workers": 2, "ansible_python_interpreter": sys.executable} | settings),
+        ("settings.json", {"proxy_workers": 2, "ansible_python_interpreter": module_python(directory)} | settings),
     ):
         (directory / name).write_text(json.dumps(content))
     scripts = Path(sys.executable).parent
     command = [scripts / "ansible-playbook", "-i", "inventory.yml", "play.yml", "-e", "@settings.json"]
     environment = os.environ | {"ANSIBLE_ACTION_PLUGINS": str(ROOT / "plugins" / "action")}
-    run = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     environment = os.environ | {"PYTHONPATH": str(ROOT / "proxy_app/src")}
     for name in names:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.module_python import module_python
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the role gives what it writes to root")
@@ -59,7 +60,9 @@ class Host:
             "ANSIBLE_ROLES_PATH": f"{self.directory / 'roles'}:{ROOT / 'roles'}",
             "ANSIBLE_NOCOLOR": "1",
         }
-        python = json.dumps({"ansible_connection": "local", "ansible_python_interpreter": sys.executable})
+        python = json.dumps(
+            {"ansible_connection": "local", "ansible_python_interpreter": module_python(self.directory)}
+        )
         command = [
             Path(sys.executable).parent / "ansible-playbook",
             "-i",
@@ -69,7 +72,7 @@ class Host:
             python,
             *options,
         ]
-        done = subprocess.run(command, cwd=self.directory, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=self.directory, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         return " ".join(done.stdout.split())
 

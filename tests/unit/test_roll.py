@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from helpers.module_python import module_python
 
 ROOT = Path(__file__).resolve().parents[2]

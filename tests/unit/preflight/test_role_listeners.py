@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.module_python import module_python
 
 ROOT = Path(__file__).resolve().parents[3]
 SECRET = "9f86d081884c7d659a2feaa0c55ad015"
@@ -59,7 +60,6 @@ VARIABLES: dict[str, Any] = {
     "__vllm_closed_paths": {},
     "__vllm_local_models": {},
     "__vllm_gpu_devices": {"matched": 0},
-    "ansible_python_interpreter": sys.executable,
 }
 FACTS = {
     "distribution": "Debian",
@@ -95,13 +95,14 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         tasks.append({"ansible.builtin.copy": write | {"dest": str(directory / name)}})
     files = [str(ROOT / "roles" / role / place / "main.yml") for role in CASES for place in ("defaults", "vars")]
     play = {"hosts": "api1", "gather_facts": False, "vars_files": files, "tasks": tasks}
-    inventory = {"proxy": {"hosts": {"api1": {"ansible_connection": "local"}}}}
+    host = {"ansible_connection": "local", "ansible_python_interpreter": module_python(directory)}
+    inventory = {"proxy": {"hosts": {"api1": host}}}
     for name, content in (("inventory.yml", inventory), ("play.yml", [play]), ("settings.json", VARIABLES)):
         (directory / name).write_text(json.dumps(content))
     scripts = Path(sys.executable).parent
     command = [scripts / "ansible-playbook", "-i", "inventory.yml", "play.yml", "-e", "@settings.json"]
     environment = os.environ | {"ANSIBLE_ACTION_PLUGINS": str(ROOT / "plugins" / "action")}
-    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {role: "\n".join(yaml.safe_load((directory / role).read_text()) or []) for role in CASES}
     return found | {name: (directory / name).read_text() for name in ("keys", "facts")}
