@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-WAIT_S = 10.0  # for what must happen; never how long something takes
+WAIT_S = 60.0  # for what must happen, on a busy machine too; never how long something takes
 
 
 @dataclass

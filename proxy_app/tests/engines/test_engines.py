@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -14,6 +14,7 @@ from expect import expect_error
 from harness import SMALL_KEY, Files, Log, Proxy, running_engine, running_proxy
 from inference_proxy.engines import poller
 from inference_proxy.http.client import Document, EngineClient
+from jobs import a_fleet
 
 pytestmark = pytest.mark.anyio
 
@@ -219,7 +220,7 @@ async def test_the_second_engine_answers_when_the_first_has_died(
     assert len(other.calls) == 20
 
 
-async def test_an_engine_that_answers_late_is_not_dead(
+async def test_an_engine_that_answers_no_poll_is_down(
     proxy: Proxy, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(poller, "_TIMEOUT_S", 0.05)
@@ -229,13 +230,24 @@ async def test_an_engine_that_answers_late_is_not_dead(
         silent.set()
         await call.reader.read(1)
 
-    while not engine.polled.empty():
-        engine.polled.get_nowait()
     engine.models = silence
-    for _ in range(2):
-        await asyncio.wait_for(engine.polled.get(), WAIT_S)
-        assert states(await proxy.ready()) == ["serving"]
+    await asyncio.wait_for(silent.wait(), WAIT_S)
     await proxy.until(lambda status: states(status) == ["down"])
+
+
+async def test_an_engine_that_answers_late_is_not_dead() -> None:
+    class Silent:
+        async def get(self, *_: Any, **__: Any) -> Document:
+            raise TimeoutError
+
+    fleet = a_fleet({})
+    (engine,) = fleet.engines
+    one = poller._EnginePoller(fleet, cast(EngineClient, Silent()), engine)
+    reachable = []
+    for _ in range(3):
+        await one.poll()
+        reachable.append(engine.reachable)
+    assert reachable == [True, True, False]
 
 
 async def test_the_first_byte_clock(files: Files, engine: Engine) -> None:

@@ -416,6 +416,8 @@ async def test_a_client_that_hangs_up_in_the_line_leaves_it(files: Files, engine
 # Seen from outside.
 
 QUICK = {"stall_s": 0.2, "probe_after_s": 600, "probe_timeout_s": 0.2, "cool_down_s": 0.05}
+# For engines that answer probes: on a busy machine, late.
+ANSWERED = QUICK | {"probe_timeout_s": WAIT_S}
 
 
 def states(status: dict[str, Any]) -> list[str]:
@@ -485,7 +487,8 @@ async def test_a_busy_engine_keeps_its_long_generation(files: Files, engine: Eng
 
 async def test_an_expired_clock_is_no_verdict_but_a_reason_to_ask(files: Files, engine: Engine) -> None:
     engine.script = mute
-    files.configure(engine, timeouts={"first_byte_s": 0.1}, health={"failures": 1, "max_ejected_share": 1})
+    # Enough for the second request, on a busy machine too.
+    files.configure(engine, timeouts={"first_byte_s": 1}, health={"failures": 1, "max_ejected_share": 1})
     async with running_proxy(files) as proxy:
         async with proxy.post(body={"stream": True}) as response:
             await expect_error(response, 504, "first_byte_timeout")
@@ -523,7 +526,7 @@ async def test_a_full_engine_is_not_ill(files: Files, engine: Engine) -> None:
         await call.answer(503, {"error": {"message": "full"}})
 
     engine.prober = full
-    files.configure(engine, health=QUICK | {"probe_after_s": 0.05})
+    files.configure(engine, health=ANSWERED | {"probe_after_s": 0.05})
     async with running_proxy(files) as proxy:
         for _ in range(3):
             await asyncio.wait_for(engine.probed.get(), WAIT_S)
@@ -551,7 +554,7 @@ async def test_an_engine_that_generates_no_text_is_asked_for_what_it_does(
 
     engine.script = answer
     entry = {"id": "host1:e", "url": engine.url, "models": ["big"], "probe": probe}
-    files.configure(engine, engines=[entry], health=QUICK | {"probe_after_s": 0.05})
+    files.configure(engine, engines=[entry], health=ANSWERED | {"probe_after_s": 0.05})
     async with running_proxy(files) as proxy:
         call = await asyncio.wait_for(asked.get(), WAIT_S)
         assert call.path == path

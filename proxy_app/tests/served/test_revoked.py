@@ -110,7 +110,7 @@ async def left(proxy: Proxy, engine: Engine) -> int:
 
 @pytest.mark.parametrize("n", [1, 3])
 async def test_a_clock_before_the_first_byte_costs_nothing(files: Files, engine: Engine, n: int) -> None:
-    async with counting(files, engine, timeouts={"first_byte_s": 0.2, "per_1k_prompt_tokens_s": 0}) as proxy:
+    async with counting(files, engine, timeouts={"first_byte_s": 1, "per_1k_prompt_tokens_s": 0}) as proxy:
         before = await left(proxy, engine)
         engine.script = silent
         async with proxy.post(body={"messages": LONG, "stream": True, "max_tokens": 9, "n": n}) as response:
