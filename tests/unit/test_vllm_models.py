@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from ansible.module_utils.common.yaml import yaml_load
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
@@ -16,7 +16,7 @@ GB = 10**9
 
 
 def tasks() -> dict[str, dict[str, Any]]:
-    return {task["name"]: task for task in yaml.safe_load((ROLE / "tasks" / "configure" / "models.yml").read_text())}
+    return {task["name"]: task for task in yaml_load((ROLE / "tasks" / "configure" / "models.yml").read_text())}
 
 
 def trusted(value: Any) -> Any:
@@ -31,7 +31,7 @@ def template(value: Any, variables: dict[str, Any]) -> Any:
 
 def compared(free_gb: int, **engines: tuple[str, int]) -> dict[str, Any]:
     """The variables after the comparison: engines by their name, each with its model's directory and the GB that are missing."""
-    known = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
+    known = yaml_load((ROLE / "vars" / "main.yml").read_text())
     entries = [{"name": name, "model": "s3://b/m"} for name in engines] + [{"name": "local", "model": "/srv/m"}]
     results = [
         {

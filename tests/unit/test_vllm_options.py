@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def test_the_tables_name_parsers_that_vllm_registers() -> None:
 FOUND = {"tool-call-parser": "hermes", "enable-auto-tool-choice": True, "reasoning-parser": "qwen3"}
 
 
+@cache
 def read(path: str) -> Any:
     """A YAML file of the role, whose templates Ansible may evaluate."""
     return DataLoader().load_from_file(str(ROLE / path), trusted_as_template=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from helpers.vllm_role import found
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "vllm"
 
 
+@cache
 def read(path: str) -> Any:
     """A YAML file of the role, whose templates Ansible may evaluate."""
     return DataLoader().load_from_file(str(ROLE / path), trusted_as_template=True)

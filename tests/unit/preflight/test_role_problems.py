@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from ansible.errors import AnsibleError
+from ansible.module_utils.common.yaml import yaml_load
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 from stack_preflight import load
@@ -36,7 +36,7 @@ HOST: dict[str, Any] = {
 
 def collected(role: str, directory: Path, variables: dict[str, Any]) -> list[str]:
     """What the role's preflight takes for its problems, with the template in a directory."""
-    tasks = yaml.safe_load((ROLES / role / "tasks" / "preflight.yml").read_text())
+    tasks = yaml_load((ROLES / role / "tasks" / "preflight.yml").read_text())
     (facts,) = (
         fact for task in tasks if (fact := task.get("ansible.builtin.set_fact", {})) and f"__{role}_problems" in fact
     )
@@ -61,8 +61,8 @@ def test_a_list_of_problems_that_cannot_be_made_is_not_an_empty_one(role: str, t
 
 
 def problems_of_vllm(**variables: Any) -> list[str]:
-    known = yaml.safe_load((ROLES / "vllm" / "defaults" / "main.yml").read_text())
-    known |= yaml.safe_load((ROLES / "vllm" / "vars" / "main.yml").read_text())
+    known = yaml_load((ROLES / "vllm" / "defaults" / "main.yml").read_text())
+    known |= yaml_load((ROLES / "vllm" / "vars" / "main.yml").read_text())
     known |= HOST | {"vllm_engines": [ENGINE]} | variables
     known["__vllm_engines"] = load("engine_entries").completed(known["vllm_engines"])
     return collected("vllm", ROLES / "vllm", known)
@@ -113,7 +113,7 @@ def test_an_instance_store_that_cannot_be_made_is_told_with_the_rest() -> None:
 
 def checked(role: str, facts: dict[str, Any] | None = None, **variables: Any) -> list[str]:
     """What the checker says of a role's variables."""
-    defaults = yaml.safe_load((ROLES / role / "defaults" / "main.yml").read_text())
+    defaults = yaml_load((ROLES / role / "defaults" / "main.yml").read_text())
     known = {name: value for name, value in defaults.items() if "{{" not in str(value)}
     host = {"inventory_hostname": "engine1", "groups": {"proxy": ["api1"]}, "stack_address": "10.0.0.3"}
     found: list[str] = role_preflight.problems_of_host(role, known | host | variables, lambda value: value, facts or {})
@@ -207,13 +207,13 @@ def test_nodes_of_ray_can_prove_themselves(version: str, said: str | None) -> No
     ],
 )
 def test_the_version_of_ray_is_what_the_lock_pins(lock: str, version: str) -> None:
-    known = yaml.safe_load((ROLES / "vllm" / "vars" / "main.yml").read_text())
+    known = yaml_load((ROLES / "vllm" / "vars" / "main.yml").read_text())
     templar = Templar(loader=DataLoader(), variables={"__vllm_ray_lock": lock})
     assert templar.template(trust_as_template(known["__vllm_ray_lock_version"])) == version
 
 
 def test_the_collections_own_lock_can_stream() -> None:
-    known = yaml.safe_load((ROLES / "vllm" / "vars" / "main.yml").read_text())
+    known = yaml_load((ROLES / "vllm" / "vars" / "main.yml").read_text())
     variables = {"__vllm_lock": (ROLES / "vllm" / "files" / "requirements-cuda.txt").read_text()}
     streams = Templar(loader=DataLoader(), variables=variables).template(
         trust_as_template(known["__vllm_lock_streams"])
