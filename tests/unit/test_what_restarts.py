@@ -6,6 +6,7 @@ The role's own expressions are evaluated. An engine restarts if its fingerprint 
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,10 @@ def evaluated(expression: str, engine: str, variables: dict[str, Any]) -> Any:
     adapters = load("engine_entries").adapters_of(known["vllm_engines"])
     directories = {adapter["id"]: adapter["model"] for adapter in adapters}
     known |= {"__vllm_adapter_directories": directories, "__vllm_adapter_ranks": RANKS}
-    known["__vllm_completed"] = {"engines": known["vllm_engines"], "adapters": adapters}
-    known["__vllm_model_paths"] = {each["name"]: each["model"] for each in known["vllm_engines"]}
+    engines = load("engine_entries").completed(known["vllm_engines"])
+    known["__vllm_completed"] = {"engines": engines, "adapters": adapters}
+    # A downloaded model's directory is named after its revision.
+    known["__vllm_model_paths"] = {each["name"]: each["model"] + each.get("revision", "") for each in engines}
     known["__vllm_parsers"] = {"stdout": json.dumps({path: {} for path in known["__vllm_model_paths"].values()})}
     known = trusted(known) | {"role_path": str(ROLE), "ansible_search_path": [str(ROLE)]}
     return Templar(loader=DataLoader(), variables=known).template(trust_as_template(f"{{{{ {expression} }}}}"))
@@ -166,6 +169,55 @@ def test_other_engines_know_nothing_of_adapters(engine: str, variables: dict[str
     assert "NCCL_NET" not in written
 
 
+def planned(**flags: Any) -> dict[str, Any]:
+    """Another plan for the first engine."""
+    return {"__vllm_planned": {"flags": {"one": flags}, "plans": {}, "gpus": {}}}
+
+
+# Variables, and which engines restart if they become these.
+CHANGES: list[tuple[dict[str, Any], set[str]]] = [
+    (first(model="/srv/other"), FIRST),
+    (first(revision="0" * 40), FIRST),
+    (first(stream=True), FIRST),
+    (first(served_model_name="other"), FIRST),
+    (first(port=8002), FIRST),
+    (first(gpus=[2]), FIRST),
+    (first(args={"dtype": "auto", "max-num-seqs": 4}), FIRST),
+    (first(environment={"A": "1"}), FIRST),
+    (first(priority_scheduling=True), FIRST),
+    (first(context_tokens=4096, concurrency=8) | planned(**{"max-model-len": 4096}), FIRST),
+    (first(context_tokens=4096, concurrency=8), NONE),
+    (first(adapters=[SQL]), FIRST),
+    ({"vllm_version": "0.34.0"}, BOTH),
+    ({"vllm_requirements": str(ROLE / "files" / "requirements-uv.txt")}, BOTH),
+    ({"vllm_install_options": ["--no-cache"]}, BOTH),
+    ({"vllm_args": {"max-num-seqs": 4}}, BOTH),
+    ({"vllm_environment": {"A": "1"}}, BOTH),
+    ({"vllm_shutdown_timeout_s": 60}, BOTH),
+    ({"stack_address": "10.0.0.4"}, BOTH),
+    # The engines' unit waits for the models' one, which fetches them again after a stop of the instance.
+    ({"vllm_instance_store": "/mnt/instance-store"}, BOTH),
+    ({}, NONE),
+    ({"vllm_engines": ENGINES[::-1]}, NONE),
+    ({"vllm_engines": [*ENGINES, ENGINES[0] | {"name": "three", "port": 8003, "gpus": [2]}]}, NONE),
+    ({"vllm_engines": ENGINES[1:]}, NONE),
+    (first(name="renamed"), NONE),
+    (first(weight=2, pool="long", max_in_flight=8), NONE),
+    (first(beside_port=8100), NONE),
+    (first(probe="embeddings", start_timeout_s=60), NONE),
+    ({"vllm_watchdog_timeout_s": 120}, NONE),
+    ({"vllm_imds_url": "http://10.0.0.1:1338", "vllm_lifecycle_hook": "x", "vllm_drain_on_rebalance": True}, NONE),
+    ({"vllm_notices_environment": {"HTTPS_PROXY": "http://x"}}, NONE),
+    ({"vllm_start_timeout_s": 60, "vllm_start_timeout_s_per_gb": 1}, NONE),
+    ({"vllm_drain_timeout_s": 60}, NONE),
+    ({"vllm_keep_releases": 5, "vllm_prune_models": True, "vllm_fetch_parallel_hosts": 1}, NONE),
+    ({"vllm_models_dir": "/data/models", "vllm_fetch_environment": {"HF_TOKEN": "x"}}, NONE),
+    ({"vllm_install_environment": {"UV_INDEX_URL": "https://x"}, "vllm_install_disk_gb": 1}, NONE),
+    ({"vllm_cluster_token": "x" * 64, "vllm_ray_requirements": str(ROLE / "files" / "requirements-uv.txt")}, NONE),
+    ({"proxy_workers": 7, "nginx_certbot_domains": ["x"], "stack_domain": "x"}, NONE),
+]
+
+
 @pytest.fixture(scope="module")
 def before() -> dict[str, str]:
     return fingerprints()
@@ -173,41 +225,40 @@ def before() -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("variables", "restarted"),
-    [
-        (first(model="/srv/other"), FIRST),
-        (first(served_model_name="other"), FIRST),
-        (first(port=8002), FIRST),
-        (first(gpus=[2]), FIRST),
-        (first(args={"dtype": "auto", "max-num-seqs": 4}), FIRST),
-        (first(environment={"A": "1"}), FIRST),
-        ({"vllm_version": "0.34.0"}, BOTH),
-        ({"vllm_requirements": str(ROLE / "files" / "requirements-uv.txt")}, BOTH),
-        ({"vllm_install_options": ["--no-cache"]}, BOTH),
-        ({"vllm_args": {"max-num-seqs": 4}}, BOTH),
-        ({"vllm_environment": {"A": "1"}}, BOTH),
-        ({"vllm_shutdown_timeout_s": 60}, BOTH),
-        ({"stack_address": "10.0.0.4"}, BOTH),
-        ({}, NONE),
-        ({"vllm_engines": ENGINES[::-1]}, NONE),
-        ({"vllm_engines": [*ENGINES, ENGINES[0] | {"name": "three", "port": 8003, "gpus": [2]}]}, NONE),
-        ({"vllm_engines": ENGINES[1:]}, NONE),
-        (first(weight=2, pool="long", max_in_flight=8), NONE),
-        (first(beside_port=8100), NONE),
-        (first(probe="embeddings", start_timeout_s=60), NONE),
-        ({"vllm_watchdog_timeout_s": 120}, NONE),
-        ({"vllm_imds_url": "http://10.0.0.1:1338", "vllm_lifecycle_hook": "x", "vllm_drain_on_rebalance": True}, NONE),
-        ({"vllm_start_timeout_s": 60, "vllm_start_timeout_s_per_gb": 1}, NONE),
-        ({"vllm_drain_timeout_s": 60}, NONE),
-        ({"vllm_keep_releases": 5}, NONE),
-        ({"vllm_models_dir": "/data/models", "vllm_fetch_environment": {"HF_TOKEN": "x"}}, NONE),
-        ({"vllm_install_environment": {"UV_INDEX_URL": "https://x"}, "vllm_install_disk_gb": 1}, NONE),
-        ({"proxy_workers": 7, "nginx_certbot_domains": ["x"], "stack_domain": "x"}, NONE),
-    ],
+    CHANGES,
     ids=lambda value: ", ".join(sorted(value)) if isinstance(value, set) else None,
 )
 def test_a_change_restarts_what_has_to(before: dict[str, str], variables: dict[str, Any], restarted: set[str]) -> None:
     after = fingerprints(**variables)
     assert {name for name in before.keys() & after.keys() if before[name] != after[name]} == restarted
+
+
+def test_options_in_another_order_restart_nothing() -> None:
+    options = {"dtype": "auto", "max-num-seqs": 4}
+    in_turn = (options, dict(reversed(options.items())))
+    for field in ("args", "environment"):
+        one, other = (fingerprints(**first(**{field: order})) for order in in_turn)
+        assert one == other
+    one, other = (fingerprints(vllm_args=order) for order in in_turn)
+    assert one == other
+
+
+OPTIONS = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+# The rows of engines over several hosts are in test_vllm_clusters.py.
+OF_CLUSTERS = {"vllm_clusters", *OPTIONS["vllm_clusters"]["options"].keys() - OPTIONS["vllm_engines"]["options"].keys()}
+
+
+def test_each_option_is_in_the_readme_s_table() -> None:
+    table = (ROLE / "README.md").read_text().partition("## What a change restarts")[2].partition("\n## ")[0]
+    told = set(re.findall(r"`(\w+)`", table))
+    assert OPTIONS.keys() | OPTIONS["vllm_engines"]["options"].keys() | OPTIONS["vllm_clusters"]["options"].keys() <= told
+
+
+def test_each_option_has_a_row() -> None:
+    changed = set().union(*(variables for variables, _ in CHANGES))
+    entries = [engine for variables, _ in CHANGES for engine in variables.get("vllm_engines", [])]
+    changed |= {key for engine in entries for key in engine if engine not in ENGINES and engine[key] != ENGINES[0].get(key)}
+    assert OPTIONS.keys() | OPTIONS["vllm_engines"]["options"].keys() <= changed | OF_CLUSTERS
 
 
 # As `du` says them; a model that is streamed has no directory.
