@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ SETTINGS = dict(line.split("=", 1) for line in (CLIENT / "client.env").read_text
 # Read when the first TLS context is made.
 os.environ["SSL_CERT_FILE"] = SETTINGS["SSL_CERT_FILE"]
 TIMEOUT_S = 120
+REBOOT_S = 120
 
 
 def openai_client(**options: object) -> OpenAI:
@@ -70,6 +72,24 @@ def ssh(host: str, command: str) -> str:
     )
     assert done.returncode == 0, f"{host}: `{command}` ended with {done.returncode}:\n{done.stdout}{done.stderr}"
     return done.stdout
+
+
+def reboot(host: str) -> None:
+    """Reboot a lab host, and return when it can be reached again."""
+    command = ["ssh", "-F", str(CLIENT / "ssh_config"), "-o", "ConnectTimeout=2", host]
+
+    def boot_id() -> str:
+        asked = [*command, "cat /proc/sys/kernel/random/boot_id"]
+        return subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
+
+    before = boot_id()
+    assert before
+    # The reboot ends the connection, so the exit status means nothing.
+    subprocess.run([*command, "sudo systemctl reboot"], check=False, timeout=60)
+    deadline = time.monotonic() + REBOOT_S
+    while boot_id() in ("", before):
+        assert time.monotonic() < deadline, f"{host} cannot be reached {REBOOT_S} s after a reboot"
+        time.sleep(1)
 
 
 @functools.cache

@@ -251,13 +251,17 @@ OF_CLUSTERS = {"vllm_clusters", *OPTIONS["vllm_clusters"]["options"].keys() - OP
 def test_each_option_is_in_the_readme_s_table() -> None:
     table = (ROLE / "README.md").read_text().partition("## What a change restarts")[2].partition("\n## ")[0]
     told = set(re.findall(r"`(\w+)`", table))
-    assert OPTIONS.keys() | OPTIONS["vllm_engines"]["options"].keys() | OPTIONS["vllm_clusters"]["options"].keys() <= told
+    assert (
+        OPTIONS.keys() | OPTIONS["vllm_engines"]["options"].keys() | OPTIONS["vllm_clusters"]["options"].keys() <= told
+    )
 
 
 def test_each_option_has_a_row() -> None:
     changed = set().union(*(variables for variables, _ in CHANGES))
     entries = [engine for variables, _ in CHANGES for engine in variables.get("vllm_engines", [])]
-    changed |= {key for engine in entries for key in engine if engine not in ENGINES and engine[key] != ENGINES[0].get(key)}
+    changed |= {
+        key for engine in entries for key in engine if engine not in ENGINES and engine[key] != ENGINES[0].get(key)
+    }
     assert OPTIONS.keys() | OPTIONS["vllm_engines"]["options"].keys() <= changed | OF_CLUSTERS
 
 

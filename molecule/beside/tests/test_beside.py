@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.load import Load
-from helpers.stack import MODEL, interrupted_playbook, playbook, ssh
+from helpers.stack import MODEL, interrupted_playbook, playbook, reboot, ssh
 
 testinfra_hosts = ["ssh://all1"]
 PORT, BESIDE_PORT = 8000, 8100
@@ -35,6 +35,24 @@ def engines(beside_port: int | None = BESIDE_PORT, **args: Any) -> tuple[str, st
 
 def run_of(unit: str) -> str:
     return ssh("all1", f"systemctl show --property InvocationID --value {unit}").strip()
+
+
+def starts_of(unit: str) -> int:
+    return int(ssh("all1", f"journalctl --unit {unit} --output cat | grep -c '^Started' || :"))
+
+
+def wait_until_the_second_serves() -> None:
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            states = seen_by_proxies()
+        except (AssertionError, ValueError):
+            states = {}  # the tiers start one after the other
+        if states.get("all1:tiny.beside") == "serving":
+            break
+        assert time.monotonic() < deadline, states
+        time.sleep(1)
+    assert states["all1:tiny"] == "drained"
 
 
 def seen_by_proxies() -> dict[str, str]:
@@ -83,14 +101,22 @@ def test_an_interrupted_roll_keeps_serving_and_the_next_one_ends_it() -> None:
             while run_of("vllm@tiny") == before:
                 assert time.monotonic() < deadline, said()[-8000:]
                 time.sleep(0.5)
-        second = run_of("vllm@tiny.beside")
         assert seen_by_proxies()["all1:tiny.beside"] == "serving"
         status = " ".join(playbook("status").stdout.split())
         assert "engine all1:tiny.beside serves while tiny is replaced: if no roll runs, one was interrupted" in status
-        assert run_of("vllm@tiny.beside") == second
+    load.assert_unharmed()
 
+    # Nobody puts the engine back, so the second one has to survive what the engine survives.
+    reboot("all1")
+    wait_until_the_second_serves()
+    ssh("all1", "systemctl kill --signal=KILL vllm@tiny.beside")
+    wait_until_the_second_serves()
+    starts = starts_of("vllm@tiny.beside")
+
+    with Load(calls=2) as load:
         playbook("vllm", *engines(max_num_seqs=40))
     load.assert_unharmed()
+    assert starts_of("vllm@tiny.beside") == starts, "the roll did not use the one that served"
     assert "max-num-seqs: 40" in ssh("all1", "cat /opt/vllm/current/engines/tiny.yml")
     assert_only_the_engine_is_left()
     attention = playbook("status").stdout.partition("needs attention")[2].partition("PLAY RECAP")[0]
