@@ -165,7 +165,12 @@ def _playbook(name: str, *options: str) -> dict[str, object]:
     return {
         "args": ["ansible-playbook", *inventories, f"playbooks/{name}.yml", *options],
         "cwd": PROJECT,
-        "env": {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        "env": {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_FORCE_COLOR": "0",
+        },
     }
 
 
