@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,14 +23,22 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer/vocab.json": b"{}"}
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[boto3.session.Session]:
-    """A bucket `models` with a model under `tiny/`; the fetcher meets it by environment, as it would on a host."""
+@pytest.fixture(scope="module")
+def api() -> Iterator[str]:
+    """The URL of an S3 API."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[boto3.session.Session]:
+    """A bucket `models` with a model under `tiny/`; the fetcher meets it by environment, as it would on a host."""
+    urllib.request.urlopen(urllib.request.Request(f"{api}/moto-api/reset", method="POST"), timeout=60).close()
     settings = {
-        "ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "ENDPOINT_URL": api,
         "ACCESS_KEY_ID": "x",
         "SECRET_ACCESS_KEY": "x",
         "DEFAULT_REGION": "us-east-1",
@@ -42,7 +51,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[boto3.session.Session]:
         client.put_object(Bucket="models", Key=f"tiny/{name}", Body=body)
     yield client
     client.close()
-    server.stop()
 
 
 class Hub:
