@@ -1,13 +1,19 @@
-"""A stand-in for a proxy worker: returns what nginx sent, streams slowly, hangs, and dies of poison.
+"""A stand-in for a proxy worker: returns what nginx sent, streams slowly or until it is told to end, hangs, and dies of poison.
 
 `echo_proxy.py ADDRESS PORT`, on a lab host.
 """
 
+import itertools
 import json
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+# Once set, held streams end.
+RELEASED = threading.Event()
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -22,8 +28,12 @@ class Echo(BaseHTTPRequestHandler):
             os._exit(1)
         if b'"hang"' in body:
             time.sleep(120)
-        if b'"stream"' in body:
-            self.stream()
+        if b'"release"' in body:
+            RELEASED.set()
+        if b'"held"' in body:
+            self.stream(itertools.takewhile(lambda _: not RELEASED.wait(1), itertools.count()))
+        elif b'"stream"' in body:
+            self.stream(number for number in range(5) if not time.sleep(0.2 * bool(number)))
         else:
             self.tell(body)
 
@@ -43,17 +53,20 @@ class Echo(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
-    def stream(self) -> None:
+    def stream(self, numbers: Iterable[int]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for number in range(5):
+        for number in numbers:
             event = f"data: {number}\n\n".encode()
             self.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
-            time.sleep(0.2)
         self.wfile.write(b"0\r\n\r\n")
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+
 if __name__ == "__main__":
-    ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Echo).serve_forever()
+    Server((sys.argv[1], int(sys.argv[2])), Echo).serve_forever()

@@ -19,6 +19,7 @@ from pathlib import Path
 import boto3
 import pytest
 from ec2lab.model import DNS_MANAGEMENT_PORT
+from held_streams import HeldStreams
 from helpers.stack import CLIENT, PROJECT, SETTINGS, playbook, ssh
 from route53_relay import route53_relay
 
@@ -116,9 +117,12 @@ def web(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def start_proxy(port: int) -> None:
-    """Start the stand-in for a worker and wait until it listens."""
-    ssh("api1", f"systemd-run -q --collect --unit=echo-{port} python3 /tmp/echo_proxy.py {ADDRESS['api1']} {port}")
+def start_proxy(port: int, program: str = "echo_proxy.py") -> None:
+    """Start a stand-in for a worker, a program beside this file, and wait until it listens."""
+    place = f"/tmp/{program}"
+    upload = ["ssh", "-F", CLIENT / "ssh_config", "api1", f"cat > {place}"]
+    subprocess.run(upload, input=Path(__file__).with_name(program).read_text(), text=True, check=True)
+    ssh("api1", f"systemd-run -q --collect --unit=echo-{port} python3 {place} {ADDRESS['api1']} {port}")
     for _ in range(100):
         with socket.socket() as probe:
             if probe.connect_ex((ADDRESS["api1"], port)) == 0:
@@ -130,10 +134,6 @@ def start_proxy(port: int) -> None:
 @pytest.fixture(scope="module")
 def proxies() -> Iterator[None]:
     """Two workers on the proxy host, for as long as the tests of this module need them."""
-    program = (Path(__file__).parent / "echo_proxy.py").read_text()
-    subprocess.run(
-        ["ssh", "-F", CLIENT / "ssh_config", "api1", "cat > /tmp/echo_proxy.py"], input=program, text=True, check=True
-    )
     for port in PROXY_PORTS:
         start_proxy(port)
     yield
@@ -664,10 +664,26 @@ def test_the_log_tells_a_stream_that_was_cut_from_a_whole_one(web: str) -> None:
     assert (told["whole"], told["cut"]) == ((200, True), (200, False))
 
 
-# --- changes ----------------------------------------------------------------------------------------------------------
+# --- changes: under a hundred streams from each web host, of which none may be cut ------------------------------------
 
 
-@pytest.mark.usefixtures("proxies")
+@pytest.fixture(scope="module")
+def held_streams(proxies: None) -> Iterator[HeldStreams]:
+    streams = HeldStreams([ADDRESS[web] for web in WEB], DOMAIN, TRUST, count=100)
+    yield streams
+    release(streams)
+
+
+def release(streams: HeldStreams) -> None:
+    for port in PROXY_PORTS:
+        connection = http.client.HTTPConnection(ADDRESS["api1"], port, timeout=30)
+        connection.request("POST", "/", body=b'"release"')
+        connection.getresponse().read()
+        connection.close()
+    streams.join(30)
+
+
+@pytest.mark.usefixtures("held_streams")
 def test_a_renewal_is_served_without_a_restart(web: str) -> None:
     drop_in = "/run/systemd/system/ec2-inference-certbot.service.d"
     command = "/usr/local/sbin/ec2-inference-certificates renew --force"
@@ -686,6 +702,7 @@ def test_a_renewal_is_served_without_a_restart(web: str) -> None:
     assert [int(end) for end in ends] == [ends_at(web)]
 
 
+@pytest.mark.usefixtures("held_streams")
 def test_a_lost_certificate_is_missed_and_nothing_is_changed(web: str) -> None:
     before, live = served(web), "/etc/letsencrypt/live/ec2-inference"
     ssh(web, f"mv {live} {live}.lost")
@@ -721,6 +738,7 @@ def relay() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.usefixtures("held_streams")
 def test_several_certificates_with_several_names(tmp_path: Path, relay: str) -> None:
     """The first gets another name and another kind of key; the others come from the CA by DNS, the inventory and Secrets Manager."""
     pem, key = make_pair(tmp_path, OWN)
@@ -759,7 +777,7 @@ def test_several_certificates_with_several_names(tmp_path: Path, relay: str) -> 
     assert master("web1") == pid
 
 
-@pytest.mark.usefixtures("relay")
+@pytest.mark.usefixtures("relay", "held_streams")
 def test_a_renewal_that_fails_calls_an_operator() -> None:
     """After the test before it: the secret of one certificate becomes useless."""
     called = "/run/systemd/system/call-operator.service"
@@ -779,6 +797,7 @@ def test_a_renewal_that_fails_calls_an_operator() -> None:
     assert failed == ["kept"]
 
 
+@pytest.mark.usefixtures("held_streams")
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
@@ -802,6 +821,7 @@ def test_a_bad_change_is_taken_back(variables: dict, reason: str) -> None:
     assert ask("web1", "/nowhere").status == 404
 
 
+@pytest.mark.usefixtures("held_streams")
 def test_limits_and_refused_networks() -> None:
     limits = {
         "nginx_certbot_requests_per_second": 1,
@@ -843,6 +863,7 @@ def through_balancer(client: str, path: str, context: ssl.SSLContext, key: str =
         connection.close()
 
 
+@pytest.mark.usefixtures("held_streams")
 def test_what_an_operator_switches_on_is_served(tmp_path: Path) -> None:
     lists = "/etc/nginx/lists"
     openssl = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
@@ -901,3 +922,11 @@ def test_what_an_operator_switches_on_is_served(tmp_path: Path) -> None:
         assert "Active connections" in ssh("web1", "curl -s http://127.0.0.1:8404/stub_status")
     finally:
         converge("--limit", "web1")
+
+
+def test_no_change_has_cut_a_stream(held_streams: HeldStreams) -> None:
+    """After the changes above: settings, names, kinds of keys, renewals, own certificates, limits, refused changes."""
+    release(held_streams)
+    assert held_streams.cut == [], "\n".join(held_streams.cut)
+    assert held_streams.whole == 100 * len(WEB)
+    print(f"{held_streams.whole} streams, {held_streams.events} events, none was cut")

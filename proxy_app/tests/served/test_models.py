@@ -1,5 +1,6 @@
 """Names of models, their settings and fallbacks."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from engine import Call, Engine, complete
 from expect import expect_error
-from harness import KEY, KEYS, SMALL_KEY, Files, Proxy, running_engine, running_proxy
+from harness import KEY, KEYS, SMALL_KEY, WAIT_S, Files, Proxy, running_engine, running_proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -209,3 +210,32 @@ async def test_a_default_may_be_overridden_with_null(files: Files, engine: Engin
     async with running_proxy(files) as proxy, proxy.post(body={"stop": None, "max_tokens": 1}) as response:
         assert response.status == 200
     assert await sent(engine) == {"model": "big", "stop": None, "temperature": 0.5, "max_tokens": 1}
+
+
+async def test_a_model_under_maintenance_is_refused_until_it_is_over(files: Files, engine: Engine) -> None:
+    files.configure(engine, models=[{"name": "big", "maintenance_s": 600}])
+    async with running_proxy(files) as proxy:
+        async with proxy.post() as response:
+            error = await expect_error(response, 503, "maintenance")
+            assert "'big' is under maintenance" in error["message"]
+            assert response.headers["retry-after"] == "600"
+        async with proxy.post(body={"model": "small"}) as response:
+            assert response.status == 200, "other models are served"
+        assert [json.loads(call.body)["model"] for call in engine.calls] == ["small"]
+        files.configure(engine)
+        async with asyncio.timeout(WAIT_S):
+            while await status_of(proxy) != 200:
+                await asyncio.sleep(0.01)
+
+
+async def status_of(proxy: Proxy) -> int:
+    async with proxy.post() as response:
+        status: int = response.status
+        return status
+
+
+async def test_its_fallback_answers_for_a_model_under_maintenance(files: Files, engine: Engine) -> None:
+    files.configure(engine, models=[{"name": "big", "maintenance_s": 600, "fallback": "small"}])
+    async with running_proxy(files) as proxy, proxy.post() as response:
+        assert response.status == 200
+        assert response.headers["x-fallback-model"] == "small"

@@ -46,6 +46,11 @@ class ModelConfig(Strict):
     fallback: Name | None = Field(
         default=None, description="The model that answers when this one's engines are all out or full."
     )
+    maintenance_s: PositiveInt | None = Field(
+        default=None,
+        description="The model is under maintenance: 503, and clients may try again after so many seconds. "
+        "Its fallback answers, if it has one.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":

@@ -95,6 +95,7 @@ class Attempts:
                 exchange.notices += ((b"x-fallback-model", model.name.encode()),)
             self._has_fallback = model is not models[-1]
             try:
+                _refuse_in_maintenance(model)
                 async with Admission(
                     limits, queues, self._state.faults, job, exchange, settings.config
                 ) as place:
@@ -255,3 +256,13 @@ class Attempts:
         )
         if not key.may_use(model.name):
             raise unknown_model(model.name)
+
+
+def _refuse_in_maintenance(model: ModelConfig) -> None:
+    """Raises Unavailable if an operator has put the model under maintenance."""
+    if model.maintenance_s is not None:
+        raise Unavailable(
+            "maintenance",
+            f"The model '{model.name}' is under maintenance.",
+            retry_after_s=model.maintenance_s,
+        )
