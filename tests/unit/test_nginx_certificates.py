@@ -9,8 +9,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import boto3
@@ -24,7 +25,11 @@ ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:llm"
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The tool with its directories under `tmp_path`, and no nginx to reload."""
+    return load_tool(monkeypatch, tmp_path)
+
+
+def load_tool(monkeypatch: pytest.MonkeyPatch, directory: Path) -> ModuleType:
+    """The tool with its directories under `directory`, and no nginx to reload."""
     spec = importlib.util.spec_from_file_location("ec2_inference_certificates", SOURCE)
     assert spec
     assert spec.loader
@@ -32,7 +37,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     spec.loader.exec_module(module)
     for name in ("CERTIFICATES", "ENVIRONMENT", "ACCOUNT", "OWN", "LETSENCRYPT"):
-        monkeypatch.setattr(module, name, tmp_path / getattr(module, name).name)
+        monkeypatch.setattr(module, name, directory / getattr(module, name).name)
     monkeypatch.setattr(module, "load", lambda: "unchanged")
     monkeypatch.setattr(module, "CERTBOT_PAUSES_S", (0, 0))
     return module
@@ -408,3 +413,129 @@ def test_aws_gives_what_it_keeps(tool: ModuleType, tmp_path: Path, monkeypatch: 
         arn = acm.request_certificate(DomainName="b.test")["CertificateArn"]
         with pytest.raises(tool.Failed, match=f"AWS does not give {arn}: "):
             tool.kept_by_aws(exported | {"arn": arn})
+
+
+class Host:
+    """A web host whose certbot gets a certificate of the wanted names, as often as it is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path, name: str) -> None:
+        directory.mkdir()
+        self.tool = load_tool(monkeypatch, directory)
+        monkeypatch.setattr(self.tool, "socket", SimpleNamespace(gethostname=lambda: name))
+        monkeypatch.setattr(self.tool, "PATIENCE_S", 0.01)
+        monkeypatch.setattr(self.tool, "LOOK_S", 0.001)
+        monkeypatch.setattr(self.tool, "issue", self._issue)
+        self.asked = 0
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def _issue(self, certificate: dict[str, Any], settings: dict[str, Any]) -> None:
+        self.asked += 1
+        self.meanwhile()
+        certify(self.tool, *certificate["domains"])
+
+    def want(self, certificate: dict[str, Any]) -> None:
+        want(self.tool, certificate)
+
+    def reason(self, monkeypatch: pytest.MonkeyPatch, certificate: dict[str, Any]) -> str:
+        return str(reasons(self.tool, monkeypatch, certificate)["main"])
+
+    @property
+    def served(self) -> str:
+        return str((self.tool.OWN / "main/fullchain.pem").read_text())
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A certificate that hosts share through a secret, which is empty."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    with mock_aws():
+        keeper = boto3.client("secretsmanager", region_name="eu-west-1")
+        yield of_ca("a.test", shared_arn=keeper.create_secret(Name="llm")["ARN"])
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: dict[str, Any]) -> tuple[Host, Host]:
+    hosts = Host(monkeypatch, tmp_path / "web1", "web1"), Host(monkeypatch, tmp_path / "web2", "web2")
+    for host in hosts:
+        host.want(shared)
+    return hosts
+
+
+def test_hosts_that_share_a_certificate_ask_the_ca_once(
+    monkeypatch: pytest.MonkeyPatch, pair: tuple[Host, Host], shared: dict[str, Any]
+) -> None:
+    one, other = pair
+    for host in pair:
+        assert host.reason(monkeypatch, shared) == "there is none yet"
+        host.tool.get("main")
+        assert host.reason(monkeypatch, shared) == "good"
+    assert one.served == other.served
+    assert (one.asked, other.asked) == (1, 0)
+    # The timer has nothing to do; an operator may force it, and the other host takes what is new when it looks again.
+    for host in pair:
+        host.tool.renew([], force=False)
+    assert (one.asked, other.asked) == (1, 0)
+    other.tool.renew(["main"], force=True)
+    assert one.reason(monkeypatch, shared) == f"{shared['shared_arn']} has another one"
+    one.tool.renew([], force=False)
+    assert one.served == other.served
+    assert (one.asked, other.asked) == (1, 1)
+
+
+def test_no_host_asks_while_another_one_does(pair: tuple[Host, Host]) -> None:
+    one, other = pair
+    refused: list[str] = []
+
+    def get_too() -> None:
+        with pytest.raises(other.tool.Failed, match="another host has asked the CA within the last hour") as told:
+            other.tool.get("main")
+        refused.append(str(told.value))
+
+    one.meanwhile = get_too
+    one.tool.get("main")
+    assert len(refused) == 1
+    assert other.asked == 0
+    # With a certificate to serve, the timer waits for nobody.
+    other.tool.get("main")
+    old = other.served
+    one.meanwhile = lambda: other.tool.renew([], force=True)
+    one.tool.renew([], force=True)
+    assert (one.asked, other.asked) == (2, 0)
+    assert other.served == old
+
+
+def test_other_wishes_change_what_is_shared_for_all(
+    monkeypatch: pytest.MonkeyPatch, pair: tuple[Host, Host], shared: dict[str, Any]
+) -> None:
+    one, other = pair
+    one.tool.get("main")
+    wider = shared | {"domains": ["a.test", "b.test"]}
+    assert one.reason(monkeypatch, wider) == "it is for a.test; wanted: a.test, b.test"
+    assert one.reason(monkeypatch, shared | {"key_type": "rsa"}) == "its key is ecdsa; wanted: rsa"
+    assert "was asked for with" in one.reason(monkeypatch, shared | {"profile": "shortlived"})
+    one.want(wider)
+    one.tool.get("main")
+    wide = one.served
+    # The host that does not know the new name yet takes the certificate, and asks for none.
+    other.tool.renew([], force=False)
+    assert other.served == wide == one.served
+    assert (one.asked, other.asked) == (2, 0)
+    # Nor does one that still wants a name which is given up: it goes on with what it has, and says so.
+    other.want(wider)
+    one.want(shared)
+    one.tool.get("main")
+    with pytest.raises(other.tool.Failed, match=r"it is for a\.test, and not for b\.test"):
+        other.tool.renew([], force=False)
+    assert other.served == wide
+    assert (one.asked, other.asked) == (3, 0)
+
+
+def test_a_secret_that_does_not_exist_is_named(pair: tuple[Host, Host], shared: dict[str, Any]) -> None:
+    one, _ = pair
+    gone = shared["shared_arn"] + "x"
+    one.want(shared | {"shared_arn": gone})
+    with pytest.raises(one.tool.Failed, match=f"AWS does not take a new version of {gone}: .*ResourceNotFound"):
+        one.tool.get("main")
+    assert one.asked == 0, "before the CA is asked"

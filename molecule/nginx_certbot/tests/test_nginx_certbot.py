@@ -738,6 +738,12 @@ def relay() -> Iterator[str]:
         yield url
 
 
+def aws_settings(relay: str) -> dict[str, str]:
+    """Environment of the hosts' requests to AWS."""
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return {**keys, "AWS_ENDPOINT_URL": relay, "AWS_DEFAULT_REGION": os.environ["AWS_REGION"]}
+
+
 @pytest.mark.usefixtures("held_streams")
 def test_several_certificates_with_several_names(tmp_path: Path, relay: str) -> None:
     """The first gets another name and another kind of key; the others come from the CA by DNS, the inventory and Secrets Manager."""
@@ -752,11 +758,7 @@ def test_several_certificates_with_several_names(tmp_path: Path, relay: str) -> 
             {"name": "own", "domains": [OWN], "source": "pem", "certificate_pem": pem, "key_pem": key},
             {"name": "kept", "domains": [KEPT], "source": "secrets_manager", "arn": arn},
         ],
-        "nginx_certbot_environment": {
-            **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
-            "AWS_ENDPOINT_URL": relay,
-            "AWS_DEFAULT_REGION": os.environ["AWS_REGION"],
-        },
+        "nginx_certbot_environment": aws_settings(relay),
         "nginx_certbot_renewal_failure_unit": "call-operator.service",
     }
     zones = boto3.client("route53", region_name=os.environ["AWS_REGION"])
@@ -795,6 +797,28 @@ def test_a_renewal_that_fails_calls_an_operator() -> None:
     metrics = ssh("web1", "cat /var/lib/prometheus/node-exporter/nginx_certbot.prom")
     failed = re.findall(r'^nginx_certbot_certificate_renewal_failed\{name="(\w+)".* 1$', metrics, re.M)
     assert failed == ["kept"]
+
+
+@pytest.mark.usefixtures("held_streams")
+def test_the_hosts_share_a_certificate(relay: str) -> None:
+    keeper = boto3.client("secretsmanager", region_name=os.environ["AWS_REGION"])
+    shared = {
+        "name": "ec2-inference",
+        "domains": [DOMAIN],
+        "shared_arn": keeper.create_secret(Name="shared")["ARN"],
+    }
+    variables = {"nginx_certbot_certificates": [shared], "nginx_certbot_environment": aws_settings(relay)}
+    converge(variables=variables, skip="nginx_certbot_preflight")
+    first = served("web1")
+    assert first[1] == {DOMAIN}
+    assert served("web2") == first
+    newest = "openssl x509 -noout -serial -in /etc/letsencrypt/live/ec2-inference/cert.pem"
+    assert sum(f"serial={first[0]}" in ssh(web, newest) for web in WEB) == 1, "one host asked the CA"
+    ssh("web2", "/usr/local/sbin/ec2-inference-certificates renew --force ec2-inference")
+    renewed = served("web2")
+    assert renewed != first
+    ssh("web1", "systemctl start ec2-inference-certbot.service")
+    assert served("web1") == renewed
 
 
 @pytest.mark.usefixtures("held_streams")

@@ -8,8 +8,8 @@ Installed by the nginx_certbot role. Used by the role, by ec2-inference-certbot.
     ec2-inference-certificates renew --force NAME
 
 The role writes which certificates there are, and where each comes from, into certificates.json. Those of an ACME CA are certbot's, under
-/etc/letsencrypt. Those that come from elsewhere are checked first, and lie under /etc/nginx/ec2-inference/certificates. Nothing here changes
-nginx's configuration: ec2-inference-nginx does, and loads what is new.
+/etc/letsencrypt. Those that come from elsewhere are checked first, and lie under /etc/nginx/ec2-inference/certificates; so does one of the CA
+that several hosts share through a secret. Nothing here changes nginx's configuration: ec2-inference-nginx does, and loads what is new.
 
 Runs with the host's own Python (3.9 or newer) and its standard library; boto3 only for certificates that AWS keeps. Exit status: 0 done,
 1 refused or failed (a message on stderr says why), 2 wrong arguments.
@@ -18,16 +18,18 @@ Runs with the host's own Python (3.9 or newer) and its standard library; boto3 o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import secrets
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +59,10 @@ NONE_YET = "there is none yet"
 DAY_S = 24 * 3600
 # How certbot answers the CA's challenges.
 AUTHENTICATORS = {"http": "webroot", "route53": "dns-route53"}
+# A host that asks the CA for a certificate that several share has so long for it: after that, another host may ask.
+TURN_S = 3600
+# How long a host that has no certificate waits for the one that another host asks for, and how often it looks.
+PATIENCE_S, LOOK_S = 300, 5
 # The system's certificate authorities: on Debian and Ubuntu, and on Amazon Linux.
 SYSTEM_BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
 
@@ -92,7 +98,12 @@ def certificate_named(name: str) -> dict[str, Any]:
 
 def home_of(certificate: dict[str, Any]) -> Path:
     """The directory with the files of a certificate."""
-    return (LETSENCRYPT / "live" if certificate["source"] == "acme" else OWN) / str(certificate["name"])
+    return (LETSENCRYPT / "live" if is_certbots(certificate) else OWN) / str(certificate["name"])
+
+
+def is_certbots(certificate: dict[str, Any]) -> bool:
+    """Does this host serve what its own certbot has got?"""
+    return certificate["source"] == "acme" and not certificate.get("shared_arn")
 
 
 def is_there(certificate: dict[str, Any]) -> bool:
@@ -363,28 +374,36 @@ def write(certificate: dict[str, Any], pair: Pair) -> None:
             shutil.rmtree(other)
 
 
-def kept_by_aws(certificate: dict[str, Any]) -> str:
-    """The PEM text of a certificate and its key that Secrets Manager or ACM keeps."""
+@contextlib.contextmanager
+def aws(arn: str, does: str) -> Iterator[Any]:
+    """AWS's client for the service of an ARN. Raises Failed with AWS's words; `does` says what was asked of it."""
     try:
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError as error:
         raise Failed(f"this host has no boto3, so AWS cannot be asked ({error}): run the playbook") from error
     os.environ.update(environment())
-    arn = certificate["arn"]
     _, _, service, region, *_ = arn.split(":")
-    passphrase = secrets.token_hex(32)
     try:
         # Older versions of boto3 do not read the endpoint from the environment.
-        client = boto3.client(service, region_name=region, endpoint_url=os.environ.get("AWS_ENDPOINT_URL"))
-        if certificate["source"] == "secrets_manager":
-            secret = client.get_secret_value(SecretId=arn)
-            return pem_of_secret(secret.get("SecretString") or secret["SecretBinary"].decode())
-        exported = client.export_certificate(CertificateArn=arn, Passphrase=passphrase.encode())
+        yield boto3.client(service, region_name=region, endpoint_url=os.environ.get("AWS_ENDPOINT_URL"))
     except (BotoCoreError, ClientError) as error:
-        raise Failed(f"AWS does not give {arn}: {error}") from error
+        raise Failed(f"AWS does not {does} {arn}: {error}") from error
+
+
+def kept_by_aws(certificate: dict[str, Any]) -> str:
+    """The PEM text of a certificate and its key that Secrets Manager or ACM keeps."""
+    arn, passphrase = certificate["arn"], secrets.token_hex(32)
+    with aws(arn, "give") as client:
+        if certificate["source"] == "secrets_manager":
+            return pem_of_secret(text_of_secret(client.get_secret_value(SecretId=arn)))
+        exported = client.export_certificate(CertificateArn=arn, Passphrase=passphrase.encode())
     chain = exported["Certificate"] + "\n" + exported.get("CertificateChain", "")
     return chain + "\n" + decrypted(exported["PrivateKey"], passphrase)
+
+
+def text_of_secret(secret: dict[str, Any]) -> str:
+    return str(secret.get("SecretString") or secret["SecretBinary"].decode())
 
 
 def pem_of_secret(text: str) -> str:
@@ -427,6 +446,131 @@ def why_replace(certificate: dict[str, Any]) -> str:
     return "good" if is_on_disk(certificate, pair) else f"{certificate['arn']} has another one"
 
 
+# --- a certificate of the CA that several hosts share ----------------------------------------------------------------
+# It lies in a secret of Secrets Manager. Whichever host finds it missing or due takes the turn, asks the CA, and writes it there; the others
+# take it from there. So the CA, which limits how many certificates a set of names may have in a week, is asked once for all hosts.
+
+
+class Shared(NamedTuple):
+    """What the secret has: a certificate that can be served, for whatever names, and how it was asked for."""
+
+    pair: Pair | None
+    asked: dict[str, str]
+
+
+def asked_for(certificate: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
+    """What cannot be seen in a certificate, but makes another one of it."""
+    return {"server": settings["server"], "profile": certificate.get("profile", "")}
+
+
+def in_secret(certificate: dict[str, Any]) -> Shared:
+    """What the hosts share. There is no pair before the first was written, or if it cannot be served."""
+    arn = certificate["shared_arn"]
+    with aws(arn, "give") as client:
+        try:
+            secret = client.get_secret_value(SecretId=arn)
+        except client.exceptions.ResourceNotFoundException:
+            # It has no value yet; or there is no such secret, which is said when it is to be written.
+            return Shared(None, {})
+    text = text_of_secret(secret)
+    try:
+        return Shared(pair_in(pem_of_secret(text), {**certificate, "domains": []}), json.loads(text).get("asked", {}))
+    except (Failed, ValueError):
+        return Shared(None, {})
+
+
+def why_ask(certificate: dict[str, Any], settings: dict[str, Any], shared: Shared) -> str:
+    """Why what the hosts share is not what this host wants, or "" if it is."""
+    if shared.pair is None:
+        return f"{certificate['shared_arn']} has none that can be served"
+    facts, domains = facts_of(shared.pair.chain[0]), {domain.lower() for domain in certificate["domains"]}
+    if facts.names != domains:
+        return f"it is for {', '.join(sorted(facts.names))}; wanted: {', '.join(sorted(domains))}"
+    if facts.key_type != certificate["key_type"]:
+        return f"its key is {facts.key_type}; wanted: {certificate['key_type']}"
+    if shared.asked != (wanted_of := asked_for(certificate, settings)):
+        return f"it was asked for with {shared.asked}; wanted: {wanted_of}"
+    return f"{facts.expiry()}, and was not renewed" if facts.is_late() else ""
+
+
+def why_renew(shared: Shared, force: bool) -> str:
+    """Why the timer or an operator has what the hosts share renewed, or ""."""
+    if shared.pair is None:
+        return "the shared secret has no certificate that can be served"
+    return "forced" if force else "due" if facts_of(shared.pair.chain[0]).is_due() else ""
+
+
+def why_share(certificate: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Why this host has to ask for a shared certificate, or to take it, or "good"."""
+    shared = in_secret(certificate)
+    if why := why_ask(certificate, settings, shared):
+        return why
+    assert shared.pair
+    return "good" if is_on_disk(certificate, shared.pair) else f"{certificate['shared_arn']} has another one"
+
+
+def takes_turn(certificate: dict[str, Any], settings: dict[str, Any], shared: Shared) -> bool:
+    """Whether this host is the one to ask the CA.
+
+    Secrets Manager refuses a second version with the same token and another text. So of all hosts that want the same instead of the same
+    certificate, the first one has the turn, and keeps it for an hour.
+    """
+    wish = [
+        shared.pair.chain[0] if shared.pair else "",
+        sorted(certificate["domains"]),
+        certificate["key_type"],
+        asked_for(certificate, settings),
+    ]
+    token = sha256(json.dumps([*wish, int(time.time()) // TURN_S]).encode()).hexdigest()
+    turn = {"SecretString": f"{socket.gethostname()} asks the CA", "VersionStages": ["ASKING"]}
+    with aws(certificate["shared_arn"], "take a new version of") as client:
+        try:
+            client.put_secret_value(SecretId=certificate["shared_arn"], ClientRequestToken=token, **turn)
+        except client.exceptions.ResourceExistsException:
+            return False
+    return True
+
+
+def ask_for_all(certificate: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Ask the CA, and write what it issued into the secret and to this host's disk."""
+    issue(certificate, settings)
+    lineage = LETSENCRYPT / "live" / certificate["name"]
+    texts = {"chain": (lineage / "fullchain.pem").read_text(), "key": (lineage / "privkey.pem").read_text()}
+    pair = pair_in(texts["chain"] + texts["key"], certificate)
+    text = json.dumps({**texts, "asked": asked_for(certificate, settings)})
+    with aws(certificate["shared_arn"], "take a new version of") as client:
+        client.put_secret_value(SecretId=certificate["shared_arn"], SecretString=text)
+    write(certificate, pair)
+
+
+def share(
+    certificate: dict[str, Any], settings: dict[str, Any], why: Callable[[Shared], str], patience_s: float
+) -> None:
+    """Have what the hosts share on the disk; ask the CA first if `why` gives a reason and no other host asks it.
+
+    A host that can serve what there is does not wait for one that asks: it takes the new one when it looks again.
+    """
+    until = time.monotonic() + patience_s
+    while True:
+        shared = in_secret(certificate)
+        reason = why(shared)
+        if reason and takes_turn(certificate, settings, shared):
+            ask_for_all(certificate, settings)
+            return
+        if not reason or time.monotonic() >= until:
+            break
+        time.sleep(LOOK_S)
+    if reason and (patience_s or shared.pair is None):
+        raise Failed(
+            f"{reason}, and another host has asked the CA within the last hour. Its words are in the playbook's output or in the journal of "
+            "ec2-inference-certbot.service there; run this again afterwards"
+        )
+    assert shared.pair
+    if not is_on_disk(certificate, shared.pair):
+        # It may lack a name that only this host still wants.
+        write(certificate, pair_in("".join(shared.pair.chain) + shared.pair.key, certificate))
+
+
 # --- commands: each returns the word or line to print, which the role reads ------------------------------------------
 
 
@@ -441,8 +585,10 @@ def check() -> str:
     for certificate in settings["certificates"]:
         if not is_there(certificate):
             reasons[certificate["name"]] = NONE_YET
-        elif certificate["source"] == "acme":
+        elif is_certbots(certificate):
             reasons[certificate["name"]] = why_issue(certificate, settings)
+        elif certificate["source"] == "acme":
+            reasons[certificate["name"]] = why_share(certificate, settings)
         else:
             reasons[certificate["name"]] = why_replace(certificate)
     missing_first = sorted(reasons, key=lambda name: reasons[name] != NONE_YET)
@@ -458,9 +604,11 @@ def examine(name: str) -> str:
 
 def get(name: str) -> str:
     """Issue or fetch a certificate, or write the one on stdin, and load it."""
-    certificate = certificate_named(name)
-    if certificate["source"] == "acme":
-        issue(certificate, wanted())
+    certificate, settings = certificate_named(name), wanted()
+    if is_certbots(certificate):
+        issue(certificate, settings)
+    elif certificate["source"] == "acme":
+        share(certificate, settings, lambda shared: why_ask(certificate, settings, shared), PATIENCE_S)
     else:
         text = sys.stdin.read() if certificate["source"] == "pem" else kept_by_aws(certificate)
         write(certificate, pair_in(text, certificate))
@@ -487,8 +635,12 @@ def renew(names: list[str], force: bool) -> str:
 
 
 def renew_one(certificate: dict[str, Any], settings: dict[str, Any], force: bool) -> None:
-    if certificate["source"] == "acme":
+    if is_certbots(certificate):
         renew_by_certbot(certificate, settings, force)
+        return
+    if certificate["source"] == "acme":
+        # What is wanted may be new, and other hosts may not know it yet: what can be served is only renewed here, and the playbook changes it.
+        share(certificate, settings, lambda shared: why_renew(shared, force), 0)
         return
     if certificate["source"] != "pem":
         pair = pair_in(kept_by_aws(certificate), certificate)

@@ -195,7 +195,8 @@ def certificates() -> list[dict[str, Any]]:
 
 def home_of(certificate: dict[str, Any]) -> Path:
     """The directory with the files of a certificate."""
-    return (LIVE if certificate["source"] == "acme" else OWN) / str(certificate["name"])
+    certbots = certificate["source"] == "acme" and not certificate.get("shared_arn")
+    return (LIVE if certbots else OWN) / str(certificate["name"])
 
 
 def is_whole(home: Path) -> bool:
