@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 REQUEST = (
@@ -26,10 +27,10 @@ class HeldStreams:
     cut: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._begun = threading.Barrier(2)
+        self._begun: Future[None] = Future()
         self._thread = threading.Thread(target=asyncio.run, args=(self._read_all(),), daemon=True)
         self._thread.start()
-        self._begun.wait(60)
+        self._begun.result(60)
 
     def join(self, timeout_s: float) -> None:
         """Wait until all streams have ended, which somebody else causes."""
@@ -37,8 +38,12 @@ class HeldStreams:
         assert not self._thread.is_alive(), f"of the streams {self.whole} have ended, and {len(self.cut)} were cut"
 
     async def _read_all(self) -> None:
-        streams = [await self._open(address) for address in self.addresses for _ in range(self.count)]
-        self._begun.wait(60)
+        try:
+            streams = [await self._open(address) for address in self.addresses for _ in range(self.count)]
+        except Exception as error:
+            self._begun.set_exception(error)
+            return
+        self._begun.set_result(None)
         await asyncio.gather(*(self._read(*stream) for stream in streams))
 
     async def _open(self, address: str) -> tuple[str, asyncio.StreamReader, asyncio.StreamWriter]:

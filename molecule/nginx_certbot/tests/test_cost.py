@@ -26,6 +26,8 @@ EVERYTHING = {
     "nginx_certbot_path_cidrs": [{"path": "/v1/models", "cidrs": ["10.0.0.0/8"]}],
     "nginx_certbot_cors_origins": ["https://app.example.com"],
     "nginx_certbot_client_certificates": "optional",
+    # Any CA will do: no client has a certificate.
+    "nginx_certbot_client_ca_file": "/etc/nginx/ec2-inference/placeholder/fullchain.pem",
     "nginx_certbot_hsts_preload": True,
 }
 BARE_PORT = 8443
@@ -102,16 +104,21 @@ def cpu_ns(master_pid: str) -> int:
 @pytest.fixture(scope="module")
 def both() -> Iterator[dict[int, str]]:
     """Ports and master processes of the two nginx: the role's with everything switched on, and the bare one."""
-    for port in PROXY_PORTS:
-        start_proxy(port, "quick_proxy.py")
     servers = " ".join(f"server {ADDRESS['api1']}:{port};" for port in PROXY_PORTS)
     config = BARE % {"servers": servers, "port": BARE_PORT, "name": DOMAIN}
-    converge("--limit", "web1", variables=EVERYTHING)
-    ssh("web1", f"printf '%s' '{config}' > /run/bare-nginx.conf && nginx -q -c /run/bare-nginx.conf")
-    yield {443: ssh("web1", "cat /run/nginx.pid").strip(), BARE_PORT: ssh("web1", "cat /run/bare-nginx.pid").strip()}
-    ssh("web1", "kill $(cat /run/bare-nginx.pid); rm -f /run/bare-nginx.conf")
-    ssh("api1", "systemctl stop 'echo-*'")
-    converge("--limit", "web1")
+    try:
+        for port in PROXY_PORTS:
+            start_proxy(port, "quick_proxy.py")
+        converge("--limit", "web1", variables=EVERYTHING)
+        ssh("web1", f"printf '%s' '{config}' > /run/bare-nginx.conf && nginx -q -c /run/bare-nginx.conf")
+        yield {
+            port: ssh("web1", f"cat /run/{pid}.pid").strip()
+            for port, pid in ((443, "nginx"), (BARE_PORT, "bare-nginx"))
+        }
+    finally:
+        ssh("web1", "kill $(cat /run/bare-nginx.pid) || true; rm -f /run/bare-nginx.conf")
+        ssh("api1", "systemctl stop 'echo-*'")
+        converge("--limit", "web1")
 
 
 @pytest.mark.parametrize(

@@ -859,7 +859,9 @@ def test_limits_and_refused_networks() -> None:
     pid = master("web2")
     converge("--limit", "web2", variables=limits)
     assert master("web2") == pid
-    files = ssh("web2", "grep -h '^Max open files' $(pgrep -P $(cat /run/nginx.pid) | sed 's|.*|/proc/&/limits|')")
+    # Without the old workers, which still have streams.
+    workers = "pgrep -P $(cat /run/nginx.pid) -f 'worker process$'"
+    files = ssh("web2", f"grep -h '^Max open files' $({workers} | sed 's|.*|/proc/&/limits|')")
     assert {line.split()[3] for line in files.splitlines()} == {"18024"}, "more connections, without a restart"
     answers = [ask("web2", "/v1/models") for _ in range(5)]
     refused = next(answer for answer in answers if answer.status == 429)
