@@ -54,9 +54,9 @@ http {
     }
 }
 """
-REQUESTS, CONNECTIONS = 300, 8
+REQUESTS, CONNECTIONS = 100, 8
 EVENTS, STREAMS = 200, 40
-ROUNDS = 4
+ROUNDS = 12
 # As an SDK sends them.
 HEADERS = (
     "Host: {name}\r\nAccept: application/json\r\nAccept-Encoding: gzip, deflate\r\nConnection: keep-alive\r\n"
@@ -89,6 +89,7 @@ async def work(port: int, connections: int, requests: int, body: bytes) -> None:
             else:
                 await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
         writer.close()
+        await writer.wait_closed()
 
     await asyncio.gather(*(client() for _ in range(connections)))
 
