@@ -88,9 +88,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         self._check_form(f"stack_fleets.{environment}", given)
         settings = wanted.with_defaults("fleet", given)
         kinds = {str(name): wanted.with_defaults("hosts", kind) for name, kind in settings["hosts"].items()}
-        ports, models = self._of_roles(variables)
+        ports, models, hook = self._of_roles(variables)
         domain = str(self._templar.template(variables.get("stack_domain") or "")).lower()
-        fleet = wanted.Fleet(environment, region, settings, kinds, domain, ports, models)
+        fleet = wanted.Fleet(environment, region, settings, kinds, domain, ports, models, hook)
         found = list(load("fleet", "problems").of_variables(fleet))
         if any("vllm" in kind["tiers"] for kind in kinds.values()) and not ports.engines:
             found.append(
@@ -116,8 +116,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             raise load("fleet", "present").FleetError(found)
 
     @staticmethod
-    def _of_roles(variables: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
-        """The ports that tiers listen on, and the models, as the tiers' variables say them."""
+    def _of_roles(variables: dict[str, Any]) -> tuple[Any, tuple[str, ...], str]:
+        """The ports that tiers listen on, the models, and the engines' lifecycle hook, as the tiers' variables say them."""
         roles, wanted = load("preflight", "roles"), load("fleet", "wanted")
         defaults = roles.role_defaults(roles.role_options())
         proxy, vllm = (_Variables(variables["hostvars"], tier, defaults) for tier in ("proxy", "vllm"))
@@ -133,7 +133,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         ports = wanted.Ports(
             (first, first + workers - 1), store, tuple(port for port in listening if isinstance(port, int))
         )
-        return ports, tuple(str(engine["model"]) for engine in engines if engine.get("model"))
+        models = tuple(str(engine["model"]) for engine in engines if engine.get("model"))
+        return ports, models, str(vllm.get("vllm_lifecycle_hook") or "")
 
     def _made(self, fleet: Any, variables: dict[str, Any]) -> dict[str, Any]:
         present_of, plans, problems = (load("fleet", name) for name in ("present", "plans", "problems"))

@@ -116,7 +116,22 @@ def test_a_fleet_from_nothing_and_back(account: Account) -> None:
     policy = account.client("iam").get_role_policy(
         RoleName=f"{BASE}-us-east-1-engine", PolicyName=f"{BASE}-us-east-1-engine"
     )["PolicyDocument"]
-    assert {statement["Action"] for statement in policy["Statement"]} == {"s3:GetObject", "s3:ListBucket"}
+    # An engine host may read its models, and complete and prolong the hook of its own Auto Scaling group.
+    *of_models, look, hook = policy["Statement"]
+    assert {statement["Action"] for statement in of_models} == {"s3:GetObject", "s3:ListBucket"}
+    assert look == {"Effect": "Allow", "Action": "autoscaling:DescribeAutoScalingInstances", "Resource": "*"}
+    assert hook == {
+        "Effect": "Allow",
+        "Action": ["autoscaling:CompleteLifecycleAction", "autoscaling:RecordLifecycleActionHeartbeat"],
+        "Resource": f"arn:aws:autoscaling:us-east-1:*:autoScalingGroup:*:autoScalingGroupName/{BASE}-engine",
+        "Condition": {
+            "StringEquals": {
+                "aws:ResourceTag/Stack": "ec2-inference",
+                "aws:ResourceTag/Environment": "production",
+            }
+        },
+    }
+    assert account.client("iam").list_role_policies(RoleName=f"{BASE}-us-east-1-api")["PolicyNames"] == []
 
     # Nothing is left to do.
     assert account.play("provision.yml", "--check", *chosen).good().changed == 0

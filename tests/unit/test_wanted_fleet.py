@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +128,16 @@ def test_rights_to_models_end_at_their_prefix() -> None:
         "arn:aws:s3:::models/qwen/8b/*",
         "arn:aws:s3:::models",
     ]
+
+
+def test_the_rights_to_the_hook_are_those_that_the_watcher_uses() -> None:
+    its = dataclasses.replace(fleet(engines(1)), hook="vllm-drain")
+    said = [statement["Action"] for statement in wanted.hook_statements(its, "engine")]
+    actions = {name.removeprefix("autoscaling:") for one in said for name in ([one] if isinstance(one, str) else one)}
+    program = Path(__file__).parents[2] / "roles" / "vllm" / "files" / "helpers" / "lifecycle_action.py"
+    calls = re.findall(r"client\.([a-z_]+)\(", program.read_text())
+    assert {call.title().replace("_", "") for call in calls} == actions
+    assert [role["policy"] for role in wanted.roles(fleet(engines(1)))] == [None], "no hook, no right"
 
 
 def test_two_instances_with_a_hosts_name_are_refused() -> None:

@@ -160,7 +160,7 @@ def _roles(fleet: Fleet, present: Row) -> Iterator[Step]:
         row = there.get(role["name"])
         same = row and row["attached"] == [SSM_POLICY] and canonical(row["policy"]) == canonical(role["policy"])
         if not same:
-            rights = ["Systems Manager", *(["models in S3"] if role["policy"] else [])]
+            rights = ["Systems Manager", *role["rights"]]
             yield _step(
                 "role",
                 role["name"],

@@ -57,6 +57,8 @@ class Fleet:
     domain: str = ""
     ports: Ports = field(default_factory=Ports)
     models: tuple[str, ...] = ()
+    # The lifecycle hook that engines complete (vllm_lifecycle_hook); "" for none.
+    hook: str = ""
 
     @property
     def base(self) -> str:
@@ -164,9 +166,15 @@ def roles(fleet: Fleet) -> list[dict[str, Any]]:
     """The role of each kind of hosts, with no more rights than it needs."""
     found = []
     for name, kind in fleet.kinds.items():
-        statements = bucket_statements(fleet.models) if "vllm" in kind["tiers"] else []
+        is_engine = "vllm" in kind["tiers"]
+        parts = {
+            "models in S3": bucket_statements(fleet.models) if is_engine else [],
+            "its Auto Scaling group's hook": hook_statements(fleet, name) if is_engine else [],
+        }
+        statements = [statement for part in parts.values() for statement in part]
         policy = {"Version": "2012-10-17", "Statement": statements} if statements else None
-        found.append({"name": role_name(fleet, name), "policy": policy})
+        rights = [words for words, part in parts.items() if part]
+        found.append({"name": role_name(fleet, name), "policy": policy, "rights": rights})
     return found
 
 
@@ -191,6 +199,31 @@ def bucket_statements(models: tuple[str, ...]) -> list[dict[str, Any]]:
             },
         ]
     return found
+
+
+def scaling_group_name(fleet: Fleet, kind: str) -> str:
+    """The Auto Scaling group of a kind of hosts."""
+    return f"{fleet.base}-{kind}"
+
+
+def hook_statements(fleet: Fleet, kind: str) -> list[dict[str, Any]]:
+    """What an engine host needs to complete and prolong the lifecycle hook of its own group: that group by its name and tags, and no other.
+
+    Which group that is, it has to ask, and AWS lets nobody limit that question to some of the groups.
+    """
+    if not fleet.hook:
+        return []
+    group = f"autoScalingGroup:*:autoScalingGroupName/{scaling_group_name(fleet, kind)}"
+    tags = {f"aws:ResourceTag/{key}": value for key, value in fleet.tags().items()}
+    return [
+        {"Effect": "Allow", "Action": "autoscaling:DescribeAutoScalingInstances", "Resource": "*"},
+        {
+            "Effect": "Allow",
+            "Action": ["autoscaling:CompleteLifecycleAction", "autoscaling:RecordLifecycleActionHeartbeat"],
+            "Resource": f"arn:aws:autoscaling:{fleet.region}:*:{group}",
+            "Condition": {"StringEquals": tags},
+        },
+    ]
 
 
 def canonical(document: Any) -> str:
