@@ -38,7 +38,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """With `state: present` return the `steps` to make, with `state: absent` those to remove; `report` tells them to people.
 
-        With `failed`, the result of a failed task, return `failure`: what AWS refused and what to do.
+        With `state: scaled` the `steps` that bring the engine hosts `pool` to `count`, and `leaving`, those that go; `serving` has the ids of
+        instances whose engines serve somebody. With `failed`, the result of a failed task, return `failure`: what AWS refused and what to do.
         """
         super().run(tmp, task_vars)
         variables, args = task_vars or {}, self._task.args
@@ -52,17 +53,21 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
                 "failure": "\n".join(load("fleet", "present").refusal(text, region) for text in texts),
             }
         try:
+            if args["state"] == "scaled":
+                _add_examples(variables["hostvars"])
             fleet = self._fleet(variables, region, absent=args["state"] == "absent")
-            told = self._removed(fleet) if args["state"] == "absent" else self._made(fleet, variables)
+            if args["state"] == "scaled":
+                told = self._scaled(fleet, variables, str(args.get("pool") or ""), args.get("count", ""))
+            else:
+                told = self._removed(fleet) if args["state"] == "absent" else self._made(fleet, variables)
         except load("fleet", "present").FleetError as error:
             return {"failed": True, "msg": _together(error.problems)}
-        told["changed"] = bool(self._task.check_mode and told["steps"])
+        goes = told["steps"] if args["state"] == "absent" else told.get("leaving", [])
+        comes = [] if args["state"] == "absent" else told["steps"]
+        told["changed"] = bool(self._task.check_mode and (goes or comes))
         if told["changed"]:
-            lines = "".join(f"{step['text']}\n" for step in told["steps"])
-            told["diff"] = {
-                "before": lines if args["state"] == "absent" else "",
-                "after": "" if args["state"] == "absent" else lines,
-            }
+            before, after = ("".join(f"{step['text']}\n" for step in steps) for steps in (goes, comes))
+            told["diff"] = {"before": before, "after": after}
         return told
 
     def _fleet(self, variables: dict[str, Any], region: str, absent: bool) -> Any:
@@ -137,47 +142,82 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         return ports, models, str(vllm.get("vllm_lifecycle_hook") or "")
 
     def _made(self, fleet: Any, variables: dict[str, Any]) -> dict[str, Any]:
-        present_of, plans, problems = (load("fleet", name) for name in ("present", "plans", "problems"))
-        public_key = self._public_key(fleet)
+        plans, public_key = load("fleet", "plans"), self._public_key(fleet)
+        with load("fleet", "present").errors_in_words(fleet.region):
+            clients = _clients(fleet.region)
+            present = load("fleet", "present").read(clients, fleet)
+        scaling = load("fleet", "scaling")
+        for pool in scaling.pools(fleet):
+            kind = fleet.kinds[pool]
+            kind["numbers"] = scaling.numbers(pool, kind["count"], scaling.members(pool, present))
+        steps = self._steps(fleet, variables, clients, present, public_key)
+        notices, parts = (
+            plans.surplus(fleet, present),
+            plans.costs(fleet, load("planner", "reports").INSTANCES, present),
+        )
+        return {
+            **_told(fleet, present, public_key),
+            "steps": steps,
+            "report": plans.report_of_making(fleet, steps, notices, parts),
+        }
+
+    def _scaled(self, fleet: Any, variables: dict[str, Any], pool: str, count: Any) -> dict[str, Any]:
+        scaling, present_of, wanted = (load("fleet", name) for name in ("scaling", "present", "wanted"))
+        found = list(scaling.of_request(fleet, pool, count))
+        if found:
+            raise present_of.FleetError(found)
+        kind, public_key, serving = fleet.kinds[pool], self._public_key(fleet), set(self._task.args.get("serving", []))
+        said, kind["count"] = kind["count"], int(count)
         with present_of.errors_in_words(fleet.region):
             clients = _clients(fleet.region)
             present = present_of.read(clients, fleet)
-            missing = plans.missing_hosts(fleet, present)
+        rows = scaling.members(pool, present)
+        goes = scaling.leaving(rows, kind["count"], serving)
+        kind["numbers"] = scaling.numbers(pool, kind["count"], [row for row in rows if row not in goes])
+        every = self._steps(fleet, variables, clients, present, public_key, pool)
+        found = scaling.not_provisioned(fleet, pool, every, wanted.role_name(fleet, pool))
+        if found:
+            raise present_of.FleetError(found)
+        steps = scaling.own_steps(fleet, pool, every)
+        change = scaling.usd_per_hour(fleet, pool, steps, goes, present, load("planner", "reports").INSTANCES)
+        return {
+            **_told(fleet, present, public_key),
+            "steps": steps,
+            "pool": pool,
+            "members": [row["InstanceId"] for row in rows if row not in goes],
+            "leaving": [
+                {"id": row["InstanceId"], "text": f"instance {present_of.name_of(row)} ({row['InstanceId']})"}
+                for row in goes
+            ],
+            "report": scaling.report(fleet, pool, len(rows), said, steps, goes, serving, change),
+        }
+
+    def _steps(
+        self,
+        fleet: Any,
+        variables: dict[str, Any],
+        clients: Any,
+        present: dict[str, Any],
+        public_key: str,
+        pool: str = "",
+    ) -> list[dict[str, Any]]:
+        """The steps that make what is missing. Raises all that stands against it; with a pool, against its hosts only."""
+        present_of, plans, problems = (load("fleet", name) for name in ("present", "plans", "problems"))
+
+        def missing_hosts() -> list[Any]:
+            return [host for host in plans.missing_hosts(fleet, present) if pool in ("", host.kind)]
+
+        with present_of.errors_in_words(fleet.region):
+            missing = missing_hosts()
             images, found = present_of.images(clients, {host.image for host in missing}, present["images"])
             self._choose_types(fleet, {host.kind for host in missing}, images, clients, variables)
-            missing = plans.missing_hosts(fleet, present)
+            missing = missing_hosts()
             offers = present_of.offers(clients("ec2"), sorted({host.instance_type for host in missing}))
         found += [*problems.of_names(fleet, present), *problems.of_account(fleet, present, offers, images, missing)]
         if found:
             raise present_of.FleetError(found)
-        steps, notices = plans.to_make(fleet, present, images, public_key), plans.surplus(fleet, present)
-        with_gpus = load("planner", "reports").INSTANCES
-        parts = plans.costs(fleet, with_gpus, present)
-        wanted = load("fleet", "wanted")
-        ours = present["given_subnets"] or present["subnets"]
-        return {
-            "steps": steps,
-            "report": plans.report_of_making(fleet, steps, notices, parts),
-            "environment": fleet.environment,
-            "region": fleet.region,
-            "base": fleet.base,
-            "tags": fleet.tags(),
-            "settings": dict(fleet.settings),
-            "own_network": fleet.own_network,
-            "vpc": ours[0]["VpcId"] if ours else None,
-            "subnets": wanted.subnets(fleet),
-            "subnet_of_zone": {row["AvailabilityZone"]: row["SubnetId"] for row in ours},
-            "groups": [
-                {"name": g["name"], "rules": plans.module_rules(g), "rules_out": plans.module_rules(g, out=True)}
-                for g in wanted.security_groups(fleet)
-            ],
-            "instances": {present_of.name_of(row): row["InstanceId"] for row in present["instances"]},
-            "web": [host.name for host in wanted.hosts(fleet) if "nginx" in host.tiers],
-            "public_key": public_key,
-            "domain": fleet.domain,
-            "record": plans.record_values(fleet, present),
-            "balancer_zone": next((row["CanonicalHostedZoneId"] for row in present["balancers"] if row["ours"]), None),
-        }
+        made: list[dict[str, Any]] = plans.to_make(fleet, present, images, public_key)
+        return made
 
     def _removed(self, fleet: Any) -> dict[str, Any]:
         present_of, plans = load("fleet", "present"), load("fleet", "plans")
@@ -268,6 +308,41 @@ def _has_adapters(fleet: Any, instance_type: str) -> bool:
     """Whether a type has Elastic Fabric Adapters, and a way out with them: with several interfaces it gets no public address."""
     count = len(load("fleet", "adapters").interfaces(instance_type))
     return count == 1 or (count > 1 and not fleet.own_network)
+
+
+def _told(fleet: Any, present: dict[str, Any], public_key: str) -> dict[str, Any]:
+    """What the tasks need that make the steps."""
+    present_of, plans, wanted = (load("fleet", name) for name in ("present", "plans", "wanted"))
+    ours = present["given_subnets"] or present["subnets"]
+    return {
+        "environment": fleet.environment,
+        "region": fleet.region,
+        "base": fleet.base,
+        "tags": fleet.tags(),
+        "settings": dict(fleet.settings),
+        "own_network": fleet.own_network,
+        "vpc": ours[0]["VpcId"] if ours else None,
+        "subnets": wanted.subnets(fleet),
+        "subnet_of_zone": {row["AvailabilityZone"]: row["SubnetId"] for row in ours},
+        "groups": [
+            {"name": g["name"], "rules": plans.module_rules(g), "rules_out": plans.module_rules(g, out=True)}
+            for g in wanted.security_groups(fleet)
+        ],
+        "instances": {present_of.name_of(row): row["InstanceId"] for row in present["instances"]},
+        "web": [host.name for host in wanted.hosts(fleet) if "nginx" in host.tiers],
+        "public_key": public_key,
+        "domain": fleet.domain,
+        "record": plans.record_values(fleet, present),
+        "balancer_zone": next((row["CanonicalHostedZoneId"] for row in present["balancers"] if row["ours"]), None),
+    }
+
+
+def _add_examples(hostvars: Any) -> None:
+    """Add the examples of the tiers to this process's copy of the inventory: the run itself goes on to real hosts, and must not see them."""
+    for tier in ("proxy", "vllm"):
+        hostvars._inventory.add_dynamic_host(
+            {"host_name": EXAMPLE.format(tier=tier), "groups": [tier]}, {"refresh": True}
+        )
 
 
 class _Variables:

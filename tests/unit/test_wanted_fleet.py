@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from stack_fleet import load
 
-wanted, plans, present, problems, prices, adapters = (
-    load("fleet", name) for name in ("wanted", "plans", "present", "problems", "prices", "adapters")
+wanted, plans, present, problems, prices, adapters, scaling = (
+    load("fleet", name) for name in ("wanted", "plans", "present", "problems", "prices", "adapters", "scaling")
 )
 LISTS = [
     "vpcs",
@@ -234,3 +234,40 @@ def test_adapters_where_there_can_be_none_are_refused(settings: Any, network: An
     found = list(problems.of_variables(fleet(with_adapters(**settings), **network)))
     assert len(found) == (told is not None), found
     assert told is None or told in found[0]
+
+
+def test_who_serves_nobody_goes_first_and_then_the_newest() -> None:
+    rows = [
+        instance("engine-1", LaunchTime="2026-11-03"),
+        instance("engine-2", LaunchTime="2026-11-01"),
+        instance("engine-3", LaunchTime="2026-11-02"),
+        instance("engine-4", LaunchTime="2026-11-01", State={"Name": "stopped"}),
+    ]
+    serving = ["i-engine-1", "i-engine-3", "i-engine-4"]
+    gone = [[row["InstanceId"] for row in scaling.leaving(rows, count, serving)] for count in (4, 3, 2, 1, 0)]
+    order = ["i-engine-4", "i-engine-2", "i-engine-1", "i-engine-3"]
+    assert [set(one) for one in gone] == [set(order[:number]) for number in range(5)]
+
+
+def test_hosts_that_stay_keep_their_names() -> None:
+    rows = [instance("engine-2"), instance("engine-5")]
+    assert scaling.numbers("engine", 2, rows) == [2, 5]
+    assert scaling.numbers("engine", 4, rows) == [1, 2, 3, 5]
+    assert scaling.numbers("engine", 1, rows) == [2]
+    its = fleet(engines(4))
+    its.kinds["engine"]["numbers"] = [1, 2, 3, 5]
+    assert [(host.name, host.zone[-1]) for host in wanted.hosts(its)][-1] == ("engine-5", "a")
+
+
+def test_what_a_change_costs() -> None:
+    its = fleet(engines(2))
+    there = EMPTY | {"instances": [instance("engine-1"), instance("engine-2")]}
+    table = {"g6.xlarge": {"usd_per_hour": 0.8}}
+    around = prices.usd_per_hour_of_disk(30) + prices.PUBLIC_IPV4
+    (row, _) = there["instances"]
+    assert scaling.usd_per_hour(its, "engine", [], [row], there, table) == pytest.approx(-0.8 - around)
+    stopped = row | {"State": {"Name": "stopped"}}
+    assert scaling.usd_per_hour(its, "engine", [], [stopped], there, table) == pytest.approx(-around)
+    step = {"kind": "start", "name": "engine-1"}
+    assert scaling.usd_per_hour(its, "engine", [step], [], there, table) == pytest.approx(0.8)
+    assert scaling.usd_per_hour(its, "engine", [], [row], there, {}) is None

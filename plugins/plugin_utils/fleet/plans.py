@@ -410,9 +410,9 @@ def report_of_making(fleet: Fleet, steps: list[Step], notices: list[str], parts:
         "",
         "Costs by the prices of us-east-1, July 2026, without traffic (US dollars per hour, per month of 730 hours):",
     ]
-    lines += [f"  {_money(price)}  {words}" for words, price in parts]
+    lines += [f"  {hour_and_month(price)}  {words}" for words, price in parts]
     unknown = any(price is None for _, price in parts)
-    lines.append(f"  {_money(total)}  in all{', without what has no known price' if unknown else ''}")
+    lines.append(f"  {hour_and_month(total)}  in all{', without what has no known price' if unknown else ''}")
     return "\n".join(lines)
 
 
@@ -423,5 +423,6 @@ def report_of_removing(fleet: Fleet, steps: list[Step], notices: list[str]) -> s
     return "\n".join([*lines, *(f"  ! {notice}" for notice in notices)])
 
 
-def _money(price: float | None) -> str:
+def hour_and_month(price: float | None) -> str:
+    """A price per hour and per month."""
     return f"{'?':>9} {'?':>10}" if price is None else f"{price:9.4f} {price * prices.HOURS_OF_A_MONTH:10.2f}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import adapters
 from .present import Row, name_of
-from .wanted import SUBNET_BITS, TIERS, Fleet, Host, hosts
+from .wanted import MOST_HOSTS, SUBNET_BITS, TIERS, Fleet, Host, hosts
 
 # As long as the names of load balancers (32 characters) and roles (64) allow.
 _ENVIRONMENT = re.compile(r"[a-z][a-z0-9-]{0,12}[a-z0-9]|[a-z]")
@@ -68,8 +68,8 @@ def _of_kind(where: str, name: str, kind: Mapping[str, Any]) -> Iterator[str]:
     unknown = [tier for tier in kind["tiers"] if tier not in TIERS]
     if unknown or not kind["tiers"]:
         yield f"{where}.tiers has {', '.join(map(repr, unknown)) or 'nothing'}: use {', '.join(TIERS)}, or several of them"
-    if not 0 <= kind["count"] <= 200:
-        yield f"{where}.count is {kind['count']}: use 0 to 200"
+    if not 0 <= kind["count"] <= MOST_HOSTS:
+        yield f"{where}.count is {kind['count']}: use 0 to {MOST_HOSTS}"
     if not 8 <= kind["disk_gb"] <= 16384:
         yield f"{where}.disk_gb is {kind['disk_gb']}: use 8 to 16384"
     if kind["types"] and kind["type"] != "planner":

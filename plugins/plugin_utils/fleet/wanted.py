@@ -16,6 +16,8 @@ TIERS = ("nginx", "proxy", "vllm")
 SPECS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "fleet.yml").read_text())["argument_specs"]
 # Workers of a proxy host, if proxy_workers is 0 (one per core): at most four.
 MOST_WORKERS = 4
+# Of one kind.
+MOST_HOSTS = 200
 # A subnet is a sixteenth of its VPC.
 SUBNET_BITS = 4
 SSM_POLICY = "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"
@@ -97,19 +99,20 @@ def hosts(fleet: Fleet) -> list[Host]:
     """The instances, spread over the zones kind by kind."""
     return [
         Host(
-            name=f"{name}-{number + 1}",
+            name=f"{name}-{number}",
             kind=name,
             tiers=tuple(tier for tier in TIERS if tier in kind["tiers"]),
             instance_type=kind["type"],
             image=kind["image"],
-            zone=zones_of(fleet, kind)[number % len(zones_of(fleet, kind))],
+            zone=zones_of(fleet, kind)[(number - 1) % len(zones_of(fleet, kind))],
             disk_gb=kind["disk_gb"],
             spot=kind["spot"],
             cluster=kind["cluster"] or kind["efa"],
             efa=kind["efa"],
         )
         for name, kind in fleet.kinds.items()
-        for number in range(kind["count"])
+        # `numbers` is set where hosts are there already, whose numbers may have gaps (scaling.numbers).
+        for number in kind.get("numbers", range(1, kind["count"] + 1))
     ]
 
 
