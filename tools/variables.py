@@ -134,6 +134,8 @@ def pages() -> dict[Path, str]:
         reference += [f"## {role}", "", rows, ""]
     reference += ["## A fleet: an entry of stack_fleets", "", table(options(FLEET, "fleet")), ""]
     reference += ["## An entry of a fleet's hosts", "", table(options(FLEET, "hosts")), ""]
+    for name in ("auto_scaling", "hours", "join"):
+        reference += [f"## {name} of such an entry", "", table(options(FLEET, name)), ""]
     found[PREFLIGHT / "proxy_schema.json"] = proxy_schema()
     found[ROOT / "roles" / "nginx_certbot" / "vars" / "main" / "routes.yml"] = nginx_routes()
     found[ROOT / "docs" / "variables.md"] = "\n".join(reference)

@@ -117,6 +117,21 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
                 for name, kind in given["hosts"].items()
                 for p in schema.problems(f"{where}.hosts.{name}", kind, of_hosts)
             ]
+        if not found:
+            # What a group has is in tables of its own, so that each is one in the documentation.
+            groups = {
+                f"{where}.hosts.{name}.auto_scaling": kind.get("auto_scaling") or {}
+                for name, kind in given["hosts"].items()
+            }
+            parts = {
+                f"{place}.{key}": (key, group[key])
+                for place, group in groups.items()
+                for key in ("hours", "join")
+                if group.get(key)
+            }
+            named = {place: ("auto_scaling", group) for place, group in groups.items() if group} | parts
+            for place, (key, value) in named.items():
+                found += schema.problems(place, value, schema.of_spec(specs[key]["options"]))
         if found:
             raise load("fleet", "present").FleetError(found)
 
@@ -167,10 +182,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         if found:
             raise present_of.FleetError(found)
         kind, public_key, serving = fleet.kinds[pool], self._public_key(fleet), set(self._task.args.get("serving", []))
-        said, kind["count"] = kind["count"], int(count)
+        said = kind["count"]
+        if not kind["auto_scaling"]:
+            kind["count"] = int(count)
         with present_of.errors_in_words(fleet.region):
             clients = _clients(fleet.region)
             present = present_of.read(clients, fleet)
+        if kind["auto_scaling"]:
+            return self._group_scaled(fleet, variables, clients, present, pool, int(count))
         rows = scaling.members(pool, present)
         goes = scaling.leaving(rows, kind["count"], serving)
         kind["numbers"] = scaling.numbers(pool, kind["count"], [row for row in rows if row not in goes])
@@ -192,6 +211,33 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             "report": scaling.report(fleet, pool, len(rows), said, steps, goes, serving, change),
         }
 
+    def _group_scaled(
+        self, fleet: Any, variables: dict[str, Any], clients: Any, present: dict[str, Any], pool: str, count: int
+    ) -> dict[str, Any]:
+        """The same for an Auto Scaling group, which launches and terminates by itself."""
+        scaling, wanted, fail = load("fleet", "scaling"), load("fleet", "wanted"), load("fleet", "present").FleetError
+        every = self._steps(fleet, variables, clients, present, self._public_key(fleet), pool)
+        found = scaling.not_provisioned(fleet, pool, every, wanted.role_name(fleet, pool))
+        if found:
+            raise fail(found)
+        name = wanted.scaling_group_name(fleet, pool)
+        (row,) = (row for row in present["scaling_groups"] if row["name"] == name)
+        may_be_last = str(self._task.args.get("last", "")).lower() in ("true", "yes", "1")
+        found = list(scaling.of_group(fleet, pool, row, count, may_be_last))
+        if found:
+            raise fail(found)
+        is_other = row["desired"] != count
+        step = {"kind": "desired", "name": name, "text": f"Auto Scaling group {name}: {count} hosts", "count": count}
+        return {
+            **_told(fleet, present, ""),
+            "steps": [step] if is_other else [],
+            "pool": pool,
+            "group": name,
+            "members": [],
+            "leaving": [],
+            "report": scaling.report_of_group(fleet, pool, row, count, load("planner", "reports").INSTANCES),
+        }
+
     def _steps(
         self,
         fleet: Any,
@@ -208,11 +254,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             return [host for host in plans.missing_hosts(fleet, present) if pool in ("", host.kind)]
 
         with present_of.errors_in_words(fleet.region):
-            missing = missing_hosts()
-            images, found = present_of.images(clients, {host.image for host in missing}, present["images"])
+            missing, of_groups = missing_hosts(), load("fleet", "groups").examples(fleet)
+            wanted_images = {host.image for host in [*missing, *of_groups]}
+            images, found = present_of.images(clients, wanted_images, present["images"])
             self._choose_types(fleet, {host.kind for host in missing}, images, clients, variables)
             missing = missing_hosts()
-            offers = present_of.offers(clients("ec2"), sorted({host.instance_type for host in missing}))
+            types = sorted({host.instance_type for host in [*missing, *of_groups]})
+            offers = present_of.offers(clients("ec2"), types)
         found += [*problems.of_names(fleet, present), *problems.of_account(fleet, present, offers, images, missing)]
         if found:
             raise present_of.FleetError(found)

@@ -29,7 +29,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             if args.get("state") == "absent":
                 ec2.delete_launch_template(LaunchTemplateName=args["name"])
             else:
-                _make(ec2, args["name"], args["tags"], data(args))
+                _make(ec2, args["name"], args["tags"], data(args), args.get("digest") or "")
         except (BotoCoreError, ClientError) as error:
             return {"failed": True, "msg": str(error)}
         return {"changed": True}
@@ -37,7 +37,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
 
 def data(args: dict[str, Any]) -> dict[str, Any]:
     """The template's data. Without interfaces, whoever uses the template says the network."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict(args.get("data") or {})
+    if found:
+        found["SecurityGroupIds"] = args["groups"]
     if args["spot"]:
         found["InstanceMarketOptions"] = {
             "MarketType": "spot",
@@ -50,14 +52,17 @@ def data(args: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _make(ec2: Any, name: str, tags: dict[str, str], wanted: dict[str, Any]) -> None:
+def _make(ec2: Any, name: str, tags: dict[str, str], wanted: dict[str, Any], digest: str) -> None:
     """Make the template, or a version that is the default from now on."""
     pairs = [{"Key": key, "Value": value} for key, value in tags.items()]
     by_name = [{"Name": "launch-template-name", "Values": [name]}]
+    said = {"VersionDescription": digest} if digest else {}
     if not ec2.describe_launch_templates(Filters=by_name)["LaunchTemplates"]:
         specification = [{"ResourceType": "launch-template", "Tags": pairs}]
-        ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=wanted, TagSpecifications=specification)
+        ec2.create_launch_template(
+            LaunchTemplateName=name, LaunchTemplateData=wanted, TagSpecifications=specification, **said
+        )
         return
-    made = ec2.create_launch_template_version(LaunchTemplateName=name, LaunchTemplateData=wanted)
+    made = ec2.create_launch_template_version(LaunchTemplateName=name, LaunchTemplateData=wanted, **said)
     number = str(made["LaunchTemplateVersion"]["VersionNumber"])
     ec2.modify_launch_template(LaunchTemplateName=name, DefaultVersion=number)

@@ -25,8 +25,17 @@ LISTS = [
     "addresses",
     "keys",
 ]
-LISTS += ["placement_groups", "images", "given_subnets", "roles", "balancers", "target_groups", "taken"]
-EMPTY: dict[str, Any] = {name: [] for name in LISTS} | {"zone": "Z1", "record": None}
+LISTS += [
+    "scaling_groups",
+    "placement_groups",
+    "images",
+    "given_subnets",
+    "roles",
+    "balancers",
+    "target_groups",
+    "taken",
+]
+EMPTY: dict[str, Any] = {name: [] for name in LISTS} | {"zone": "Z1", "record": None, "template_versions": {}}
 
 
 def fleet(hosts: dict[str, Any], **settings: Any) -> Any:
@@ -271,3 +280,22 @@ def test_what_a_change_costs() -> None:
     step = {"kind": "start", "name": "engine-1"}
     assert scaling.usd_per_hour(its, "engine", [step], [], there, table) == pytest.approx(0.8)
     assert scaling.usd_per_hour(its, "engine", [], [row], there, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("pool", "count", "told"),
+    [
+        ("engnie", 2, "pool engnie is unknown: stack_fleets.staging.hosts has engine"),
+        ("api", 2, "pool api is of the tiers proxy, and only hosts that are engines and nothing else are scaled"),
+        ("", 2, "no pool is named: add -e pool=NAME"),
+        ("engine", "", "the number is not named: add -e count=N"),
+        ("engine", "-1", "count is -1: use a whole number of 0 to 200"),
+        ("engine", "2.5", "count is 2.5: use a whole number"),
+        ("engine", 201, "count is 201: use a whole number"),
+        ("engine", "0", None),
+    ],
+)
+def test_a_pool_and_a_number_that_cannot_be_meant_are_refused(pool: str, count: object, told: str | None) -> None:
+    its = fleet(engines(2) | {"api": {"tiers": ["proxy"], "count": 1, "type": "t3.small"}})
+    found = list(scaling.of_request(its, pool, count))
+    assert found == [] if told is None else told in found[0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import adapters, prices
-from .present import Row, name_of
+from . import adapters, groups, prices
+from .present import Row, name_of, tags_of
 from .wanted import (
     SSM_POLICY,
     Fleet,
@@ -18,6 +18,7 @@ from .wanted import (
     placement_group_name,
     role_name,
     roles,
+    scaling_group_name,
     security_groups,
     subnets,
 )
@@ -35,10 +36,17 @@ def to_make(fleet: Fleet, present: Row, images: Mapping[str, Row], public_key: s
         *_roles(fleet, present),
         *_placement_groups(fleet, present),
         *_templates(fleet, present),
+        *_group_templates(fleet, present, images, public_key),
+        *_scaling_groups(fleet, present),
         *_instances(fleet, present, images),
         *_entry(fleet, present),
     ]
     return [*steps, *_record(fleet, present, bool(steps))]
+
+
+def group_of(row: Row) -> str:
+    """The Auto Scaling group of an instance; "" if it is in none."""
+    return tags_of(row).get("aws:autoscaling:groupName", "")
 
 
 def missing_hosts(fleet: Fleet, present: Row) -> list[Host]:
@@ -54,6 +62,8 @@ def surplus(fleet: Fleet, present: Row) -> list[str]:
     for row in present["instances"]:
         name, identity = name_of(row), row["InstanceId"]
         host = by_name.get(name)
+        if group_of(row):
+            continue
         if host is None:
             found.append(
                 f"instance {identity} ({name or 'no name'}) is not wanted any more: drain it, and terminate it"
@@ -182,6 +192,8 @@ def _templates(fleet: Fleet, present: Row) -> Iterator[Step]:
     missing = {host.kind: host for host in missing_hosts(fleet, present)}
     for name, kind in fleet.kinds.items():
         template = f"{fleet.base}-{name}"
+        if kind["auto_scaling"]:
+            continue
         settings = {"spot": kind["spot"], "interfaces": [], "groups": [], "zone": "", "placement_group": ""}
         what = ["spot instances"] if kind["spot"] else []
         if kind["efa"] and name in missing:
@@ -194,6 +206,33 @@ def _templates(fleet: Fleet, present: Row) -> Iterator[Step]:
         elif kind["efa"] or not kind["spot"] or template in there:
             continue
         yield _step("template", template, f"launch template {template}, for {' with '.join(what)}", **settings)
+
+
+def _group_templates(fleet: Fleet, present: Row, images: Mapping[str, Row], public_key: str) -> Iterator[Step]:
+    for name in groups.kinds_of(fleet):
+        template, kind = f"{fleet.base}-{name}", fleet.kinds[name]
+        data = groups.launch_data(fleet, name, images.get(kind["image"], {}), bool(public_key))
+        its = groups.security_groups_of(fleet, name)
+        digest = groups.digest(data, its, kind["spot"])
+        if present["template_versions"].get(template) == digest:
+            continue
+        is_there = template in present["template_versions"]
+        what = f"{kind['type']}{' (spot)' if kind['spot'] else ''}, {kind['disk_gb']} GiB, image {data['ImageId']}"
+        text = f"launch template {template}{', changed' if is_there else ''}: {what}"
+        settings = {"interfaces": [], "zone": "", "placement_group": "", "spot": kind["spot"], "groups": its}
+        yield _step("template", template, text, data=data, digest=digest, **settings)
+
+
+def _scaling_groups(fleet: Fleet, present: Row) -> Iterator[Step]:
+    there = {row["name"]: row for row in present["scaling_groups"] if row["ours"]}
+    rows = present["given_subnets"] or present["subnets"]
+    ids = [row["SubnetId"] for row in rows if row["AvailabilityZone"] in fleet.settings["zones"]]
+    for kind in groups.kinds_of(fleet):
+        name = scaling_group_name(fleet, kind)
+        words = groups.differences(fleet, kind, there.get(name), ids)
+        if words:
+            settings = {"wanted": groups.wanted(fleet, kind), "host": kind, "tier": "vllm"}
+            yield _step("scaling_group", name, f"Auto Scaling group {name}", None, details=words, **settings)
 
 
 def _adapters_in_words(instance_type: str) -> str:
@@ -303,6 +342,13 @@ def costs(fleet: Fleet, with_gpus: Mapping[str, Any], present: Row) -> list[tupl
         price = prices.usd_per_hour_of_type(instance_type, with_gpus)
         words = f"{count} x {instance_type} ({kind}{', spot: at most' if spot else ''})"
         found.append((words, None if price is None else price * count))
+    for name in groups.kinds_of(fleet):
+        pool, size = fleet.kinds[name], fleet.kinds[name]["auto_scaling"]
+        price = prices.usd_per_hour_of_type(pool["type"], with_gpus)
+        around = prices.usd_per_hour_of_disk(pool["disk_gb"]) + (prices.PUBLIC_IPV4 if fleet.own_network else 0.0)
+        its = f"{name}, of {size['min']} to {size['max']}{', spot: at most' if pool['spot'] else ''}"
+        words = f"{pool['count']} x {pool['type']} with disk{' and address' if fleet.own_network else ''} ({its})"
+        found.append((words, None if price is None else pool["count"] * (price + around)))
     disks = sum(host.disk_gb for host in hosts(fleet))
     if disks:
         found.append((f"{disks} GiB of gp3 volumes", prices.usd_per_hour_of_disk(disks)))
@@ -321,6 +367,7 @@ REMOVED = (
     "record",
     "balancer",
     "target_group",
+    "scaling_group",
     "instance",
     "address",
     "volume",
@@ -352,6 +399,9 @@ def to_remove(fleet: Fleet, present: Row) -> list[Step]:
         for row in present[key]:
             if row["ours"]:
                 add(kind, words, row["name"], arn=row["arn"])
+    for row in present["scaling_groups"]:
+        if row["ours"]:
+            add("scaling_group", "Auto Scaling group", row["name"])
     for row in present["instances"]:
         add("instance", f"instance {name_of(row)}: {row['InstanceType']},", row["InstanceId"])
     for row in present["addresses"]:

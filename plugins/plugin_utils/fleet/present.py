@@ -59,6 +59,13 @@ def read(clients: Clients, fleet: Fleet) -> Row:
     found["roles"] = _roles(clients("iam"), fleet)
     found["balancers"], found["target_groups"] = _balancers(clients("elbv2"), fleet)
     found["zone"], found["record"] = _record(clients("route53"), fleet)
+    found["scaling_groups"] = _scaling_groups(clients("autoscaling"), fleet)
+    found["template_versions"] = {
+        row["LaunchTemplateName"]: ec2.describe_launch_template_versions(
+            LaunchTemplateName=row["LaunchTemplateName"], Versions=["$Default"]
+        )["LaunchTemplateVersions"][0].get("VersionDescription", "")
+        for row in found["templates"]
+    }
     found["taken"] = _taken(ec2, fleet, found, placement_groups)
     return found
 
@@ -180,6 +187,54 @@ def _record(route53: Any, fleet: Fleet) -> tuple[str | None, Row | None]:
     return zone, next((row for row in rows if row["Name"] == f"{fleet.domain}." and row["Type"] == "A"), None)
 
 
+def _scaling_groups(autoscaling: Any, fleet: Fleet) -> list[Row]:
+    """Auto Scaling groups whose name begins as the fleet's do, in the words of `groups.wanted`."""
+    found = []
+    for row in _pages(autoscaling, "describe_auto_scaling_groups", "AutoScalingGroups"):
+        name = row["AutoScalingGroupName"]
+        if not name.startswith(f"{fleet.base}-"):
+            continue
+        its = {"AutoScalingGroupName": name}
+        hooks = autoscaling.describe_lifecycle_hooks(**its)["LifecycleHooks"]
+        policies = _pages(autoscaling, "describe_policies", "ScalingPolicies", **its)
+        schedules = _pages(autoscaling, "describe_scheduled_actions", "ScheduledUpdateGroupActions", **its)
+        found.append(
+            {
+                "name": name,
+                "ours": is_ours(row.get("Tags"), fleet),
+                "min": row["MinSize"],
+                "max": row["MaxSize"],
+                "desired": row["DesiredCapacity"],
+                "subnets": [one for one in row.get("VPCZoneIdentifier", "").split(",") if one],
+                "hooks": {
+                    hook["LifecycleHookName"]: _only(hook, "LifecycleTransition", "HeartbeatTimeout", "DefaultResult")
+                    for hook in hooks
+                },
+                "policies": {
+                    policy["PolicyName"]: _policy(policy["TargetTrackingConfiguration"])
+                    for policy in policies
+                    if policy.get("TargetTrackingConfiguration")
+                },
+                "schedules": {
+                    one["ScheduledActionName"]: _only(
+                        one, "Recurrence", "TimeZone", "MinSize", "MaxSize", "DesiredCapacity"
+                    )
+                    for one in schedules
+                },
+            }
+        )
+    return found
+
+
+def _only(row: Row, *keys: str) -> Row:
+    return {key: row[key] for key in keys if key in row}
+
+
+def _policy(told: Row) -> Row:
+    metric = _only(told.get("CustomizedMetricSpecification", {}), "Namespace", "MetricName", "Dimensions", "Statistic")
+    return {"TargetValue": told.get("TargetValue"), "CustomizedMetricSpecification": metric}
+
+
 def _taken(ec2: Any, fleet: Fleet, found: Mapping[str, Any], placement_groups: list[Row]) -> list[str]:
     """What has a name that the fleet needs, but not its tags."""
     taken = [f"role {row['name']}" for row in found["roles"] if not row["ours"]]
@@ -202,6 +257,11 @@ def _taken(ec2: Any, fleet: Fleet, found: Mapping[str, Any], placement_groups: l
         f"launch template {row['LaunchTemplateName']}"
         for row in rows
         if row["LaunchTemplateName"] in names and not is_ours(row.get("Tags"), fleet)
+    ]
+    taken += [
+        f"Auto Scaling group {row['name']}"
+        for row in found["scaling_groups"]
+        if row["name"] in names and not row["ours"]
     ]
     vpcs = {row["VpcId"] for row in [*found["vpcs"], *found["given_subnets"]]}
     groups = _pages(ec2, "describe_security_groups", "SecurityGroups")

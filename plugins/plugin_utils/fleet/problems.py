@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import adapters
+from . import adapters, groups
 from .present import Row, name_of
 from .wanted import MOST_HOSTS, SUBNET_BITS, TIERS, Fleet, Host, hosts
 
@@ -26,6 +26,8 @@ def of_variables(fleet: Fleet) -> Iterator[str]:
     yield from _of_networks(where, fleet)
     for name, kind in fleet.kinds.items():
         yield from _of_kind(f"{where}.hosts.{name}", name, kind)
+        if kind["auto_scaling"]:
+            yield from groups.of_variables(f"{where}.hosts.{name}", fleet, name)
         if kind["efa"]:
             yield from _of_adapters(f"{where}.hosts.{name}", fleet, kind)
     if fleet.settings["dns_zone"] and not f".{fleet.domain}".endswith(f".{fleet.settings['dns_zone'].rstrip('.')}"):
@@ -110,7 +112,7 @@ def of_account(
     if fleet.settings["dns_zone"] and not present["zone"]:
         yield f"{where}.dns_zone: Route 53 has no public hosted zone {fleet.settings['dns_zone']}: make it, or leave dns_zone out"
     seen = set()
-    for host in missing:
+    for host in [*missing, *groups.examples(fleet)]:
         image, offer = images.get(host.image), offers.get(host.instance_type)
         for problem in _of_host(f"{where}.hosts.{host.kind}", fleet, host, image, offer):
             if problem not in seen:

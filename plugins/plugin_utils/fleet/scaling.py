@@ -68,6 +68,9 @@ def not_provisioned(fleet: Fleet, pool: str, steps: list[Step], role: str) -> li
         for step in steps
         if step["kind"] in ("network", "key", "group") or (step["kind"], step["name"]) == ("role", role)
     ]
+    needed += [
+        step["text"] for step in steps if step["kind"] == "scaling_group" and step["name"] == f"{fleet.base}-{pool}"
+    ]
     if not needed:
         return []
     return [
@@ -79,6 +82,36 @@ def own_steps(fleet: Fleet, pool: str, steps: list[Step]) -> list[Step]:
     """The steps that make the pool's own hosts."""
     names = {host.name for host in hosts(fleet) if host.kind == pool} | {f"{fleet.base}-{pool}"}
     return [step for step in steps if step["kind"] in OWN_STEPS and step["name"] in names]
+
+
+def of_group(fleet: Fleet, pool: str, row: Row, count: int, may_be_last: bool) -> Iterator[str]:
+    """What stands against a number of hosts in a pool that is an Auto Scaling group."""
+    if not row["min"] <= count <= row["max"]:
+        yield (
+            f"Auto Scaling group {row['name']} has {row['min']} to {row['max']} hosts now, so not {count}: change auto_scaling of "
+            f"stack_fleets.{fleet.environment}.hosts.{pool} (min, max, hours), and run playbooks/provision.yml"
+        )
+    if count == 0 and row["desired"] > 0 and not may_be_last:
+        yield f"pool {pool} would have no engine left: to scale in nevertheless, add -e drain_last=true"
+
+
+def report_of_group(fleet: Fleet, pool: str, row: Row, count: int, table: Mapping[str, Any]) -> str:
+    """What the group would do, and what it costs."""
+    kind, more = fleet.kinds[pool], count - row["desired"]
+    price = prices.usd_per_hour_of_type(kind["type"], table)
+    around = prices.usd_per_hour_of_disk(kind["disk_gb"]) + (prices.PUBLIC_IPV4 if fleet.own_network else 0.0)
+    words = {
+        1: f"+ it launches {more}",
+        -1: f"- it terminates {-more}, each when its engines are idle",
+        0: "nothing is to be done",
+    }
+    return "\n".join(
+        [
+            f"Pool {pool} of fleet {fleet.environment} in {fleet.region} is an Auto Scaling group: {row['desired']} hosts wanted now, {count} from now on",
+            f"  {words[(more > 0) - (more < 0)]}",
+            *_costs(None if price is None else more * (price + around), kind["spot"]),
+        ]
+    )
 
 
 def usd_per_hour(
@@ -125,10 +158,12 @@ def report(
             f"  ! stack_fleets.{fleet.environment}.hosts.{pool}.count is {said}: write {kind['count']} there, or the next playbooks/provision.yml "
             f"{'makes the others again' if said > kind['count'] else 'reports them as not wanted'}"
         )
-    spot = " (spot: at most)" if kind["spot"] else ""
-    lines += [
+    return "\n".join([*lines, *_costs(change, kind["spot"])])
+
+
+def _costs(change: float | None, spot: bool) -> list[str]:
+    return [
         "",
         f"Costs change by the prices of us-east-1, July 2026, without traffic (US dollars per hour, per month of {prices.HOURS_OF_A_MONTH} hours):",
-        f"  {hour_and_month(change)}{spot}",
+        f"  {hour_and_month(change)}{' (spot: at most)' if spot else ''}",
     ]
-    return "\n".join(lines)

@@ -96,7 +96,7 @@ def subnets(fleet: Fleet) -> list[dict[str, str]]:
 
 
 def hosts(fleet: Fleet) -> list[Host]:
-    """The instances, spread over the zones kind by kind."""
+    """The instances, spread over the zones kind by kind. Those of Auto Scaling groups have no names of their own, and are left out."""
     return [
         Host(
             name=f"{name}-{number}",
@@ -111,6 +111,7 @@ def hosts(fleet: Fleet) -> list[Host]:
             efa=kind["efa"],
         )
         for name, kind in fleet.kinds.items()
+        if not kind["auto_scaling"]
         # `numbers` is set where hosts are there already, whose numbers may have gaps (scaling.numbers).
         for number in kind.get("numbers", range(1, kind["count"] + 1))
     ]
@@ -173,6 +174,7 @@ def roles(fleet: Fleet) -> list[dict[str, Any]]:
         parts = {
             "models in S3": bucket_statements(fleet.models) if is_engine else [],
             "its Auto Scaling group's hook": hook_statements(fleet, name) if is_engine else [],
+            "the metric of waiting requests": metric_statements(fleet) if "proxy" in kind["tiers"] else [],
         }
         statements = [statement for part in parts.values() for statement in part]
         policy = {"Version": "2012-10-17", "Statement": statements} if statements else None
@@ -227,6 +229,15 @@ def hook_statements(fleet: Fleet, kind: str) -> list[dict[str, Any]]:
             "Condition": {"StringEquals": tags},
         },
     ]
+
+
+def metric_statements(fleet: Fleet) -> list[dict[str, Any]]:
+    """What a proxy host needs to send the metric that an Auto Scaling group follows: CloudWatch's agent writes it into a log group."""
+    if not any(kind["auto_scaling"].get("target_waiting") for kind in fleet.kinds.values()):
+        return []
+    actions = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"]
+    where = f"arn:aws:logs:{fleet.region}:*:log-group:/{STACK}/{fleet.environment}/proxies"
+    return [{"Effect": "Allow", "Action": actions, "Resource": [where, f"{where}:*"]}]
 
 
 def canonical(document: Any) -> str:

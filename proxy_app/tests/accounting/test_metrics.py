@@ -141,6 +141,7 @@ async def test_lines_breakers_and_the_budget_of_retries(files: Files, engine: En
     prefix = "inference_proxy_"
     assert found[f'{prefix}queue_waiting{{model="big",pool="",priority="default"}}'] == 1
     assert found[f'{prefix}engine_breaker{{engine="host1:e",state="closed"}}'] == 1
+    assert found[f"{prefix}waiting_requests"] == 1
     assert found[f"{prefix}retry_budget"] == 20
     assert found[f"{prefix}limits_store_away"] == 0
 

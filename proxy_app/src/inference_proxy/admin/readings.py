@@ -53,12 +53,17 @@ class Readings:
             lambda: [((), state.limits.store_away)],
         )
         watch("queue_waiting", "Requests that wait in a queue.", ("model", "pool", "priority"), self._waiting)
+        # Also while none waits: to an Auto Scaling group that follows it, a missing value is a broken agent.
+        watch("waiting_requests", "Requests that wait in queues.", (), lambda: [((), self._waiting_in_all())])
         watch("retry_budget", "Retries that may be made at once.", (), lambda: [((), state.retries.saved)])
 
     def _waiting(self) -> Values:
         for queue in self._state.queues.snapshot(self._state.settings.config):
             for priority, number in queue.waiting.items():
                 yield (queue.model, queue.pool or "", priority), number
+
+    def _waiting_in_all(self) -> float:
+        return sum(number for _, number in self._waiting())
 
     def _queue_rows(self) -> list[dict[str, Any]]:
         """Queues in which requests wait, with a column per priority class."""
