@@ -243,7 +243,7 @@ def test_options_in_another_order_restart_nothing() -> None:
     assert one == other
 
 
-OPTIONS = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+OPTIONS = yaml_load((ROLE / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
 # The rows of engines over several hosts are in test_vllm_clusters.py.
 OF_CLUSTERS = {"vllm_clusters", *OPTIONS["vllm_clusters"]["options"].keys() - OPTIONS["vllm_engines"]["options"].keys()}
 
