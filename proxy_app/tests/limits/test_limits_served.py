@@ -14,7 +14,7 @@ from engine import WAIT_S, Call, Engine, Script, complete, stream
 from expect import expect_error
 from harness import KEY, SMALL_KEY, Files, Log, Proxy, running_proxy, sha256
 from inference_proxy.http.server_protocol import ClientConnection
-from inference_proxy.limits import shared_store
+from inference_proxy.limits import redis, shared_store
 from inference_proxy.limits.local_store import LocalStore
 from process import running_process
 from store_server import Valkey, running_valkey
@@ -580,6 +580,38 @@ async def test_a_wrong_password_is_said_and_not_told(
         assert [await status(proxy) for _ in range(2)] == [200, 429]
     assert "WRONGPASS" in json.dumps(log.lines("log"))
     assert "not-the-password" not in log.text
+
+
+async def test_a_password_that_is_no_text_can_be_mended(
+    files: Files, engine: Engine, valkey: Valkey, log: Log
+) -> None:
+    password = files.config.with_name("other-password")
+    password.write_bytes(b"\xff\n")
+    files.configure(engine, limits={"store": valkey.settings(password_file=str(password))})
+    async with running_proxy(files) as proxy:
+        assert (await proxy.ready())["limits_store_away"]
+        password.write_text(valkey.password_file.read_text())
+        await proxy.until(lambda status: not status["limits_store_away"])
+    assert f"is away: {password} is not a text file" in json.dumps(log.lines("log"))
+
+
+async def test_no_error_ends_the_attempts_to_connect(
+    files: Files, engine: Engine, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first attempt is over, the proxy does not serve: it must not wait for one that died."""
+    failures = [RuntimeError("unforeseen"), RuntimeError("unforeseen")]
+    read = redis._first_line
+
+    def fails_twice(path: Path) -> str:
+        if failures:
+            raise failures.pop()
+        return read(path)
+
+    monkeypatch.setattr(redis, "_first_line", fails_twice)
+    files.configure(engine, limits={"store": valkey.settings()})
+    async with running_proxy(files) as proxy:
+        await proxy.until(lambda status: not status["limits_store_away"])
+    assert failures == []
 
 
 async def test_a_client_that_leaves_while_the_store_thinks_takes_nothing(

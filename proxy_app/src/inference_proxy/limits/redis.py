@@ -157,6 +157,10 @@ class RedisClient:
                     connection = await self._connect()
             except (StoreAway, OSError, TimeoutError) as error:
                 why = str(error) or f"no connection within {self._config.timeout_s} s"
+            except Exception as error:
+                # Whatever failed, the next attempt must happen: otherwise the store would be away for good.
+                why = repr(error)
+                log.exception("connecting to the store of limits failed")
             else:
                 log.info("the store of limits at %s is there", self._config.url)
                 self._connection = connection
@@ -208,3 +212,5 @@ def _first_line(path: Path) -> str:
         return path.read_text().partition("\n")[0].strip()
     except OSError as error:
         raise StoreAway(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise StoreAway(f"{path} is not a text file") from error
