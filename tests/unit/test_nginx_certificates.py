@@ -539,3 +539,24 @@ def test_a_secret_that_does_not_exist_is_named(pair: tuple[Host, Host], shared: 
     with pytest.raises(one.tool.Failed, match=f"AWS does not take a new version of {gone}: .*ResourceNotFound"):
         one.tool.get("main")
     assert one.asked == 0, "before the CA is asked"
+
+
+@pytest.mark.parametrize("around", ["%s", '["%s"]', '{"asked": 1, "pem": "%s"}'])
+def test_a_secret_that_a_person_wrote_is_served_until_the_playbook_asks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: tuple[Host, Host], shared: dict[str, Any], around: str
+) -> None:
+    one, _ = pair
+    text = around % "".join(leaf(tmp_path, "a.test"))
+    if around != "%s":
+        text = text.replace("\n", "\\n")
+    keeper = boto3.client("secretsmanager", region_name="eu-west-1")
+    keeper.put_secret_value(SecretId=shared["shared_arn"], SecretString=text)
+    reason = one.reason(monkeypatch, shared)
+    assert reason == "there is none yet"
+    if around != '["%s"]':
+        one.tool.renew([], force=False)
+        assert one.asked == 0
+        assert "was asked for with {}" in one.reason(monkeypatch, shared)
+    one.tool.get("main")
+    assert one.asked == 1
+    assert one.reason(monkeypatch, shared) == "good"

@@ -472,11 +472,21 @@ def in_secret(certificate: dict[str, Any]) -> Shared:
         except client.exceptions.ResourceNotFoundException:
             # It has no value yet; or there is no such secret, which is said when it is to be written.
             return Shared(None, {})
-    text = text_of_secret(secret)
     try:
-        return Shared(pair_in(pem_of_secret(text), {**certificate, "domains": []}), json.loads(text).get("asked", {}))
-    except (Failed, ValueError):
+        text = text_of_secret(secret)
+        return Shared(pair_in(pem_of_secret(text), {**certificate, "domains": []}), asked_in(text))
+    except (Failed, UnicodeDecodeError):
         return Shared(None, {})
+
+
+def asked_in(text: str) -> dict[str, str]:
+    """How the certificate in a secret was asked for; nothing if a person wrote it."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return {}
+    asked = values.get("asked") if isinstance(values, dict) else None
+    return asked if isinstance(asked, dict) else {}
 
 
 def why_ask(certificate: dict[str, Any], settings: dict[str, Any], shared: Shared) -> str:
