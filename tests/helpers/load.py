@@ -62,19 +62,18 @@ class Load:
     def _work(self, one: object) -> None:
         # One connection per request: nginx closes idle connections when it reloads, and a client that sends on one at that
         # moment must retry (RFC 9112, section 9.3.1). Clients have to handle that, so it is not counted here.
-        client = openai_client(
+        with openai_client(
             http_client=httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), timeout=120)
-        )
-        while not self._stop.wait(PAUSE_S):
-            began = time.monotonic() - self._began
-            try:
-                one(client)  # type: ignore[operator]
-            except Exception as error:
-                kind = getattr(one, "__name__", "request")
-                self.tally.failures.append(
-                    f"at {began:.1f} s {kind}: {type(error).__name__}: {error} ({error.__cause__!r})"
-                )
-        client.close()
+        ) as client:
+            while not self._stop.wait(PAUSE_S):
+                began = time.monotonic() - self._began
+                try:
+                    one(client)  # type: ignore[operator]
+                except Exception as error:
+                    kind = getattr(one, "__name__", "request")
+                    self.tally.failures.append(
+                        f"at {began:.1f} s {kind}: {type(error).__name__}: {error} ({error.__cause__!r})"
+                    )
 
     def _stream(self, client: OpenAI) -> None:
         tokens, reason = 0, None

@@ -17,7 +17,8 @@ class TestService(ServiceTests):
 
 def generates() -> bool:
     try:
-        answer = openai_client().completions.create(model=MODEL, prompt="Hello", max_tokens=1)
+        with openai_client() as client:
+            answer = client.completions.create(model=MODEL, prompt="Hello", max_tokens=1)
     except (openai.APIConnectionError, openai.InternalServerError):
         return False  # the tiers start one after the other
     return bool(answer.choices)

@@ -26,13 +26,12 @@ RUN = "systemctl show vllm@tiny --property InvocationID --property NRestarts"
 def client() -> Iterator[openai.OpenAI]:
     """A client. After the test the engine still generates and was not restarted."""
     before = ssh("engine1", RUN)
-    client = openai_client()
-    yield client
-    answer = client.completions.create(model=MODEL, prompt="Hello", max_tokens=3, extra_body={"ignore_eos": True})
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 3
-    assert ssh("engine1", RUN) == before
-    client.close()
+    with openai_client() as client:
+        yield client
+        answer = client.completions.create(model=MODEL, prompt="Hello", max_tokens=3, extra_body={"ignore_eos": True})
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 3
+        assert ssh("engine1", RUN) == before
 
 
 def test_log_probabilities_of_a_completion(client: openai.OpenAI) -> None:
