@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shlex
 import time
 from calendar import timegm
 from collections.abc import Mapping
@@ -113,12 +114,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         # Tasks run in children of ansible-playbook's process.
         ours = holder(variables, context.CLIARGS, os.getppid())
         command = {"held": ["take", json.dumps(ours)], "free": ["release", ours["id"]], "shown": ["show"]}[state]
-        answer = self._on_host(command, variables)
+        answer = self._on_host(command)
         if answer.get("failed"):
             return answer
         found = answer.get("lock")
         if state == "held" and found and found["id"] != ours["id"] and (why := why_replaced(found, told)):
-            answer = self._on_host([*command, "--instead-of", found["id"]], variables)
+            answer = self._on_host([*command, "--instead-of", found["id"]])
             if answer.get("failed"):
                 return answer
             if answer.get("replaced"):
@@ -132,12 +133,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             "refusal": refusal(theirs, told, place) if theirs else "",
         }
 
-    def _on_host(self, arguments: list[str], variables: dict[str, Any]) -> dict[str, Any]:
+    def _on_host(self, arguments: list[str]) -> dict[str, Any]:
         """What the program prints, or the failed result of running it."""
-        options = {"argv": ["python3", "-", *arguments], "stdin": PROGRAM.read_text(), "_uses_shell": False}
-        done: dict[str, Any] = self._execute_module("ansible.legacy.command", options, task_vars=variables)
-        if done.get("rc") == 0:
-            answer: dict[str, Any] = json.loads(done["stdout"])
+        # Not as a module: with what it brings along, a module takes the host several times as long as this program.
+        done = self._low_level_execute_command(shlex.join(["python3", "-c", PROGRAM.read_text(), *arguments]))
+        # A shell's profile may print lines before.
+        lines = [line for line in done["stdout_lines"] if line.startswith("{")]
+        if done["rc"] == 0 and lines:
+            answer: dict[str, Any] = json.loads(lines[-1])
             return answer
-        words = done.get("stderr") or done.get("msg") or "no answer"
-        return {**done, "failed": True, "msg": f"the stack's lock could not be read or written: {words}"}
+        words = " ".join((done["stderr"] or done["stdout"]).split()[-40:]) or "no answer"
+        return {"failed": True, "rc": done["rc"], "msg": f"the stack's lock could not be read or written: {words}"}
