@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .forms import as_dict
+from .forms import as_dict, as_dicts
 from .inventory import Inventory
 from .misspelt import is_mistyped
 
 
 def served_models(inventory: Inventory) -> set[str]:
-    """The names of all models that engines serve."""
-    return {
+    """The names of all models that engines serve, and of those whose pools may be at zero."""
+    by_engines = {
         name
         for host in inventory.group("vllm")
         for engine in inventory.engines(host)
         for name in engine["served_models"]
     }
+    at_zero = {
+        str(model.get("name"))
+        for host in inventory.group("proxy")
+        for model in as_dicts(inventory.get(host, "proxy_models"))
+        if model.get("cold_start_s")
+    }
+    return by_engines | at_zero
 
 
 def serve_args(inventory: Inventory, host: str, engine: Mapping[str, Any]) -> dict[str, Any]:

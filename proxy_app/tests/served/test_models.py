@@ -228,8 +228,45 @@ async def test_a_model_under_maintenance_is_refused_until_it_is_over(files: File
                 await asyncio.sleep(0.01)
 
 
-async def status_of(proxy: Proxy) -> int:
-    async with proxy.post() as response:
+async def test_a_model_whose_pool_is_at_zero_is_known_and_says_when_to_come_back(
+    files: Files, engine: Engine
+) -> None:
+    models = [{"name": "night", "aliases": ["owl"], "cold_start_s": 400}]
+    files.configure(engine, models=models)
+    async with running_proxy(files) as proxy:
+        for name in ("night", "owl"):
+            async with proxy.post(body={"model": name}) as response:
+                error = await expect_error(response, 503, "model_unavailable")
+                assert "No engine is serving 'night' at the moment" in error["message"]
+                assert response.headers["retry-after"] == "400"
+        async with proxy.get("/v1/models") as response:
+            listed = [card["id"] for card in (await response.json())["data"]]
+        assert listed == sorted([*(card["id"] for card in engine.cards), "night", "owl"])
+        async with proxy.get("/v1/models/night") as response:
+            assert (response.status, (await response.json())["id"]) == (200, "night")
+        # Its first engine has come.
+        async with running_engine("night") as first:
+            files.configure(engine, first, models=models)
+            async with asyncio.timeout(WAIT_S):
+                while await status_of(proxy, "night") != 200:
+                    await asyncio.sleep(0.01)
+
+
+async def test_the_fallback_of_a_model_at_zero_answers_and_one_at_zero_is_a_fallback(
+    files: Files, engine: Engine
+) -> None:
+    models = [
+        {"name": "night", "cold_start_s": 400, "fallback": "big"},
+        {"name": "small", "fallback": "night"},
+    ]
+    files.configure(engine, models=models)
+    async with running_proxy(files) as proxy, proxy.post(body={"model": "night"}) as response:
+        assert response.status == 200
+        assert response.headers["x-fallback-model"] == "big"
+
+
+async def status_of(proxy: Proxy, model: str = "big") -> int:
+    async with proxy.post(body={"model": model}) as response:
         status: int = response.status
         return status
 

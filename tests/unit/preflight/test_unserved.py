@@ -33,3 +33,14 @@ def test_a_misspelt_model_is_a_problem_alone(inventory: dict[str, Any]) -> None:
 
 def test_a_good_inventory_has_no_notice(inventory: dict[str, Any]) -> None:
     assert notices(inventory) == []
+
+
+def test_a_model_whose_pool_may_be_at_zero_is_none(inventory: dict[str, Any]) -> None:
+    night = {"name": "night-model", "cold_start_s": 400}
+    change_proxy(
+        inventory,
+        proxy_models=[{"name": "m", "fallback": "night-model"}, night],
+        proxy_keys=[KEY | {"models": ["m", "night-model"]}],
+    )
+    assert problems(inventory) == []
+    assert notices(inventory) == []

@@ -46,6 +46,11 @@ class ModelConfig(Strict):
     fallback: Name | None = Field(
         default=None, description="The model that answers when this one's engines are all out or full."
     )
+    cold_start_s: PositiveInt | None = Field(
+        default=None,
+        description="The model is known while no engine serves it, because its pool may be at zero: 503, and "
+        "clients may try again after so many seconds.",
+    )
     maintenance_s: PositiveInt | None = Field(
         default=None,
         description="The model is under maintenance: 503, and clients may try again after so many seconds. "
@@ -74,4 +79,7 @@ def check_names(models: tuple[ModelConfig, ...], served: frozenset[str]) -> None
             owner[name] = model.name
     for model in models:
         if model.fallback is not None and model.fallback not in served:
-            raise ValueError(f"the fallback of {model.name!r}, {model.fallback!r}, is served by no engine")
+            raise ValueError(
+                f"the fallback of {model.name!r}, {model.fallback!r}, is served by no engine "
+                "and has no cold_start_s"
+            )

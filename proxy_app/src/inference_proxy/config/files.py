@@ -90,8 +90,13 @@ class Config(Strict):
         return self
 
     def model_names(self) -> frozenset[str]:
-        """All names under which engines serve a model."""
-        return frozenset(name for engine in self.engines for name in engine.models)
+        """The models that engines serve, and those whose pools may be at zero."""
+        served = {name for engine in self.engines for name in engine.models}
+        return frozenset(served | self.cold_starts().keys())
+
+    def cold_starts(self) -> dict[str, int]:
+        """The models whose pools may be at zero, with the seconds that their first engine then takes."""
+        return {model.name: model.cold_start_s for model in self.models if model.cold_start_s is not None}
 
 
 _CONFIG = TypeAdapter(Config)

@@ -189,6 +189,7 @@ class Fleet:
         self._listeners: list[Callable[[], None]] = []
         self._drained: frozenset[str] = frozenset()
         self._contexts: dict[str, int] = {}  # tokens by model
+        self._cold_starts: dict[str, int] = {}  # seconds by model
 
     def when_freed(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever an engine may have room again."""
@@ -203,6 +204,7 @@ class Fleet:
         """Take over the configuration's engines. Those that stay keep their counts and state."""
         config = settings.config
         self.health = config.health
+        self._cold_starts = config.cold_starts()
         known = {(engine.id, engine.url): engine for engine in self.engines}
         engines = []
         for entry in config.engines:
@@ -275,7 +277,9 @@ class Fleet:
     # Which engines there are.
 
     def models(self) -> list[str]:
-        return sorted({model for engine in self.engines for model in engine.models})
+        """Those of all engines, and those that may have none."""
+        served = {model for engine in self.engines for model in engine.models}
+        return sorted(served | self._cold_starts.keys())
 
     def serving(self, model: str, pool: str | None) -> list[Engine]:
         """Engines in service for a model, with or without room. Raises Unavailable if there are none.
@@ -306,10 +310,15 @@ class Fleet:
         return [engine for engine in engines if engine.pool == pool] or engines
 
     def _retry_after_s(self, model: str) -> int:
-        """The shortest last start of the model's engines, if a roll restarts all of them."""
+        """The shortest last start of the model's engines, if a roll restarts all of them.
+
+        For a model without engines, the time that its pool needs to get one.
+        """
         starts = [engine.start_s for engine in self.engines if model in engine.models and not engine.optional]
         known = [start_s for start_s in starts if start_s]
-        return min(known) if known and len(known) == len(starts) else _RETRY_AFTER_S
+        if not starts:
+            return self._cold_starts.get(model, _RETRY_AFTER_S)
+        return min(known) if len(known) == len(starts) else _RETRY_AFTER_S
 
     # What requests report.
 

@@ -22,7 +22,7 @@ class Catalogue:
     """The configured models by all their names."""
 
     def __init__(self, config: Config) -> None:
-        served = {name for engine in config.engines for name in engine.models}
+        served = config.model_names()
         self._models = {name: ModelConfig(name=name) for name in served}
         self._models |= {model.name: model for model in config.models if model.name in served}
         self._names = {name: Named(model) for name, model in self._models.items()}
