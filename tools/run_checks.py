@@ -73,7 +73,7 @@ SCENARIOS = [
 ]
 # Their engines start a dozen times: with them, CI on a slow machine would not end in its 90 minutes. Run them after a change of how engines are
 # replaced, and before a release.
-LONG = [Step("cluster", "lab/scenario cluster", 3600)]
+LONG = [Step("cluster", "lab/scenario cluster", 3600), Step("beside", "lab/scenario beside", 2700)]
 SETS = {"fast": FAST, "all": [*FAST, *PACKAGING, *SCENARIOS], "long": LONG}
 # Steps that run at the same time.
 SIDE_BY_SIDE = 2

@@ -29,7 +29,7 @@ SETTINGS = dict(line.split("=", 1) for line in (CLIENT / "client.env").read_text
 # Read when the first TLS context is made.
 os.environ["SSL_CERT_FILE"] = SETTINGS["SSL_CERT_FILE"]
 TIMEOUT_S = 120
-REBOOT_S = 120
+REBOOT_S = 300
 
 
 def openai_client(**options: object) -> OpenAI:
