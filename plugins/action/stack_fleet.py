@@ -38,8 +38,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """With `state: present` return the `steps` to make, with `state: absent` those to remove; `report` tells them to people.
 
-        With `state: scaled` the `steps` that bring the engine hosts `pool` to `count`, and `leaving`, those that go; `serving` has the ids of
-        instances whose engines serve somebody. With `failed`, the result of a failed task, return `failure`: what AWS refused and what to do.
+        With `state: scaled` the `steps` that bring the engine hosts `pool` to `count` (without `scale_in` at least to it), and `leaving`, those
+        that go; `serving` has the ids of instances whose engines serve somebody.
+
+        With `failed`, the result of a failed task, return `failure`: what AWS refused and what to do.
         """
         super().run(tmp, task_vars)
         variables, args = task_vars or {}, self._task.args
@@ -182,15 +184,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         if found:
             raise present_of.FleetError(found)
         kind, public_key, serving = fleet.kinds[pool], self._public_key(fleet), set(self._task.args.get("serving", []))
-        said = kind["count"]
-        if not kind["auto_scaling"]:
-            kind["count"] = int(count)
+        said, is_least = kind["count"], not self._task.args.get("scale_in", True)
         with present_of.errors_in_words(fleet.region):
             clients = _clients(fleet.region)
             present = present_of.read(clients, fleet)
         if kind["auto_scaling"]:
-            return self._group_scaled(fleet, variables, clients, present, pool, int(count))
+            return self._group_scaled(fleet, variables, clients, present, pool, int(count), is_least)
         rows = scaling.members(pool, present)
+        kind["count"] = max(int(count), len(rows) if is_least else 0)
         goes = scaling.leaving(rows, kind["count"], serving)
         kind["numbers"] = scaling.numbers(pool, kind["count"], [row for row in rows if row not in goes])
         every = self._steps(fleet, variables, clients, present, public_key, pool)
@@ -212,7 +213,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         }
 
     def _group_scaled(
-        self, fleet: Any, variables: dict[str, Any], clients: Any, present: dict[str, Any], pool: str, count: int
+        self,
+        fleet: Any,
+        variables: dict[str, Any],
+        clients: Any,
+        present: dict[str, Any],
+        pool: str,
+        count: int,
+        is_least: bool,
     ) -> dict[str, Any]:
         """The same for an Auto Scaling group, which launches and terminates by itself."""
         scaling, wanted, fail = load("fleet", "scaling"), load("fleet", "wanted"), load("fleet", "present").FleetError
@@ -222,6 +230,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             raise fail(found)
         name = wanted.scaling_group_name(fleet, pool)
         (row,) = (row for row in present["scaling_groups"] if row["name"] == name)
+        count = max(count, row["desired"] if is_least else 0)
         may_be_last = str(self._task.args.get("last", "")).lower() in ("true", "yes", "1")
         found = list(scaling.of_group(fleet, pool, row, count, may_be_last))
         if found:

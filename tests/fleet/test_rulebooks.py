@@ -26,7 +26,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 RULEBOOK = ROOT / "extensions/eda/rulebooks/alerts.yml"
 TOKEN = "s3cret-of-alertmanager"
-TEMPLATES = ["diagnose", "drain", "roll back"]
+TEMPLATES = ["diagnose", "drain", "roll back", "scale"]
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +227,12 @@ def test_its_jobs_ask_only_what_their_templates_take() -> None:
             {"drain_reason": "alert EngineDown"},
         ),
         ({"stack_action": "rollback", "stack_tier": "engine"}, "roll back", "all", {"tier": "engine"}),
+        (
+            {"stack_action": "wake", "stack_pool": "night"},
+            "scale",
+            "all",
+            {"pool": "night", "count": 1, "scale_in": "false"},
+        ),
     ],
 )
 def test_an_alert_starts_its_job_once(
@@ -234,7 +240,8 @@ def test_an_alert_starts_its_job_once(
 ) -> None:
     port, controller = rulebook
     # None of these is to start a job: over, without an action, without what the action needs, and not from Alertmanager.
-    for body in (alert("resolved", **labels), alert(), alert(stack_action="drain"), alert(stack_action="rollback")):
+    incomplete = (alert(stack_action=action) for action in ("drain", "rollback", "wake"))
+    for body in (alert("resolved", **labels), alert(), *incomplete):
         assert post(port, body) == 200
     assert post(port, alert(**labels), token="wrong") in (401, 403)
     assert post(port, alert(**labels)) == 200

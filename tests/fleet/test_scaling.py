@@ -227,6 +227,11 @@ def test_fewer_hosts_and_none(house: House) -> None:
     assert house.deployed() == sorted(stay)
     assert list(house.drained.iterdir()) == []
 
+    # As an alert asks for it that wants at least one host.
+    house.scale(1, "-e", "scale_in=false").good()
+    assert house.instances() == stay
+    assert house.deployed() is None
+
     # The last engine of a model stays, unless it is said; then the proxies keep the model, with the time of its last start.
     del Worker.engines[f"{busy}:one"]
     last = house.scale(0)
@@ -241,8 +246,9 @@ def test_fewer_hosts_and_none(house: House) -> None:
     assert sorted(path.name for path in house.drained.iterdir()) == sorted(f"{name}:one" for name in stay)
 
     # A new host of an old name is not born drained.
-    house.scale(1).good()
+    house.scale(1, "-e", "scale_in=false").good()
     assert list(house.instances()) == ["engine-1"]
+    assert house.deployed() == ["engine-1"]
     assert "engine-1:one" not in [path.name for path in house.drained.iterdir()]
 
 
