@@ -125,7 +125,7 @@ def playbook(name: str, *options: str, check: bool = True) -> subprocess.Complet
         **_playbook(name, *options),  # type: ignore[call-overload]
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
         check=False,
     )
     assert not check or done.returncode == 0, (

@@ -63,7 +63,7 @@ def seen(engine: str) -> dict[str, str]:
 
 def await_that(what: Callable[[], bool], say: Callable[[], object]) -> None:
     """Wait until it is so. `say` is shown if it never is."""
-    end = time.monotonic() + 90
+    end = time.monotonic() + 180
     while not what():
         assert time.monotonic() < end, say()
 
@@ -141,12 +141,12 @@ def tasks_while_out(output: str) -> list[list[str]]:
 
 def wait_for_lock(host: str) -> dict:
     """The lock on a host, as soon as a run has taken it."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if text := ssh(host, f"cat {LOCK} 2>/dev/null || true"):
             return json.loads(text)
         time.sleep(0.2)
-    raise AssertionError(f"no run took the lock on {host} within 120 s")
+    raise AssertionError(f"no run took the lock on {host} within 300 s")
 
 
 def test_an_engine_setting_rolls_through_the_engines(load: Load) -> None:

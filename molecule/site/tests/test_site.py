@@ -67,7 +67,7 @@ def test_an_empty_group_is_reported(tmp_path: Path) -> None:
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode != 0

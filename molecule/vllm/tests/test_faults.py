@@ -7,7 +7,7 @@ from test_vllm import ENGINES, MODELS
 
 testinfra_hosts = ["ssh://engine1"]
 
-SERVES_AGAIN_S = 180
+SERVES_AGAIN_S = 360
 # Patterns, because NUL separates the words of /proc/PID/cmdline.
 PROCESSES = {"server": "vllm.serve", "core": "VLLM::EngineCore", "worker": "VLLM::Worker"}
 
