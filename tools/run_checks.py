@@ -51,8 +51,8 @@ FAST = [
     Step(
         "changelog", "antsibull-changelog lint && antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml", 30
     ),
-    Step("unit", "python -m pytest", 1800),
-    Step("proxy", "cd proxy_app && python -m pytest", 600),
+    Step("unit", "python -m pytest", 2700),
+    Step("proxy", "cd proxy_app && python -m pytest", 900),
 ]
 PACKAGING = [
     Step("package", "tools/package", 600),
