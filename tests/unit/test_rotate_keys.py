@@ -27,9 +27,9 @@ def sha(key: str) -> str:
 
 
 class Proxies(House):
-    """The house with two proxy hosts, whose files are below one directory each."""
+    """The house with these proxy hosts, whose files are below one directory each."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, hosts: dict[str, str]) -> None:
         # It needs no facts.
         super().__init__(directory, directory / "facts")
         self.environment |= {"ANSIBLE_INVENTORY_ENABLED": "ansible.builtin.yaml"}
@@ -45,11 +45,11 @@ class Proxies(House):
             assert f"__proxy_{name}: {value}\n" in text
             text = text.replace(f"__proxy_{name}: {value}\n", f'__proxy_{name}: "{{{{ test_{name} }}}}"\n')
         paths.write_text(text)
-        self.servers = {name: self.worker(name, address) for name, address in HOSTS.items()}
+        self.servers = {name: self.worker(name, address) for name, address in hosts.items()}
         programs = directory / "programs"
         programs.mkdir()
         whole = yaml.safe_load((directory / "hosts.yml").read_text())
-        for name, address in HOSTS.items():
+        for name, address in hosts.items():
             etc, home = self.etc(name), directory / name / "opt"
             etc.mkdir(parents=True)
             (home / "current/venv/bin").mkdir(parents=True)
@@ -73,7 +73,7 @@ class Proxies(House):
                 "test_home": str(home),
                 "path_of_host": str(bin_of_host),
             }
-        whole["all"]["children"]["proxy"]["hosts"] = {name: {} for name in HOSTS}
+        whole["all"]["children"]["proxy"]["hosts"] = {name: {} for name in hosts}
         (directory / "hosts.yml").write_text(yaml.safe_dump(whole))
         text = (tasks / "worker/list.yml").read_text()
         (tasks / "worker/list.yml").write_text(
@@ -124,14 +124,17 @@ class Proxies(House):
 
 
 @pytest.fixture
-def proxies(tmp_path: Path) -> Iterator[Proxies]:
-    proxies = Proxies(tmp_path)
+def proxies(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Proxies]:
+    """One proxy host, or more where a test is about several: each of them takes its time."""
+    number = getattr(request, "param", 1)
+    proxies = Proxies(tmp_path, dict(list(HOSTS.items())[:number]))
     yield proxies
     for server in proxies.servers.values():
         server.shutdown()
         server.server_close()
 
 
+BOTH = pytest.mark.parametrize("proxies", [2], indirect=True)
 OLD_KEY, NEW_KEY = {"name": "alice", "key": OLD}, {"name": "alice-2", "owner": "alice", "key": NEW}
 
 
@@ -143,7 +146,7 @@ def test_a_key_is_replaced_by_two_runs_and_a_third_changes_nothing(proxies: Prox
     for keys, admin in (([OLD_KEY, NEW_KEY], ADMIN), ([NEW_KEY], ADMIN_NEW)):
         status, output = proxies.rotate(keys=keys, admin=admin)
         assert status == 0, output
-        for name in HOSTS:
+        for name in proxies.servers:
             assert proxies.keys(name) == {key["name"]: sha(key["key"]) for key in keys}
             # What the workers read, and what the next switch to the release would bring back.
             for config in (proxies.etc(name) / "config.yml", proxies.directory / name / "opt/current/config.yml"):
@@ -155,6 +158,7 @@ def test_a_key_is_replaced_by_two_runs_and_a_third_changes_nothing(proxies: Prox
     assert re.search(r"changed=[1-9]", output) is None
 
 
+@BOTH
 def test_a_key_that_would_end_at_once_on_one_host_stops_all(proxies: Proxies) -> None:
     """As when the first of the two runs did not reach it."""
     proxies.write(
@@ -169,6 +173,7 @@ def test_a_key_that_would_end_at_once_on_one_host_stops_all(proxies: Proxies) ->
     assert set(proxies.keys("api2")) == {"alice", "alice-2"}
 
 
+@BOTH
 def test_a_worker_that_does_not_take_a_key_is_named_and_the_next_run_goes_on(proxies: Proxies) -> None:
     proxies.deaf.add("api2")
     status, output = proxies.rotate(keys=[OLD_KEY, NEW_KEY])
@@ -205,6 +210,7 @@ def test_what_is_wrong_changes_nothing(
     assert proxies.keys("api1") == {"alice": sha(OLD)}
 
 
+@BOTH
 def test_hosts_that_have_no_keys_yet_are_to_be_deployed(proxies: Proxies) -> None:
     (proxies.etc("api2") / "keys.yml").unlink()
     status, output = proxies.rotate(keys=[OLD_KEY])
