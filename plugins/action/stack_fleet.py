@@ -184,14 +184,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         if found:
             raise present_of.FleetError(found)
         kind, public_key, serving = fleet.kinds[pool], self._public_key(fleet), set(self._task.args.get("serving", []))
-        said, is_least = kind["count"], not self._task.args.get("scale_in", True)
+        said = kind["count"]
         with present_of.errors_in_words(fleet.region):
             clients = _clients(fleet.region)
             present = present_of.read(clients, fleet)
         if kind["auto_scaling"]:
-            return self._group_scaled(fleet, variables, clients, present, pool, int(count), is_least)
+            return self._group_scaled(fleet, variables, clients, present, pool, int(count))
         rows = scaling.members(pool, present)
-        kind["count"] = max(int(count), len(rows) if is_least else 0)
+        kind["count"] = self._goal(int(count), len(rows))
         goes = scaling.leaving(rows, kind["count"], serving)
         kind["numbers"] = scaling.numbers(pool, kind["count"], [row for row in rows if row not in goes])
         every = self._steps(fleet, variables, clients, present, public_key, pool)
@@ -212,15 +212,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             "report": scaling.report(fleet, pool, len(rows), said, steps, goes, serving, change),
         }
 
+    def _goal(self, count: int, now: int) -> int:
+        """How many hosts a pool that has `now` is to have: without `scale_in` never fewer."""
+        return count if self._task.args.get("scale_in", True) else max(count, now)
+
     def _group_scaled(
-        self,
-        fleet: Any,
-        variables: dict[str, Any],
-        clients: Any,
-        present: dict[str, Any],
-        pool: str,
-        count: int,
-        is_least: bool,
+        self, fleet: Any, variables: dict[str, Any], clients: Any, present: dict[str, Any], pool: str, count: int
     ) -> dict[str, Any]:
         """The same for an Auto Scaling group, which launches and terminates by itself."""
         scaling, wanted, fail = load("fleet", "scaling"), load("fleet", "wanted"), load("fleet", "present").FleetError
@@ -230,7 +227,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
             raise fail(found)
         name = wanted.scaling_group_name(fleet, pool)
         (row,) = (row for row in present["scaling_groups"] if row["name"] == name)
-        count = max(count, row["desired"] if is_least else 0)
+        count = self._goal(count, row["desired"])
         may_be_last = str(self._task.args.get("last", "")).lower() in ("true", "yes", "1")
         found = list(scaling.of_group(fleet, pool, row, count, may_be_last))
         if found:

@@ -92,6 +92,7 @@ def test_a_group_from_nothing_and_back(account: Account) -> None:
     assert "+ it launches 2" in account.play("scale.yml", *chosen, "-e", "count=3", "--check").good().words
     assert group(account)["DesiredCapacity"] == 1
     account.play("scale.yml", *chosen, "-e", "count=3").good()
+    account.play("scale.yml", *chosen, "-e", "count=1", "-e", "scale_in=false").good()
     assert group(account)["DesiredCapacity"] == 3
 
     # What is taken out of the variables goes. moto cannot launch from a template's second version that has user data.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -59,7 +60,7 @@ class Load:
         assert self.tally.streams > 0
         assert self.tally.answers > 0
 
-    def _work(self, one: object) -> None:
+    def _work(self, one: Callable[[OpenAI], None]) -> None:
         # One connection per request: nginx closes idle connections when it reloads, and a client that sends on one at that
         # moment must retry (RFC 9112, section 9.3.1). Clients have to handle that, so it is not counted here.
         with openai_client(
@@ -68,7 +69,7 @@ class Load:
             while not self._stop.wait(PAUSE_S):
                 began = time.monotonic() - self._began
                 try:
-                    one(client)  # type: ignore[operator]
+                    one(client)
                 except Exception as error:
                     kind = getattr(one, "__name__", "request")
                     self.tally.failures.append(

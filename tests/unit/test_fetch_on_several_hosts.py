@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "roles" / "vllm" / "tasks" / "configure" / "models.yml"
 HOSTS, AT_ONCE = 3, 2
 # Each download notes how many run with it. It waits until as many as wanted have met, and then for one too many, which comes only if
-# there is no cap.
+# there is no cap: the five seconds for that can hide a missing cap on a very slow machine, and never fail a right one.
 DOWNLOAD = """
 import fcntl, json, sys, time
 from pathlib import Path

@@ -232,7 +232,7 @@ async def test_a_model_whose_pool_is_at_zero_is_known_and_says_when_to_come_back
     files: Files, engine: Engine
 ) -> None:
     models = [{"name": "night", "aliases": ["owl"], "cold_start_s": 400}]
-    files.configure(engine, models=models)
+    files.configure(engine, models=models, admin=files.admin())
     async with running_proxy(files) as proxy:
         for name in ("night", "owl"):
             async with proxy.post(body={"model": name}) as response:
@@ -244,6 +244,16 @@ async def test_a_model_whose_pool_is_at_zero_is_known_and_says_when_to_come_back
         assert listed == sorted([*(card["id"] for card in engine.cards), "night", "owl"])
         async with proxy.get("/v1/models/night") as response:
             assert (response.status, (await response.json())["id"]) == (200, "night")
+        # An alert that follows from these wakes the pool: see docs/scaling.md.
+        refused = {
+            name: value
+            for name, value in (await proxy.admin.metrics()).items()
+            if "requests_total" in name and "night" in name
+        }
+        assert sum(refused.values()) == 2
+        assert all('code="model_unavailable"' in name and 'model="night"' in name for name in refused), (
+            refused
+        )
         # Its first engine has come.
         async with running_engine("night") as first:
             files.configure(engine, first, models=models)
@@ -252,11 +262,10 @@ async def test_a_model_whose_pool_is_at_zero_is_known_and_says_when_to_come_back
                     await asyncio.sleep(0.01)
 
 
-async def test_the_fallback_of_a_model_at_zero_answers_and_one_at_zero_is_a_fallback(
-    files: Files, engine: Engine
-) -> None:
+async def test_the_fallback_of_a_model_at_zero_answers(files: Files, engine: Engine) -> None:
     models = [
         {"name": "night", "cold_start_s": 400, "fallback": "big"},
+        # It may be a fallback itself.
         {"name": "small", "fallback": "night"},
     ]
     files.configure(engine, models=models)
