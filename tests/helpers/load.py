@@ -17,7 +17,7 @@ from helpers.stack import MODEL, openai_client
 STREAM_TOKENS, JSON_TOKENS = 80, 20
 # Between two requests of one client. An engine that generates takes one and a half cores, and a second longer than its request; the load and
 # the roll under test share two cores.
-PAUSE_S = 6.0
+PAUSE_S = 10.0
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 

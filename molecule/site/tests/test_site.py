@@ -132,10 +132,11 @@ def test_one_id_leads_through_all_tiers_and_no_log_has_the_clients_words() -> No
     assert f"request {request_id}: 200 after" in lines["engine1"][1]
     trace = playbook("trace", "-e", f"request_id={request_id}").stdout
     way = re.findall(r" (web1|api1|engine1) +(nginx|proxy|vllm) +(.*)", trace)
-    # The clocks of all hosts are one here.
+    # The clocks of all hosts are one here, so the tiers begin in the request's order. They may end in any: each writes its last line after it
+    # has sent the end, which the tier in front can have passed on by then.
     tiers = [f"{host} {tier}" for host, tier, _ in way]
-    assert (tiers[0], tiers[-1]) == ("web1 nginx", "web1 nginx"), trace
-    assert set(tiers) == {"web1 nginx", "api1 proxy", "engine1 vllm"}, trace
+    assert list(dict.fromkeys(tiers)) == ["web1 nginx", "api1 proxy", "engine1 vllm"], trace
+    assert {tier for tier, (*_, what) in zip(tiers, way, strict=True) if what.startswith("200")} == set(tiers), trace
     assert any("POST /v1/chat/completions, key" in what for _, _, what in way), trace
     for host in logs:
         # sudo logs the command: written this way, the pattern does not match itself.
