@@ -65,15 +65,18 @@ SCENARIOS = [
     Step("nvidia_drivers", "lab/scenario nvidia_drivers", 2700),
     Step("proxy-role", "lab/scenario proxy", 2700),
     Step("site", "lab/scenario site", 2700),
-    Step("single", "lab/scenario single", 2700),
-    Step("bake", "lab/scenario bake", 2700),
     Step("nginx_certbot", "lab/scenario nginx_certbot", 2700),
     Step("fleet", "python -m pytest tests/fleet", 2700),
     Step("matrix", "tools/matrix", 900),
 ]
-# Their engines start a dozen times: with them, CI on a slow machine would not end in its 90 minutes. Run them after a change of how engines are
-# replaced, and before a release.
-LONG = [Step("cluster", "lab/scenario cluster", 3600), Step("beside", "lab/scenario beside", 2700)]
+# With them, CI on a slow machine would not end in its 90 minutes. Run them before a release, and after a change of what they are about: how engines
+# are replaced (cluster and beside), images (bake), one host with all tiers and its reboot (single).
+LONG = [
+    Step("cluster", "lab/scenario cluster", 3600),
+    Step("beside", "lab/scenario beside", 2700),
+    Step("single", "lab/scenario single", 2700),
+    Step("bake", "lab/scenario bake", 2700),
+]
 SETS = {"fast": FAST, "all": [*FAST, *PACKAGING, *SCENARIOS], "long": LONG}
 # Steps that run at the same time.
 SIDE_BY_SIDE = 2

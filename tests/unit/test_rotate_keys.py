@@ -173,12 +173,11 @@ def test_a_key_that_would_end_at_once_on_one_host_stops_all(proxies: Proxies) ->
     assert set(proxies.keys("api2")) == {"alice", "alice-2"}
 
 
-@BOTH
 def test_a_worker_that_does_not_take_a_key_is_named_and_the_next_run_goes_on(proxies: Proxies) -> None:
-    proxies.deaf.add("api2")
+    proxies.deaf.add("api1")
     status, output = proxies.rotate(keys=[OLD_KEY, NEW_KEY])
     assert status != 0
-    assert "api2: Wait until each worker has read its files" in output
+    assert "api1: Wait until each worker has read its files" in output
     assert "Do not hand out new keys" in output
     assert set(proxies.keys("api1")) == {"alice", "alice-2"}
     status, output = proxies.rotate(keys=[OLD_KEY, NEW_KEY])

@@ -129,7 +129,7 @@ def tasks_while_out(output: str) -> list[list[str]]:
     found: list[list[str]] = []
     is_out = False
     for name, result in re.findall(r"^TASK \[(.*)\] \*+\n((?:.+\n)*)", output, re.MULTILINE):
-        if name.endswith("Note when it goes out of service"):
+        if name.endswith("Note since when the engine is out"):
             is_out = True
             found.append([])
         elif is_out and re.search("^(ok|changed): ", result, re.MULTILINE):

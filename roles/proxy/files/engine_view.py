@@ -1,23 +1,34 @@
 #!/usr/bin/env python3
-"""Wait until every worker of this proxy host sees an engine as wanted, and print how that went, as JSON.
+"""An engine's rotation, as the workers of this proxy host see it. Prints JSON.
 
-    engine_view.py idle    HOST:NAME ADDRESS SECONDS     none has a request at the engine, and none sends it new ones
-    engine_view.py back    HOST:NAME ADDRESS SECONDS     each that knows it can send it requests, unless it is one that runs at times only
-    engine_view.py serving HOST:NAME ADDRESS SECONDS     each knows it, and can send it requests
+    engine_view.py look HOST:NAME DIRECTORY ADDRESS
+        The engines as a worker that answers sees them; nothing if this host has no proxy.
+    engine_view.py out  HOST:NAME DIRECTORY MARKER [--check]
+        Take the engine out: write the file HOST:NAME into the directory of markers, unless one is there.
+    engine_view.py idle HOST:NAME ADDRESS SECONDS
+        Wait until no worker has a request at the engine, and none sends it new ones.
+    engine_view.py back HOST:NAME DIRECTORY OURS ADDRESS SECONDS [--check] [--serving]
+        If the marker matches the regular expression OURS, remove it and wait until each worker that knows the engine can send it requests,
+        unless it is one that runs at times only. With --serving, each worker has to know it.
 
-Workers are asked at ADDRESS. ``waited_s`` is how long requests needed to finish after the workers had taken the engine out; ``problems``
-has a line for each worker that did not see it so in time. Standard library only (Python 3.9 or newer).
+Workers are asked at ADDRESS. ``changed`` tells whether a marker was written or removed, and ``marker`` what a removed one said. ``waited_s`` is how
+long requests needed to finish after the workers had taken the engine out; ``problems`` has a line for each worker that did not see the engine as
+wanted in time. With --check no marker is changed and nothing is waited for. Standard library only (Python 3.9 or newer).
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 PAUSE_S = 0.25
@@ -25,7 +36,7 @@ ANSWER_S = 5.0
 # One is `draining` if its host will end.
 SERVING = ("serving", "draining")
 
-# What a worker tells of the engine: nothing if it does not know it, None if it does not answer.
+# What a worker tells of engines: nothing of one that it does not know, None if it does not answer.
 View = Optional[List[Dict[str, Any]]]
 
 
@@ -37,7 +48,8 @@ def workers(address: str) -> List[str]:
     return [f"http://{host}:{port}/health/ready" for port in re.findall(r"^proxy@(\d+)\.service", units, re.MULTILINE)]
 
 
-def view(url: str, engine: str) -> View:
+def engines(url: str) -> View:
+    """All engines that a worker knows."""
     # The host's own address: never through a proxy that the environment names.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -46,9 +58,15 @@ def view(url: str, engine: str) -> View:
         except urllib.error.HTTPError as error:
             answer = error  # a worker that is not ready answers with 503, and tells the same
         with answer:
-            return [one for one in json.load(answer)["engines"] if one["id"] == engine]
+            found: List[Dict[str, Any]] = json.load(answer)["engines"]
+            return [one for one in found if one["id"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def view(url: str, engine: str) -> View:
+    seen = engines(url)
+    return None if seen is None else [one for one in seen if one["id"] == engine]
 
 
 def is_out(seen: View) -> bool:
@@ -67,9 +85,6 @@ def is_back(seen: View) -> bool:
 
 def is_serving(seen: View) -> bool:
     return bool(seen) and all(one["state"] in SERVING for one in seen or [])
-
-
-GOOD = {"back": is_back, "serving": is_serving}
 
 
 def wait(urls: List[str], engine: str, good: Callable[[View], bool], end_s: float) -> Dict[str, View]:
@@ -93,18 +108,79 @@ def told(url: str, seen: View) -> str:
     )
 
 
+def look(options: argparse.Namespace) -> Optional[Dict[str, Any]]:
+    if not options.directory.is_dir():
+        return None
+    answers = (engines(url) for url in workers(options.address))
+    return {"engines": next((seen for seen in answers if seen is not None), None)}
+
+
+def out(options: argparse.Namespace) -> Dict[str, Any]:
+    marker = options.directory / options.engine
+    if marker.exists() or options.check:
+        return {"changed": not marker.exists()}
+    # A worker must never read half a marker.
+    half = options.directory / f".{options.engine}.{os.getpid()}"
+    half.write_text(f"{options.marker}\n")
+    half.chmod(0o644)
+    try:
+        # Unlike a rename it does not replace a marker that an operator writes at this moment.
+        os.link(half, marker)
+    except FileExistsError:
+        return {"changed": False}
+    finally:
+        half.unlink()
+    return {"changed": True}
+
+
+def idle(options: argparse.Namespace) -> Dict[str, Any]:
+    end_s = time.monotonic() + options.seconds
+    urls = workers(options.address)
+    wait(urls, options.engine, is_out, end_s)
+    out_s = time.monotonic()
+    others = wait(urls, options.engine, is_idle, end_s)
+    return {"waited_s": round(time.monotonic() - out_s, 2), "problems": [told(*one) for one in others.items()]}
+
+
+def back(options: argparse.Namespace) -> Dict[str, Any]:
+    marker = options.directory / options.engine
+    try:
+        text = marker.read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        text = None
+    if text is None or not re.match(options.ours, text):
+        return {"changed": False, "problems": []}
+    if options.check:
+        return {"changed": True, "marker": text, "problems": []}
+    # An operator may have been faster.
+    with contextlib.suppress(FileNotFoundError):
+        marker.unlink()
+    good = is_serving if options.serving else is_back
+    others = wait(workers(options.address), options.engine, good, time.monotonic() + options.seconds)
+    return {"changed": True, "marker": text, "problems": [told(*one) for one in others.items()]}
+
+
 def main(arguments: List[str]) -> int:
-    wanted, engine, address, timeout = arguments
-    end_s = time.monotonic() + float(timeout)
-    urls, waited_s = workers(address), 0.0
-    if wanted in GOOD:
-        others = wait(urls, engine, GOOD[wanted], end_s)
-    else:
-        wait(urls, engine, is_out, end_s)
-        out_s = time.monotonic()
-        others = wait(urls, engine, is_idle, end_s)
-        waited_s = time.monotonic() - out_s
-    print(json.dumps({"waited_s": round(waited_s, 2), "problems": [told(url, seen) for url, seen in others.items()]}))
+    parser = argparse.ArgumentParser(description="An engine's rotation, as the workers of this proxy host see it.")
+    verbs = parser.add_subparsers(required=True)
+    kinds: Dict[str, Dict[str, Any]] = {"directory": {"type": Path}, "seconds": {"type": float}}
+    for act, words, flags in (
+        (look, ["directory", "address"], []),
+        (out, ["directory", "marker"], ["--check"]),
+        (idle, ["address", "seconds"], []),
+        (back, ["directory", "ours", "address", "seconds"], ["--check", "--serving"]),
+    ):
+        verb = verbs.add_parser(act.__name__)
+        verb.set_defaults(act=act)
+        verb.add_argument("engine")
+        for word in words:
+            verb.add_argument(word, **kinds.get(word, {}))
+        for flag in flags:
+            verb.add_argument(flag, action="store_true")
+    options = parser.parse_args(arguments)
+    answer = options.act(options)
+    if answer is not None:
+        print(json.dumps(answer))
     return 0
 
 
