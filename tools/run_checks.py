@@ -51,7 +51,7 @@ FAST = [
     Step(
         "changelog", "antsibull-changelog lint && antsibull-changelog lint-changelog-yaml changelogs/changelog.yaml", 30
     ),
-    Step("unit", "python -m pytest", 2700),
+    Step("unit", "python -m pytest --durations=15", 2700),
     Step("proxy", "cd proxy_app && python -m pytest", 900),
 ]
 PACKAGING = [
@@ -66,7 +66,7 @@ SCENARIOS = [
     Step("proxy-role", "lab/scenario proxy", 2700),
     Step("site", "lab/scenario site", 2700),
     Step("nginx_certbot", "lab/scenario nginx_certbot", 2700),
-    Step("fleet", "python -m pytest tests/fleet", 2700),
+    Step("fleet", "python -m pytest tests/fleet --durations=15", 2700),
     Step("matrix", "tools/matrix", 900),
 ]
 # With them, CI on a slow machine would not end in its 90 minutes. Run them before a release, and after a change of what they are about: how engines
