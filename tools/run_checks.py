@@ -70,10 +70,11 @@ SCENARIOS = [
     Step("matrix", "tools/matrix", 900),
 ]
 # With them, CI on a slow machine would not end in its 90 minutes. Run them before a release, and after a change of what they are about: how engines
-# are replaced (cluster and beside), images (bake), one host with all tiers and its reboot (single).
+# are replaced (cluster and beside), instances (provision), images (bake), one host with all tiers and its reboot (single).
 LONG = [
     Step("cluster", "lab/scenario cluster", 3600),
     Step("beside", "lab/scenario beside", 2700),
+    Step("provision", "lab/scenario provision", 2700),
     Step("single", "lab/scenario single", 2700),
     Step("bake", "lab/scenario bake", 2700),
 ]

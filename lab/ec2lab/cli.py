@@ -9,6 +9,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -18,8 +20,11 @@ from ec2lab.machine import HOME
 from ec2lab.model import PROJECT, Host, Lab, Topology, all_labs, locked
 from ec2lab.report import LabError, run, step
 
+# How often `lab follow` looks.
+FOLLOW_S = 1.0
 COMMANDS = {
     "up": "make a lab, or bring it back up",
+    "follow": "keep a lab's hosts like the running instances of its EC2 API, until interrupted",
     "down": "remove every trace of a lab",
     "env": "print the environment with which boto3 and the dynamic inventory use its EC2 API",
     "ssh": "log in to a host",
@@ -33,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("lab", help="short name, e.g. demo; this checkout's path makes it unique on the machine")
-        if name == "up":
+        if name in ("up", "follow"):
             command.add_argument("topology", type=Path, help="the lab.yml with its hosts")
         if name == "ssh":
             command.add_argument("host")
@@ -57,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "up":
         up(Lab.of(arguments.lab), Topology.load(arguments.topology))
+    elif arguments.command == "follow":
+        follow(Lab.of(arguments.lab), Topology.load(arguments.topology))
     elif arguments.command == "down":
         down(Lab.of(arguments.lab))
     elif arguments.command == "env":
@@ -83,11 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
         images.layers(arguments.image, bake_layer)
     elif arguments.command == "ssh":
         lab = Lab.of(arguments.lab)
-        found = [
-            Host(**{**h, "tiers": tuple(h["tiers"])})
-            for h in lab.load().get("hosts", [])
-            if h["name"] == arguments.host
-        ]
+        found = [host for host in _hosts_of(lab) if host.name == arguments.host]
         if not found:
             raise LabError(f"lab {lab.name} has no host {arguments.host}; `lab/lab list` shows the labs that are up")
         return subprocess.call([*hosts.ssh(lab, found[0]), *arguments.words])
@@ -106,7 +109,10 @@ def prepare_machine() -> None:
 def up(lab: Lab, topology: Topology, *, quiet: bool = False) -> None:
     """Make the lab match `topology`. Idempotent."""
     prepare_machine()
-    lower = {name: images.layers(name, bake_layer) for name in sorted({host.image for host in topology.hosts})}
+    if topology.images and not topology.hosts:
+        topology = topology.of(_hosts_of(lab))
+    names = {host.image for host in topology.hosts} | set(topology.images.values())
+    lower = {name: images.layers(name, bake_layer) for name in sorted(names)}
     with locked(f"lab-{lab.name}"), step(f"lab {lab.name}: {', '.join(host.name for host in topology.hosts)}"):
         wanted = [{"name": h.name, "image": h.image, "tiers": list(h.tiers), "index": h.index} for h in topology.hosts]
         for old in lab.load().get("hosts", []):
@@ -129,6 +135,22 @@ def up(lab: Lab, topology: Topology, *, quiet: bool = False) -> None:
             hosts.wait_ready(lab, host)
         write_inventory(lab, topology)
         write_client(lab)
+
+
+def follow(lab: Lab, topology: Topology) -> None:
+    """Boot a host for each instance that is launched, and remove those of instances that are terminated. Ends only when interrupted."""
+    if not topology.images:
+        raise LabError("its hosts are those of the lab.yml: `lab follow` is for one that has `images:`")
+    while True:
+        found = services.instances(lab, topology)
+        if found != _hosts_of(lab):
+            up(lab, replace(topology.of(found), images={}))
+        time.sleep(FOLLOW_S)
+
+
+def _hosts_of(lab: Lab) -> tuple[Host, ...]:
+    """The hosts that the lab has now."""
+    return tuple(Host(**{**row, "tiers": tuple(row["tiers"])}) for row in lab.load().get("hosts", []))
 
 
 def down(lab: Lab) -> None:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -39,19 +39,26 @@ class Host:
 
 @dataclass(frozen=True)
 class Topology:
-    """The contents of a `lab.yml`: hosts, public names with the hosts they resolve to, and variables for the inventory."""
+    """The contents of a `lab.yml`: hosts, public names with the hosts they resolve to, and variables for the inventory.
+
+    With `images`, by the tier, the hosts are instances that playbooks launch (`lab follow`), and names resolve to all hosts of a tier.
+    """
 
     hosts: tuple[Host, ...]
     names: dict[str, list[str]] = field(default_factory=dict)
     vars: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Topology:
         """Read `path`. Raises LabError with every error in it."""
         data = yaml.safe_load(path.read_text()) or {}
         problems = [
-            f"unknown key {key!r}: use hosts, names, vars" for key in sorted(set(data) - {"hosts", "names", "vars"})
+            f"unknown key {key!r}: use hosts, images, names, vars"
+            for key in sorted(set(data) - {"hosts", "images", "names", "vars"})
         ]
+        images = data.get("images") or {}
+        problems += [f"images: no tier {tier!r}: use {', '.join(TIERS)}" for tier in images if tier not in TIERS]
         hosts = []
         for index, (name, spec) in enumerate((data.get("hosts") or {}).items()):
             tiers = tuple((spec or {}).get("tiers", ()))
@@ -61,14 +68,23 @@ class Topology:
             if not re.fullmatch(r"[a-z][a-z0-9-]{0,20}", name):
                 problems.append(f"host {name!r}: use a short lower-case name such as web1")
             hosts.append(Host(name=name, image=(spec or {}).get("image", "bookworm"), tiers=tiers, index=index))
-        if not hosts:
-            problems.append("no hosts: name at least one under `hosts:`")
-        known = {host.name for host in hosts}
+        if bool(hosts) == bool(images):
+            problems.append(
+                "no hosts: name at least one under `hosts:`, or the images of instances that playbooks launch under `images:`; not both"
+            )
+        known = {host.name for host in hosts} | set(images)
         names = data.get("names") or {}
         problems += [f"name {n}: no host {h!r}" for n, targets in names.items() for h in targets if h not in known]
         if problems:
             raise LabError(f"{path}:\n" + "\n".join(f"  - {p}" for p in problems))
-        return cls(tuple(hosts), names, data.get("vars") or {})
+        return cls(tuple(hosts), names, data.get("vars") or {}, images)
+
+    def of(self, hosts: tuple[Host, ...]) -> Topology:
+        """This topology with these hosts, to whose tiers the names resolve."""
+        names = {
+            name: [host.name for host in hosts if set(tiers) & set(host.tiers)] for name, tiers in self.names.items()
+        }
+        return replace(self, hosts=hosts, names={name: found for name, found in names.items() if found})
 
 
 @dataclass(frozen=True)

@@ -74,16 +74,16 @@ def down(lab: Lab) -> None:
                 pass
     if _bridge_exists(lab):
         run(["ip", "link", "delete", lab.bridge])
-    remove_interfaces(f"{lab.tag}-")
+    remove_interfaces(f"{lab.tag}-*")
     _write_names(lab, [])
 
 
-def remove_interfaces(machine: str) -> None:
-    """Remove network interfaces of nspawn's machines whose name begins with `machine`.
+def remove_interfaces(machines: str) -> None:
+    """Remove network interfaces of nspawn's machines whose name matches the pattern `machines`.
 
     They normally disappear with the host. After a host was killed they may stay, and no new interface can have their name.
     """
-    for entry in sorted(Path("/sys/class/net").glob(f"vb-{machine}*")):
+    for entry in sorted(Path("/sys/class/net").glob(f"vb-{machines}")):
         subprocess.run(["ip", "link", "delete", entry.name], capture_output=True, check=False)
 
 

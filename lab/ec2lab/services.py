@@ -28,6 +28,7 @@ from ec2lab.model import (
     DNS_PORT,
     EC2_PORT,
     IMDS_PORT,
+    Host,
     Lab,
     Topology,
 )
@@ -115,6 +116,23 @@ def register(lab: Lab, topology: Topology) -> None:
             PrivateIpAddress=lab.address(host),
             TagSpecifications=[{"ResourceType": "instance", "Tags": [{"Key": k, "Value": v} for k, v in tags.items()]}],
         )
+
+
+def instances(lab: Lab, topology: Topology) -> tuple[Host, ...]:
+    """A host for each running instance of the EC2 API, with its name, address and tiers, in the order of their addresses."""
+    ec2: Any = boto3.client("ec2", **client_options(lab))
+    running = [{"Name": "instance-state-name", "Values": ["running"]}]
+    reservations = ec2.describe_instances(Filters=running)["Reservations"]
+    first = int(lab.network()[10])
+    found = []
+    for instance in (row for reservation in reservations for row in reservation["Instances"]):
+        tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+        tiers = tuple(tags["Tier"].split(","))
+        # The engine's image has all that the others' have.
+        image = next(topology.images[tier] for tier in ("vllm", "proxy", "nginx") if tier in tiers)
+        index = int(ipaddress.ip_address(instance["PrivateIpAddress"])) - first
+        found.append(Host(name=tags["Name"], image=image, tiers=tiers, index=index))
+    return tuple(sorted(found, key=lambda host: host.index))
 
 
 def client_options(lab: Lab) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ec2lab import hosts, network, process
-from ec2lab.model import Lab, Topology
+from ec2lab.model import Host, Lab, Topology
 from ec2lab.report import LabError
 
 
@@ -22,7 +22,7 @@ def test_two_checkouts_never_share_a_lab() -> None:
 def test_interface_names_fit_the_kernels_limit() -> None:
     lab = Lab.of("a-scenario-with-a-rather-long-name")
     assert len(lab.bridge) <= 15
-    assert len(f"vb-{lab.tag}-99") <= 15
+    assert len(f"vb-{lab.tag}-244") <= 15
 
 
 def test_a_wrong_topology_says_everything_at_once(tmp_path: Path) -> None:
@@ -39,6 +39,15 @@ def test_an_empty_topology_is_refused(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(LabError, match="no hosts"):
         Topology.load(path)
+
+
+def test_names_resolve_to_all_instances_of_a_tier(tmp_path: Path) -> None:
+    path = tmp_path / "lab.yml"
+    path.write_text("images: {nginx: trixie, vllm: engine}\nnames: {llm: [nginx], none: [vllm]}\n")
+    topology = Topology.load(path)
+    assert topology.of(()).names == {}
+    web = Host(name="web-1", image="trixie", tiers=("nginx", "proxy"), index=-6)
+    assert topology.of((web,)).names == {"llm": ["web-1"]}
 
 
 def test_names_are_added_and_removed_without_touching_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
