@@ -51,7 +51,14 @@ def start(lab: Lab) -> None:
     ]
     challtestsrv += ["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv4", "", "-defaultIPv6", ""]
     commands = {
-        "moto": [str(Path(sys.executable).parent / "moto_server"), "-H", address, "-p", str(EC2_PORT)],
+        "moto": [
+            sys.executable,
+            str(Path(imds.__file__).with_name("ec2.py")),
+            "--address",
+            address,
+            "--port",
+            str(EC2_PORT),
+        ],
         "imds": [sys.executable, str(Path(imds.__file__)), "--address", address, "--port", str(IMDS_PORT)],
         "dns": challtestsrv,
         "acme": [

@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Read when moto is imported: Amazon's own policies are there.
-os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
+# First, because it sets what moto reads when it is imported.
+from ec2lab import ec2  # isort: skip
 
 import boto3
 import pytest
 import yaml
-from moto.core.responses import ActionResult
-from moto.ec2.exceptions import EC2ClientError
-from moto.ec2.responses import EC2Response
 from moto.server import ThreadedMotoServer
+
+ec2.complete()
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
@@ -29,36 +28,6 @@ IMAGE = "/fleet-test/image"
 # One of those that moto has, for x86_64.
 MOTOS_IMAGE = "ami-12c6146b"
 DOMAIN = "llm.example.com"
-
-
-class PlacementGroups:
-    """What moto lacks: placement groups, in the backend's own memory."""
-
-    def _groups(self: Any) -> dict[str, Any]:
-        return dict.setdefault(vars(self.ec2_backend), "placement_groups", {})
-
-    def create_placement_group(self: Any) -> ActionResult:
-        name, strategy = self._get_param("GroupName"), self._get_param("Strategy")
-        tags = self._parse_tag_specification("placement-group").get("placement-group", {})
-        pairs = [{"Key": key, "Value": value} for key, value in tags.items()]
-        group = {"GroupName": name, "Strategy": strategy, "State": "available", "Tags": pairs}
-        PlacementGroups._groups(self)[name] = group
-        return ActionResult({"PlacementGroup": group})
-
-    def describe_placement_groups(self: Any) -> ActionResult:
-        names = self._filters_from_querystring().get("group-name")
-        groups = PlacementGroups._groups(self)
-        return ActionResult({"PlacementGroups": [groups[name] for name in groups if not names or name in names]})
-
-    def delete_placement_group(self: Any) -> ActionResult:
-        if PlacementGroups._groups(self).pop(self._get_param("GroupName"), None) is None:
-            raise EC2ClientError("InvalidPlacementGroup.Unknown", "The Placement Group is unknown.")
-        return ActionResult({})
-
-
-for operation in ("create_placement_group", "describe_placement_groups", "delete_placement_group"):
-    assert not hasattr(EC2Response, operation), f"moto has {operation} now: remove PlacementGroups"
-    setattr(EC2Response, operation, getattr(PlacementGroups, operation))
 
 
 @dataclass
