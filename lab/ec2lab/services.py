@@ -81,7 +81,7 @@ def start(lab: Lab) -> None:
 
 def wait_ready(lab: Lab, topology: Topology) -> None:
     """Wait until all services answer. Gives the lab's names to Pebble's DNS server, and Pebble's root certificate to the checkout."""
-    _wait(lab, "moto", f"http://{lab.address()}:{EC2_PORT}/moto-api/data.json")
+    _wait(lab, "moto", f"http://{lab.address()}:{EC2_PORT}/moto-api/config")
     _wait(lab, "imds", f"http://{lab.address()}:{IMDS_PORT}/lab/calls")
     _wait(lab, "dns", f"http://{lab.address()}:{DNS_MANAGEMENT_PORT}/", any_answer=True)
     by_name = {host.name: host for host in topology.hosts}

@@ -26,6 +26,8 @@ CLIENT = Path(os.environ["LAB_CLIENT"])
 PROJECT = Path(os.environ["LAB_PROJECT"])
 MODEL = "tiny-qwen3"
 SETTINGS = dict(line.split("=", 1) for line in (CLIENT / "client.env").read_text().splitlines())
+# Of the machine, whose own authorities are other ones.
+MACHINE_ENVIRONMENT = dict(os.environ)
 # Read when the first TLS context is made.
 os.environ["SSL_CERT_FILE"] = SETTINGS["SSL_CERT_FILE"]
 TIMEOUT_S = 120

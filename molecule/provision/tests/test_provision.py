@@ -12,9 +12,10 @@ from typing import Any
 
 import boto3
 import pytest
+from ec2lab import services
 from ec2lab.model import Lab
 from helpers.load import Load
-from helpers.stack import CLIENT, MODEL, PROJECT, openai_client, playbook, ssh
+from helpers.stack import CLIENT, MACHINE_ENVIRONMENT, MODEL, PROJECT, openai_client, playbook, ssh
 
 testinfra_hosts = ["local://"]
 LAB = Lab(os.environ["LAB_NAME"])
@@ -25,7 +26,7 @@ IMAGE = "ami-12c6146b"
 def instances_boot() -> Iterator[None]:
     """Each running instance is a host, as long as the tests run."""
     command = [PROJECT / "lab/lab", "follow", os.environ["LAB_SHORT_NAME"], os.environ["LAB_TOPOLOGY"]]
-    follower = subprocess.Popen(command)
+    follower = subprocess.Popen(command, env=MACHINE_ENVIRONMENT)
     yield
     assert follower.poll() is None, "lab follow has ended"
     follower.terminate()
@@ -59,7 +60,7 @@ def engines_seen() -> dict[str, str]:
 def instances() -> set[str]:
     """The names of the instances that run."""
     running = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
-    rows = boto3.client("ec2").describe_instances(Filters=running)["Reservations"]
+    rows = boto3.client("ec2", **services.client_options(LAB)).describe_instances(Filters=running)["Reservations"]
     tags = [tag for row in rows for instance in row["Instances"] for tag in instance["Tags"]]
     return {tag["Value"] for tag in tags if tag["Key"] == "Name"}
 
