@@ -6,7 +6,7 @@ export PYTHON
 # Container images set it. Without compiled files, each of hundreds of processes would compile Ansible again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: browser changelog demo demo-down test test-fast test-long chaos-roll molecule bench soak docs lock check-machine venv help
+.PHONY: browser changelog demo demo-down test test-fast test-long molecule bench soak docs lock check-machine venv help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,9 +36,6 @@ test: check-machine venv browser ## everything that CI runs
 
 test-long: check-machine venv ## the scenarios that make test leaves out for their length: cluster, beside, provision, single and bake
 	@$(VENV)/bin/python tools/run_checks.py long
-
-chaos-roll: check-machine venv ## every change of a fleet under load: no request may fail; writes the table in docs/reliability.md
-	@CHAOS_ROLL=1 lab/scenario rolling
 
 molecule: check-machine venv ## one scenario: make molecule SCENARIO=proxy
 	@lab/scenario $(SCENARIO)

@@ -15,8 +15,6 @@ from helpers.stack import MODEL, openai_client
 
 # The lab's engine takes about a second for these, so a restart without a drain would end a stream early.
 STREAM_TOKENS, JSON_TOKENS = 80, 20
-# Nearly all of the model's context of 2,048 tokens: half a minute or more, beside a roll.
-LONG_STREAM_TOKENS = 1900
 # Between two requests of one client. An engine that generates takes one and a half cores, and a second longer than its request; the load and
 # the roll under test share two cores.
 PAUSE_S = 10.0
@@ -25,29 +23,22 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 @dataclass
 class Tally:
-    """Counts of the load's requests that ended whole; `failures` has one line per failure, with the time and the error.
-
-    `first_token_s` has each stream's seconds from its request to its first token, `longest_s` those of the longest stream.
-    """
+    """Counts of the load's requests; `failures` has one line per failure, with the time and the error."""
 
     streams: int = 0
     answers: int = 0
     failures: list[str] = field(default_factory=list)
-    first_token_s: list[float] = field(default_factory=list)
-    longest_s: float = 0
 
 
 class Load:
     """Streams and JSON calls over HTTPS for as long as the `with` block runs."""
 
-    def __init__(
-        self, *, streams: int = 2, calls: int = 1, long_streams: int = 0, pause_s: float = PAUSE_S, model: str = MODEL
-    ) -> None:
-        self._model, self._pause_s = model, pause_s
+    def __init__(self, *, streams: int = 2, calls: int = 1, model: str = MODEL) -> None:
+        self._model = model
         self.tally = Tally()
         self._began = time.monotonic()
         self._stop = threading.Event()
-        workers = [self._stream] * streams + [self._call] * calls + [self._long_stream] * long_streams
+        workers = [self._stream] * streams + [self._call] * calls
         self._threads = [threading.Thread(target=self._work, args=(one,), daemon=True) for one in workers]
 
     def __enter__(self) -> Load:
@@ -75,7 +66,7 @@ class Load:
         with openai_client(
             http_client=httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), timeout=120)
         ) as client:
-            while not self._stop.wait(self._pause_s):
+            while not self._stop.wait(PAUSE_S):
                 began = time.monotonic() - self._began
                 try:
                     one(client)
@@ -85,29 +76,21 @@ class Load:
                         f"at {began:.1f} s {kind}: {type(error).__name__}: {error} ({error.__cause__!r})"
                     )
 
-    def _stream(self, client: OpenAI, wanted: int = STREAM_TOKENS) -> None:
-        tokens, reason, began, first_s = 0, None, time.monotonic(), None
+    def _stream(self, client: OpenAI) -> None:
+        tokens, reason = 0, None
         for chunk in client.chat.completions.create(
             model=self._model,
             messages=MESSAGES,
             stream=True,
-            max_tokens=wanted,
+            max_tokens=STREAM_TOKENS,
             stream_options={"include_usage": True},
             extra_body={"ignore_eos": True},
         ):
-            if first_s is None and chunk.choices and chunk.choices[0].delta.content:
-                first_s = time.monotonic() - began
             reason = chunk.choices[0].finish_reason or reason if chunk.choices else reason
             tokens = chunk.usage.completion_tokens if chunk.usage else tokens
         # A stopped engine ends its streams normally, with another finish_reason, so count the tokens.
-        assert (tokens, reason) == (wanted, "length"), f"stream cut: {tokens} tokens, finish_reason {reason}"
+        assert (tokens, reason) == (STREAM_TOKENS, "length"), f"stream cut: {tokens} tokens, finish_reason {reason}"
         self.tally.streams += 1
-        self.tally.longest_s = max(self.tally.longest_s, time.monotonic() - began)
-        if first_s is not None:
-            self.tally.first_token_s.append(first_s)
-
-    def _long_stream(self, client: OpenAI) -> None:
-        self._stream(client, LONG_STREAM_TOKENS)
 
     def _call(self, client: OpenAI) -> None:
         answer = client.chat.completions.create(

@@ -160,10 +160,21 @@ def back(options: argparse.Namespace) -> Dict[str, Any]:
     return {"changed": True, "marker": text, "problems": [told(*one) for one in others.items()]}
 
 
+def known_address(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the proxy host has no stack_address")
+    return text
+
+
 def main(arguments: List[str]) -> int:
     parser = argparse.ArgumentParser(description="An engine's rotation, as the workers of this proxy host see it.")
     verbs = parser.add_subparsers(required=True)
-    kinds: Dict[str, Dict[str, Any]] = {"directory": {"type": Path}, "seconds": {"type": float}}
+    kinds: Dict[str, Dict[str, Any]] = {
+        "directory": {"type": Path},
+        "seconds": {"type": float},
+        # Without one all workers would seem to be silent.
+        "address": {"type": known_address},
+    }
     for act, words, flags in (
         (look, ["directory", "address"], []),
         (out, ["directory", "marker"], ["--check"]),
