@@ -34,7 +34,7 @@ test-fast: venv ## lint and unit tests; no root
 test: check-machine venv browser ## everything that CI runs
 	@$(VENV)/bin/python tools/run_checks.py all
 
-test-long: check-machine venv ## the scenarios that make test leaves out for their length: cluster, beside, provision, single and bake
+test-long: check-machine venv ## the scenarios that make test leaves out for their length: clusters, drivers, instances, images, all rolls
 	@$(VENV)/bin/python tools/run_checks.py long
 
 molecule: check-machine venv ## one scenario: make molecule SCENARIO=proxy

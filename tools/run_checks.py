@@ -62,16 +62,18 @@ PACKAGING = [
 SCENARIOS = [
     Step("vllm", "lab/scenario vllm", 2700),
     Step("rolling", "lab/scenario rolling", 3600),
-    Step("nvidia_drivers", "lab/scenario nvidia_drivers", 2700),
     Step("proxy-role", "lab/scenario proxy", 2700),
     Step("site", "lab/scenario site", 2700),
     Step("nginx_certbot", "lab/scenario nginx_certbot", 2700),
     Step("fleet", "python -m pytest tests/fleet --durations=15", 2700),
     Step("matrix", "tools/matrix", 900),
 ]
-# With them, CI on a slow machine would not end in its 90 minutes. Run them before a release, and after a change of what they are about: how engines
-# are replaced (cluster and beside), instances (provision), images (bake), one host with all tiers and its reboot (single).
+# With them, CI on a slow machine would not end in its 90 minutes. Run them before a release, and after a change of what they are about: how
+# engines are replaced (cluster, beside, and all of rolling), drivers, which are compiled (nvidia_drivers), instances (provision), images (bake), one
+# host with all tiers and its reboot (single).
 LONG = [
+    Step("rolling-long", "ROLLING_LONG=1 lab/scenario rolling", 3600),
+    Step("nvidia_drivers", "lab/scenario nvidia_drivers", 2700),
     Step("cluster", "lab/scenario cluster", 3600),
     Step("beside", "lab/scenario beside", 2700),
     Step("provision", "lab/scenario provision", 2700),

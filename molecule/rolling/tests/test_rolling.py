@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +27,8 @@ SQL = [{"name": "sql", "model": "/srv/adapters/sql"}]
 # Between an engine's drain and its return, with two proxy hosts.
 MOST_TASKS_WHILE_OUT = 20
 LOCK = "/run/ec2-inference-stack.lock"
+# `make test` makes one change of each kind, for a machine of two cores; `make test-long` makes all.
+long_form = pytest.mark.skipif("ROLLING_LONG" not in os.environ, reason="only in make test-long")
 # What a roll writes into its markers: who runs it, in which play, since when.
 MARKER = r"rolling update; by \S+@\S+ \(Roll the API tier, one host at a time\); since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
@@ -183,6 +186,7 @@ def test_an_engine_setting_rolls_through_the_engines(load: Load) -> None:
     assert all(len(tasks) <= MOST_TASKS_WHILE_OUT for tasks in windows), windows
 
 
+@long_form
 def test_a_bad_engine_release_is_rolled_back_and_goes_no_further(load: Load) -> None:
     before = {host: main_pids(host, "vllm@*") for host in ENGINES}
     options = ssh("engine1", "cat /opt/vllm/current/engines/tiny.yml")
@@ -202,6 +206,7 @@ def test_a_bad_engine_release_is_rolled_back_and_goes_no_further(load: Load) -> 
         assert set(states.values()) == {"serving"}, f"{host}: {states}"
 
 
+@long_form
 def test_a_proxy_setting_is_taken_up_without_a_restart(load: Load) -> None:
     before = {host: main_pids(host, "proxy@*") for host in PROXIES}
     playbook("proxy", "-e", json.dumps({"proxy_timeouts": {"connect_s": 4}, "lab_engine_adapters": SQL}))
@@ -211,6 +216,7 @@ def test_a_proxy_setting_is_taken_up_without_a_restart(load: Load) -> None:
         assert ready(host, 9000)["config_error"] is None
 
 
+@long_form
 def test_a_replaced_adapter_is_known_all_the_time() -> None:
     pids = {host: main_pids(host, "vllm@*") for host in ENGINES}
     over, answers = threading.Event(), []
@@ -236,6 +242,7 @@ def test_a_replaced_adapter_is_known_all_the_time() -> None:
         assert {model["id"]: model["root"] for model in models if model["parent"]} == {"sql": "/srv/adapters/sql-2"}
 
 
+@long_form
 def test_an_nginx_setting_is_taken_up_by_a_reload(load: Load) -> None:
     before = main_pids("web1", "nginx.service")
     playbook("nginx", "-e", '{"nginx_certbot_short_timeout_s": 75}')
@@ -266,6 +273,7 @@ def test_a_second_proxy_release_rolls_through_the_proxies(load: Load, tmp_path: 
     assert {host: main_pids(host, "vllm@*") for host in ENGINES} == engines
 
 
+@long_form
 def test_the_proxies_return_to_the_release_before_after_a_lost_run(load: Load) -> None:
     before = {host: main_pids(host, "proxy@*") for host in PROXIES}
     lost = {"id": "lost", "who": "AWX job 17", "runs": "playbooks/proxy.yml", "since": "2026-11-27T03:00:00Z"}
@@ -367,6 +375,7 @@ def test_a_host_that_is_lost_without_notice_is_noticed_by_every_proxy() -> None:
     await_state("engine2:tiny", "serving")
 
 
+@long_form
 def test_one_worker_is_restarted_as_a_roll_does_it(load: Load) -> None:
     engines = {host: main_pids(host, "vllm@*") for host in ENGINES}
     before = main_pids("api1", "proxy@*")
