@@ -70,7 +70,7 @@ class Topology:
             hosts.append(Host(name=name, image=(spec or {}).get("image", "bookworm"), tiers=tiers, index=index))
         if bool(hosts) == bool(images):
             problems.append(
-                "no hosts: name at least one under `hosts:`, or the images of instances that playbooks launch under `images:`; not both"
+                "name at least one host under `hosts:`, or the images of instances that playbooks launch under `images:`; one of the two"
             )
         known = {host.name for host in hosts} | set(images)
         names = data.get("names") or {}

@@ -126,19 +126,21 @@ def register(lab: Lab, topology: Topology) -> None:
 
 
 def instances(lab: Lab, topology: Topology) -> tuple[Host, ...]:
-    """A host for each running instance of the EC2 API, with its name, address and tiers, in the order of their addresses."""
+    """A host for each of the stack's running instances in the lab's network, with its name and tiers, in the order of their addresses."""
     ec2: Any = boto3.client("ec2", **client_options(lab))
     running = [{"Name": "instance-state-name", "Values": ["running"]}]
     reservations = ec2.describe_instances(Filters=running)["Reservations"]
-    first = int(lab.network()[10])
-    found = []
+    network, found = lab.network(), []
     for instance in (row for reservation in reservations for row in reservation["Instances"]):
-        tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+        tags = {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}
+        address = ipaddress.IPv4Address(instance["PrivateIpAddress"])
+        if tags.get("Stack") != STACK_TAG or address not in network:
+            continue
         tiers = tuple(tags["Tier"].split(","))
         # The engine's image has all that the others' have.
         image = next(topology.images[tier] for tier in ("vllm", "proxy", "nginx") if tier in tiers)
-        index = int(ipaddress.ip_address(instance["PrivateIpAddress"])) - first
-        found.append(Host(name=tags["Name"], image=image, tiers=tiers, index=index))
+        # Lab.address adds ten.
+        found.append(Host(name=tags["Name"], image=image, tiers=tiers, index=int(address) - int(network[10])))
     return tuple(sorted(found, key=lambda host: host.index))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ import engine_view
 import pytest
 
 ENGINE = "gpu1:a"
+OPTIONS = ("--check", "--serving")
 
 
 class Worker:
@@ -78,7 +80,10 @@ def drained(tmp_path: Path) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], verb: str, *words: object) -> dict[str, Any]:
-    assert engine_view.main([verb, ENGINE, *map(str, words)]) == 0
+    """As the role calls it: options first."""
+    options = [str(word) for word in words if word in OPTIONS]
+    others = [str(word) for word in words if word not in OPTIONS]
+    assert engine_view.main([verb, *options, "--", ENGINE, *others]) == 0
     told: dict[str, Any] = json.loads(capsys.readouterr().out)
     return told
 
@@ -174,6 +179,29 @@ def test_a_marker_that_was_written_a_moment_ago_is_not_replaced(capsys: Any, dra
     assert [marker.read_text() for marker in drained.iterdir()] == ["rolling update; by bob\n"]
 
 
+def test_there_is_never_a_file_beside_the_markers(capsys: Any, drained: Path, monkeypatch: Any) -> None:
+    """Since each file there counts as a marker, even one that a killed run leaves."""
+    (drained / ENGINE).unlink()
+    link = os.link
+
+    def killed_before(source: Path, marker: Path) -> None:
+        assert not list(drained.iterdir())
+        link(source, marker)
+
+    monkeypatch.setattr(os, "link", killed_before)
+    assert run(capsys, "out", drained, "--check=1; by eve") == {"changed": True}
+    assert [(marker.name, marker.read_text()) for marker in drained.iterdir()] == [(ENGINE, "--check=1; by eve\n")]
+
+
+def test_a_marker_that_no_roll_can_have_written_stays(capsys: Any, drained: Path) -> None:
+    (drained / ENGINE).write_bytes(b"\xff\xfe")
+    assert put_back(capsys, drained) == {"changed": False, "problems": []}
+    (drained / ENGINE).unlink()
+    (drained / ENGINE).mkdir()
+    assert put_back(capsys, drained) == {"changed": False, "problems": []}
+    assert run(capsys, "out", drained, "rolling update; by bob") == {"changed": False}
+
+
 def test_the_engines_are_those_of_the_first_worker_that_answers(
     start: Any, capsys: Any, drained: Path, monkeypatch: Any
 ) -> None:
@@ -186,6 +214,6 @@ def test_the_engines_are_those_of_the_first_worker_that_answers(
 
 
 def test_a_host_without_a_proxy_says_nothing_and_has_no_marker(capsys: Any, tmp_path: Path) -> None:
-    assert engine_view.main(["look", ENGINE, str(tmp_path / "none"), "127.0.0.1"]) == 0
+    assert engine_view.main(["look", "--", ENGINE, str(tmp_path / "none"), "127.0.0.1"]) == 0
     assert capsys.readouterr().out == ""
     assert put_back(capsys, tmp_path / "none") == {"changed": False, "problems": []}

@@ -37,7 +37,7 @@ def test_a_wrong_topology_says_everything_at_once(tmp_path: Path) -> None:
 def test_an_empty_topology_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "lab.yml"
     path.write_text("")
-    with pytest.raises(LabError, match="no hosts"):
+    with pytest.raises(LabError, match="name at least one host"):
         Topology.load(path)
 
 

@@ -27,7 +27,8 @@ SQL = [{"name": "sql", "model": "/srv/adapters/sql"}]
 # Between an engine's drain and its return, with two proxy hosts.
 MOST_TASKS_WHILE_OUT = 20
 LOCK = "/run/ec2-inference-stack.lock"
-# `make test` makes one change of each kind, for a machine of two cores; `make test-long` makes all.
+# Because CI would not end in its time with them (tools/run_checks.py). The scenarios vllm and nginx_certbot have bad engines, adapters and nginx's
+# settings in `make test`, without the other tiers, and the test of a person's drain also changes a setting of the proxies.
 long_form = pytest.mark.skipif("ROLLING_LONG" not in os.environ, reason="only in make test-long")
 # What a roll writes into its markers: who runs it, in which play, since when.
 MARKER = r"rolling update; by \S+@\S+ \(Roll the API tier, one host at a time\); since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"

@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
 """An engine's rotation, as the workers of this proxy host see it. Prints JSON.
 
-    engine_view.py look HOST:NAME DIRECTORY ADDRESS
+    engine_view.py look -- HOST:NAME DIRECTORY ADDRESS
         The engines as a worker that answers sees them; nothing if this host has no proxy.
-    engine_view.py out  HOST:NAME DIRECTORY MARKER [--check]
+    engine_view.py out [--check] -- HOST:NAME DIRECTORY MARKER
         Take the engine out: write the file HOST:NAME into the directory of markers, unless one is there.
-    engine_view.py idle HOST:NAME ADDRESS SECONDS
+    engine_view.py idle -- HOST:NAME ADDRESS SECONDS
         Wait until no worker has a request at the engine, and none sends it new ones.
-    engine_view.py back HOST:NAME DIRECTORY OURS ADDRESS SECONDS [--check] [--serving]
+    engine_view.py back [--check] [--serving] -- HOST:NAME DIRECTORY OURS ADDRESS SECONDS
         If the marker matches the regular expression OURS, remove it and wait until each worker that knows the engine can send it requests,
         unless it is one that runs at times only. With --serving, each worker has to know it.
 
 Workers are asked at ADDRESS. ``changed`` tells whether a marker was written or removed, and ``marker`` what a removed one said. ``waited_s`` is how
 long requests needed to finish after the workers had taken the engine out; ``problems`` has a line for each worker that did not see the engine as
-wanted in time. With --check no marker is changed and nothing is waited for. Standard library only (Python 3.9 or newer).
+wanted in time. With --check no marker is changed and nothing is waited for. ``--`` is there because a person's reason may begin with a dash.
+Standard library only (Python 3.9 or newer).
 """
 
 from __future__ import annotations
@@ -59,12 +60,13 @@ def engines(url: str) -> View:
             answer = error  # a worker that is not ready answers with 503, and tells the same
         with answer:
             found: List[Dict[str, Any]] = json.load(answer)["engines"]
-            return [one for one in found if one["id"]]
+            return found
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def view(url: str, engine: str) -> View:
+    """What it tells of this one."""
     seen = engines(url)
     return None if seen is None else [one for one in seen if one["id"] == engine]
 
@@ -119,8 +121,8 @@ def out(options: argparse.Namespace) -> Dict[str, Any]:
     marker = options.directory / options.engine
     if marker.exists() or options.check:
         return {"changed": not marker.exists()}
-    # A worker must never read half a marker.
-    half = options.directory / f".{options.engine}.{os.getpid()}"
+    # If this is killed, it must not leave half a marker, which nobody would know as a roll's; nor any file beside the markers, which would count as one.
+    half = options.directory.with_name(f".{options.engine}.{os.getpid()}")
     half.write_text(f"{options.marker}\n")
     half.chmod(0o644)
     try:
@@ -145,8 +147,9 @@ def idle(options: argparse.Namespace) -> Dict[str, Any]:
 def back(options: argparse.Namespace) -> Dict[str, Any]:
     marker = options.directory / options.engine
     try:
-        text = marker.read_text().strip()
-    except (FileNotFoundError, NotADirectoryError):
+        text = marker.read_text(errors="replace").strip()
+    except OSError:
+        # There is none, or one that cannot be read: no roll's.
         text = None
     if text is None or not re.match(options.ours, text):
         return {"changed": False, "problems": []}
